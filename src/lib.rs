@@ -1,1 +1,19 @@
-//! Kasmina.
+//! Kasmina: a node daemon that grafts small compiled modules into the layers of a network while it trains.
+//!
+//! The modules below stand in layers; each may import only what stands above it (the words import each
+//! other freely). `tests/layering.rs` holds the tree to that.
+//!
+//! - words: [`id`], [`digest`], [`fault`]
+//! - compute, pure: [`tensor`], [`graph`], [`backend`]
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod digest;
+pub mod fault;
+pub mod id;
+
+pub mod tensor;
+
+pub mod graph;
+
+pub mod backend;

@@ -1,0 +1,150 @@
+//! The device trait and what passes through it.
+
+use std::{fmt, sync::Arc, time::Instant};
+
+use super::Region;
+use crate::{graph::Graph, tensor::PackedLayout};
+
+/// A device that compiles and runs graphs.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// The device's name, as PyTorch would write it: `cpu`, `cuda:0`.
+    fn name(&self) -> &str;
+
+    /// Turns a graph into something that runs here, every buffer placed.
+    ///
+    /// # Errors
+    /// [`BuildError`] when the graph asks for what this device has not, or for more memory than the options
+    /// allow.
+    fn compile(&self, graph: &Graph, options: &CompileOptions<'_>)
+    -> Result<Arc<dyn Executable>, BuildError>;
+}
+
+/// What a graph alone does not tell.
+#[derive(Clone, Copy, Debug)]
+pub struct CompileOptions<'a> {
+    /// Where the kernel's whole list of parameters lies in its block; gradients lie the same way.
+    pub parameters: &'a PackedLayout,
+    /// Where the kernel's whole list of buffers lies in its block; updates lie the same way.
+    pub buffers: &'a PackedLayout,
+    /// The most bytes that workspace and saved values may take together.
+    pub limit_bytes: usize,
+}
+
+/// What an executable needs to be given for each run.
+///
+/// Inputs, outputs and their gradients are one contiguous tensor a region. The other kinds are blocks:
+/// several tensors in one region, at the offsets their [`PackedLayout`] states.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryNeeds {
+    /// Scratch memory, undefined before and after; nothing is kept in it between runs.
+    pub workspace_bytes: usize,
+    /// What a forward graph leaves for its backward graph: slot n is `Saved(n)`.
+    pub saved: PackedLayout,
+}
+
+/// The memory of one run. Blocks that the graph does not use may be [`Region::EMPTY`].
+#[derive(Clone, Copy, Debug)]
+pub struct Bindings<'a> {
+    /// By `Source::Input`.
+    pub inputs: &'a [Region<'a>],
+    /// By `Sink::Output`.
+    pub outputs: &'a [Region<'a>],
+    /// By `Source::GradOutput`.
+    pub grad_outputs: &'a [Region<'a>],
+    /// By `Sink::GradInput`.
+    pub grad_inputs: &'a [Region<'a>],
+    /// Block of `Source::Parameter`, laid out as the kernel's whole list of parameters.
+    pub parameters: Region<'a>,
+    /// Block of `Sink::GradParameter`, laid out as `parameters`.
+    pub grad_parameters: Region<'a>,
+    /// Block of `Source::Buffer`, laid out as the kernel's whole list of buffers.
+    pub buffers: Region<'a>,
+    /// Block of `Sink::BufferUpdate`, laid out as `buffers`; must not overlap it.
+    pub buffer_updates: Region<'a>,
+    /// Block of `Sink::Saved` and `Source::Saved`.
+    pub saved: Region<'a>,
+    /// At least [`MemoryNeeds::workspace_bytes`] bytes, aligned to 64.
+    pub workspace: Region<'a>,
+}
+
+/// What else a run depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct RunContext {
+    /// Decides every dropout mask of this pass; its backward must be given the same.
+    pub seed: u64,
+    /// When to give up. Looked at between operations.
+    pub deadline: Option<Instant>,
+    /// How many threads may work on this run, the caller's own included; at least 1.
+    pub threads: usize,
+}
+
+/// A graph placed on a device.
+pub trait Executable: Send + Sync + fmt::Debug {
+    /// What to provide for each run.
+    fn needs(&self) -> &MemoryNeeds;
+
+    /// Runs the graph once. Every byte of every sink is written, or an error is returned.
+    ///
+    /// Blocking: until done, on the caller's thread and at most `context.threads - 1` others.
+    ///
+    /// # Errors
+    /// [`RunError`] when a region is absent, too small or misaligned, or when the deadline passed; sinks
+    /// then hold undefined numbers, sources are untouched.
+    fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError>;
+}
+
+/// Why a graph cannot be placed on a device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// The device has no implementation of an operation for these types.
+    #[error("{device} cannot run {op}: {reason}")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// The operation with its attributes.
+        op: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The plan needs more memory than the caller allows.
+    #[error(
+        "the plan needs {needed_bytes} bytes for workspace and saved values, {limit_bytes} are allowed: use a smaller batch or raise the limit"
+    )]
+    TooMuchMemory {
+        /// What it needs.
+        needed_bytes: usize,
+        /// What was allowed.
+        limit_bytes: usize,
+    },
+}
+
+/// Why a run failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// A region is missing or does not hold what the plan reads or writes there.
+    #[error("region {name} has {actual_bytes} bytes, the plan needs {needed_bytes}")]
+    RegionTooSmall {
+        /// Which binding.
+        name: String,
+        /// What the plan needs.
+        needed_bytes: usize,
+        /// What was given.
+        actual_bytes: usize,
+    },
+    /// A region does not start where its element type may lie.
+    #[error("region {name} is not aligned to {needed_bytes} bytes")]
+    Misaligned {
+        /// Which binding.
+        name: String,
+        /// The alignment needed.
+        needed_bytes: usize,
+    },
+    /// The deadline passed before the last operation.
+    #[error("the time limit passed after {done} of {total} operations")]
+    Timeout {
+        /// Operations that were finished.
+        done: usize,
+        /// Operations of the plan.
+        total: usize,
+    },
+}

@@ -1,0 +1,60 @@
+//! Regions: memory handed to an executable for one run.
+
+use std::marker::PhantomData;
+
+/// A block of memory that outlives one run: start and length, without the promise that nobody else
+/// writes to it.
+///
+/// Shared memory can change under our feet (a trainer may write to its arena at any time), so an
+/// executable reads through pointers and never derives an index or a length from what it finds there.
+#[derive(Clone, Copy, Debug)]
+pub struct Region<'a> {
+    start: *mut u8,
+    len_bytes: usize,
+    life: PhantomData<&'a ()>,
+}
+
+// SAFETY: a region is an address and a length; those who read and write through it do so in `unsafe`
+// blocks of their own and answer for races there.
+unsafe impl Send for Region<'_> {}
+// SAFETY: as above; sharing the address shares nothing by itself.
+unsafe impl Sync for Region<'_> {}
+
+impl<'a> Region<'a> {
+    /// A region of no bytes.
+    pub const EMPTY: Region<'static> =
+        Region { start: std::ptr::dangling_mut::<u128>().cast(), len_bytes: 0, life: PhantomData };
+
+    /// A region over memory borrowed for as long as the region lives.
+    pub fn from_mut(bytes: &'a mut [u8]) -> Self {
+        Self { start: bytes.as_mut_ptr(), len_bytes: bytes.len(), life: PhantomData }
+    }
+
+    /// A region of memory that is not borrowed: a mapping, another device's memory.
+    ///
+    /// # Safety
+    /// `start` must be valid for reads and writes of `len_bytes` bytes for as long as `'a` lasts.
+    pub unsafe fn from_raw(start: *mut u8, len_bytes: usize) -> Self {
+        Self { start, len_bytes, life: PhantomData }
+    }
+
+    /// The first byte's address.
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// How many bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// The part from `offset`, `len` bytes long; `None` where it does not lie within.
+    pub fn part(&self, offset: usize, len: usize) -> Option<Region<'a>> {
+        let end = offset.checked_add(len)?;
+        if end > self.len_bytes {
+            return None;
+        }
+        // SAFETY: `offset` is at most `len_bytes`, so the address stays within the block or at its end.
+        Some(Region { start: unsafe { self.start.add(offset) }, len_bytes: len, life: PhantomData })
+    }
+}

@@ -1,0 +1,10 @@
+//! The intermediate representation: a kernel's program lowered for one input shape and mode, as a list of
+//! whitelisted operations in SSA form, and the rules that make its backward pass from it.
+//!
+//! [`Op`] is the whitelist. Nothing here knows a device or a file.
+
+mod ir;
+mod op;
+
+pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};
+pub use op::{Binary, Compare, Conv2d, Op, Pool2d, Reduction, Unary};

@@ -1,0 +1,396 @@
+//! The operations a graph may hold: the whitelist itself.
+//!
+//! Every operation has static attributes; shapes follow from its inputs by `infer`. Operands come in the
+//! order each variant states. What PyTorch has and this list has not (linear, attention, instance norm,
+//! 1-d convolution, …) the readers compose out of these.
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{DType, Shape};
+
+/// An element-by-element function of one floating-point tensor, named as in `torch` or
+/// `torch.nn.functional`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Unary {
+    /// −x.
+    Neg,
+    /// |x|; its gradient at 0 is 0.
+    Abs,
+    /// √x.
+    Sqrt,
+    /// 1/√x.
+    Rsqrt,
+    /// 1/x.
+    Reciprocal,
+    /// eˣ.
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// sin x.
+    Sin,
+    /// cos x.
+    Cos,
+    /// Error function.
+    Erf,
+    /// max(x, 0); its gradient at 0 is 0. NaN passes through.
+    Relu,
+    /// x where x > 0, `slope`·x elsewhere.
+    LeakyRelu {
+        /// `negative_slope`.
+        slope: f64,
+    },
+    /// x where x > 0, `alpha`·(eˣ − 1) elsewhere.
+    Elu {
+        /// `alpha`.
+        alpha: f64,
+    },
+    /// x·Φ(x), by the error function (`approximate="none"`).
+    Gelu,
+    /// The tanh approximation of [`Unary::Gelu`] (`approximate="tanh"`).
+    GeluTanh,
+    /// x·σ(x).
+    Silu,
+    /// 1/(1 + e⁻ˣ).
+    Sigmoid,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// ln(1 + e^(βx))/β, and x itself where βx passes the threshold.
+    Softplus {
+        /// `beta`.
+        beta: f64,
+        /// `threshold`.
+        threshold: f64,
+    },
+    /// x·relu6(x + 3)/6.
+    Hardswish,
+    /// relu6(x + 3)/6.
+    Hardsigmoid,
+    /// min(max(x, `min`), `max`) as `hardtanh` has it: the gradient is 0 at the bounds themselves.
+    Hardtanh {
+        /// Lower bound; may be −∞.
+        min: f64,
+        /// Upper bound; may be +∞.
+        max: f64,
+    },
+    /// min(max(x, `min`), `max`) as `clamp` has it: the gradient passes at the bounds themselves.
+    Clamp {
+        /// Lower bound; may be −∞.
+        min: f64,
+        /// Upper bound; may be +∞.
+        max: f64,
+    },
+    /// x + `value`.
+    AddScalar {
+        /// The constant.
+        value: f64,
+    },
+    /// x·`value`.
+    MulScalar {
+        /// The constant.
+        value: f64,
+    },
+    /// x raised to `exponent`, as `pow(x, scalar)`.
+    PowScalar {
+        /// The constant.
+        exponent: f64,
+    },
+}
+
+/// An element-by-element function of two tensors of one type; shapes broadcast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Binary {
+    /// a + b.
+    Add,
+    /// a − b.
+    Sub,
+    /// a·b.
+    Mul,
+    /// a/b.
+    Div,
+    /// a raised to b.
+    Pow,
+    /// The larger; a tie gives each half the gradient, as PyTorch does.
+    Maximum,
+    /// The smaller; a tie gives each half the gradient.
+    Minimum,
+}
+
+/// A comparison of two tensors of one type; gives `bool`; shapes broadcast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compare {
+    /// a = b.
+    Eq,
+    /// a ≠ b.
+    Ne,
+    /// a < b.
+    Lt,
+    /// a ≤ b.
+    Le,
+    /// a > b.
+    Gt,
+    /// a ≥ b.
+    Ge,
+}
+
+/// How a dimension is reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reduction {
+    /// The sum.
+    Sum,
+    /// The arithmetic mean.
+    Mean,
+    /// The largest; equal elements share the gradient evenly, as `amax` does.
+    Amax,
+}
+
+/// The attributes of a 2-d convolution; a pair is (height, width).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Conv2d {
+    /// `stride`, at least 1.
+    pub stride: [usize; 2],
+    /// `padding` with zeros on both sides.
+    pub padding: [usize; 2],
+    /// `dilation`, at least 1.
+    pub dilation: [usize; 2],
+    /// `groups`, dividing both channel counts.
+    pub groups: usize,
+}
+
+/// The attributes of a 2-d pooling window; a pair is (height, width).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pool2d {
+    /// `kernel_size`.
+    pub kernel: [usize; 2],
+    /// `stride`, at least 1.
+    pub stride: [usize; 2],
+    /// `padding`, at most half the kernel.
+    pub padding: [usize; 2],
+    /// `dilation`, at least 1; average pooling has only 1.
+    pub dilation: [usize; 2],
+    /// `ceil_mode`.
+    pub ceil: bool,
+}
+
+/// One operation. `N`, `C`, `H`, `W` are batch, channels, height, width; `…` is any leading shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    // ---- element by element ----
+    /// (x) → y.
+    Unary(Unary),
+    /// (x, gy) → gx = gy·f′(x), in one pass.
+    UnaryGrad(Unary),
+    /// (a, b) → y.
+    Binary(Binary),
+    /// (a, b) → bool.
+    Compare(Compare),
+    /// (condition: bool, a, b) → a where the condition holds, else b; shapes broadcast.
+    Where,
+    /// (x) → x in another type.
+    Cast(DType),
+
+    // ---- views and movement ----
+    /// (x) → the same elements in the same order under another shape.
+    Reshape(Shape),
+    /// (x) → y with `y.shape[i] = x.shape[order[i]]`.
+    Permute(Vec<usize>),
+    /// (x) → x broadcast to the shape, which x's own must broadcast to.
+    Expand(Shape),
+    /// (x) → indices `start, start + step, …` of one dimension, `len` of them.
+    Slice {
+        /// The dimension.
+        dim: usize,
+        /// The first index.
+        start: usize,
+        /// How many indices.
+        len: usize,
+        /// From one index to the next, at least 1.
+        step: usize,
+    },
+    /// (gy) → zeros of length `size` along `dim` with gy at the indices that [`Op::Slice`] reads.
+    Unslice {
+        /// The dimension.
+        dim: usize,
+        /// The length along `dim` of the result.
+        size: usize,
+        /// The first index.
+        start: usize,
+        /// From one index to the next, at least 1.
+        step: usize,
+    },
+    /// (x₁, x₂, …) → the tensors end to end along one dimension; one type, at least one operand.
+    Cat {
+        /// The dimension.
+        dim: usize,
+    },
+
+    // ---- reductions ----
+    /// (x) → y, the reduced dimensions kept as 1. `dims` ascend; none at all means no reduction.
+    Reduce {
+        /// How.
+        reduction: Reduction,
+        /// Which dimensions.
+        dims: Vec<usize>,
+    },
+    /// (x) → eˣ/Σeˣ along one dimension.
+    Softmax {
+        /// The dimension.
+        dim: usize,
+    },
+    /// (y, gy) → gx of [`Op::Softmax`].
+    SoftmaxGrad {
+        /// The dimension.
+        dim: usize,
+    },
+    /// (x) → ln of [`Op::Softmax`].
+    LogSoftmax {
+        /// The dimension.
+        dim: usize,
+    },
+    /// (y, gy) → gx of [`Op::LogSoftmax`].
+    LogSoftmaxGrad {
+        /// The dimension.
+        dim: usize,
+    },
+
+    // ---- contractions ----
+    /// (a: [batch…, m, k], b: [batch…, k, n]) → [batch…, m, n]; equal batch dimensions (expand first);
+    /// with a flag set, that operand's last two dimensions lie transposed.
+    MatMul {
+        /// `a` is [batch…, k, m].
+        transpose_a: bool,
+        /// `b` is [batch…, n, k].
+        transpose_b: bool,
+    },
+    /// (x: [N, C, H, W], w: [O, C/groups, kh, kw]) → [N, O, H′, W′].
+    Conv2d(Conv2d),
+    /// (w, gy) → gx of [`Op::Conv2d`]; also the forward of a transposed convolution.
+    Conv2dGradInput {
+        /// The convolution's attributes.
+        conv: Conv2d,
+        /// (H, W) of its input.
+        input_size: [usize; 2],
+    },
+    /// (x, gy) → gw of [`Op::Conv2d`].
+    Conv2dGradWeight {
+        /// The convolution's attributes.
+        conv: Conv2d,
+        /// (kh, kw) of its weight.
+        kernel_size: [usize; 2],
+    },
+
+    // ---- pooling, over [N, C, H, W] ----
+    /// (x) → (y, indices: int64 within each H×W plane). NaN wins, as in PyTorch.
+    MaxPool2d(Pool2d),
+    /// (indices, gy) → gx of [`Op::MaxPool2d`].
+    MaxPool2dGrad {
+        /// (H, W) of its input.
+        input_size: [usize; 2],
+    },
+    /// (x) → y.
+    AvgPool2d {
+        /// The window.
+        pool: Pool2d,
+        /// `count_include_pad`.
+        count_include_pad: bool,
+        /// `divisor_override`.
+        divisor: Option<usize>,
+    },
+    /// (gy) → gx of [`Op::AvgPool2d`].
+    AvgPool2dGrad {
+        /// The window.
+        pool: Pool2d,
+        /// `count_include_pad`.
+        count_include_pad: bool,
+        /// `divisor_override`.
+        divisor: Option<usize>,
+        /// (H, W) of its input.
+        input_size: [usize; 2],
+    },
+    /// (x) → [N, C, output…], windows as `adaptive_avg_pool2d` chooses them.
+    AdaptiveAvgPool2d {
+        /// (H, W) of the result.
+        output_size: [usize; 2],
+    },
+    /// (gy) → gx of [`Op::AdaptiveAvgPool2d`].
+    AdaptiveAvgPool2dGrad {
+        /// (H, W) of its input.
+        input_size: [usize; 2],
+    },
+
+    // ---- normalisation; weight and bias are always operands (ones and zeros where absent) ----
+    /// (x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [C], rstd: [C], var: [C] biased), by batch
+    /// statistics.
+    BatchNorm {
+        /// `eps`.
+        eps: f64,
+    },
+    /// (x, weight, mean, rstd, gy) → (gx, gweight, gbias) of [`Op::BatchNorm`].
+    BatchNormGrad,
+    /// (x, weight, bias, running_mean, running_var) → y, by running statistics.
+    BatchNormEval {
+        /// `eps`.
+        eps: f64,
+    },
+    /// (x, weight, running_mean, running_var, gy) → (gx, gweight, gbias) of [`Op::BatchNormEval`].
+    BatchNormEvalGrad {
+        /// `eps`.
+        eps: f64,
+    },
+    /// (x: [outer…, inner…], weight: [inner…], bias: [inner…]) → (y, mean: [outer…], rstd: [outer…]); the
+    /// last `dims` dimensions are the inner ones.
+    LayerNorm {
+        /// How many innermost dimensions are normalised together, at least 1.
+        dims: usize,
+        /// `eps`.
+        eps: f64,
+    },
+    /// (x, weight, mean, rstd, gy) → (gx, gweight, gbias) of [`Op::LayerNorm`].
+    LayerNormGrad {
+        /// As in [`Op::LayerNorm`].
+        dims: usize,
+    },
+    /// (x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [N, groups], rstd: [N, groups]).
+    GroupNorm {
+        /// `num_groups`, dividing C.
+        groups: usize,
+        /// `eps`.
+        eps: f64,
+    },
+    /// (x, weight, mean, rstd, gy) → (gx, gweight, gbias) of [`Op::GroupNorm`].
+    GroupNormGrad {
+        /// As in [`Op::GroupNorm`].
+        groups: usize,
+    },
+
+    // ---- chance ----
+    /// (x) → x·mask/(1 − p). The mask is a pure function of the pass's seed, `site` and the element's
+    /// index, so the gradient is the same operation on gy and no mask is saved.
+    Dropout {
+        /// The probability of a zero, in [0, 1].
+        p: f64,
+        /// Tells one dropout of a graph from another.
+        site: u32,
+    },
+
+    // ---- sources ----
+    /// () → every element `value`.
+    Full {
+        /// The shape.
+        shape: Shape,
+        /// The type.
+        dtype: DType,
+        /// The value, converted to the type.
+        value: f64,
+    },
+    /// () → start, start + step, … along one dimension.
+    Arange {
+        /// The first value.
+        start: f64,
+        /// From one value to the next.
+        step: f64,
+        /// How many.
+        len: usize,
+        /// The type.
+        dtype: DType,
+    },
+}

@@ -1,0 +1,13 @@
+//! Data types, shapes, layouts and tensors in host memory. Knows no device, no operation and no file.
+
+mod dtype;
+mod host;
+mod layout;
+mod packed;
+mod shape;
+
+pub use dtype::DType;
+pub use host::{Element, HostTensor, TensorError};
+pub use layout::Layout;
+pub use packed::{ALIGNMENT_BYTES, PackedLayout, Slot};
+pub use shape::{Shape, ShapeError};
