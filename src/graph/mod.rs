@@ -3,8 +3,14 @@
 //!
 //! [`Op`] is the whitelist. Nothing here knows a device or a file.
 
+mod builder;
+mod error;
 mod ir;
 mod op;
+mod ops;
 
+pub use builder::{Builder, Limits};
+pub use error::GraphError;
 pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};
 pub use op::{Binary, Compare, Conv2d, Op, Pool2d, Reduction, Unary};
+pub use ops::{infer, keep};

@@ -394,3 +394,98 @@ pub enum Op {
         dtype: DType,
     },
 }
+
+impl Unary {
+    /// The function's short name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Unary::Neg => "neg",
+            Unary::Abs => "abs",
+            Unary::Sqrt => "sqrt",
+            Unary::Rsqrt => "rsqrt",
+            Unary::Reciprocal => "reciprocal",
+            Unary::Exp => "exp",
+            Unary::Log => "log",
+            Unary::Sin => "sin",
+            Unary::Cos => "cos",
+            Unary::Erf => "erf",
+            Unary::Relu => "relu",
+            Unary::LeakyRelu { .. } => "leaky_relu",
+            Unary::Elu { .. } => "elu",
+            Unary::Gelu => "gelu",
+            Unary::GeluTanh => "gelu_tanh",
+            Unary::Silu => "silu",
+            Unary::Sigmoid => "sigmoid",
+            Unary::Tanh => "tanh",
+            Unary::Softplus { .. } => "softplus",
+            Unary::Hardswish => "hardswish",
+            Unary::Hardsigmoid => "hardsigmoid",
+            Unary::Hardtanh { .. } => "hardtanh",
+            Unary::Clamp { .. } => "clamp",
+            Unary::AddScalar { .. } => "add_scalar",
+            Unary::MulScalar { .. } => "mul_scalar",
+            Unary::PowScalar { .. } => "pow_scalar",
+        }
+    }
+}
+
+impl Binary {
+    /// The function's short name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Binary::Add => "add",
+            Binary::Sub => "sub",
+            Binary::Mul => "mul",
+            Binary::Div => "div",
+            Binary::Pow => "pow",
+            Binary::Maximum => "maximum",
+            Binary::Minimum => "minimum",
+        }
+    }
+}
+
+impl Op {
+    /// The operation's short name, as it stands in errors and printed graphs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Unary(unary) => unary.name(),
+            Op::Binary(binary) => binary.name(),
+            Op::UnaryGrad(_) => "unary_grad",
+            Op::Compare(_) => "compare",
+            Op::Where => "where",
+            Op::Cast(_) => "cast",
+            Op::Reshape(_) => "reshape",
+            Op::Permute(_) => "permute",
+            Op::Expand(_) => "expand",
+            Op::Slice { .. } => "slice",
+            Op::Unslice { .. } => "unslice",
+            Op::Cat { .. } => "cat",
+            Op::Reduce { .. } => "reduce",
+            Op::Softmax { .. } => "softmax",
+            Op::SoftmaxGrad { .. } => "softmax_grad",
+            Op::LogSoftmax { .. } => "log_softmax",
+            Op::LogSoftmaxGrad { .. } => "log_softmax_grad",
+            Op::MatMul { .. } => "matmul",
+            Op::Conv2d(_) => "conv2d",
+            Op::Conv2dGradInput { .. } => "conv2d_grad_input",
+            Op::Conv2dGradWeight { .. } => "conv2d_grad_weight",
+            Op::MaxPool2d(_) => "max_pool2d",
+            Op::MaxPool2dGrad { .. } => "max_pool2d_grad",
+            Op::AvgPool2d { .. } => "avg_pool2d",
+            Op::AvgPool2dGrad { .. } => "avg_pool2d_grad",
+            Op::AdaptiveAvgPool2d { .. } => "adaptive_avg_pool2d",
+            Op::AdaptiveAvgPool2dGrad { .. } => "adaptive_avg_pool2d_grad",
+            Op::BatchNorm { .. } => "batch_norm",
+            Op::BatchNormGrad => "batch_norm_grad",
+            Op::BatchNormEval { .. } => "batch_norm_eval",
+            Op::BatchNormEvalGrad { .. } => "batch_norm_eval_grad",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::LayerNormGrad { .. } => "layer_norm_grad",
+            Op::GroupNorm { .. } => "group_norm",
+            Op::GroupNormGrad { .. } => "group_norm_grad",
+            Op::Dropout { .. } => "dropout",
+            Op::Full { .. } => "full",
+            Op::Arange { .. } => "arange",
+        }
+    }
+}

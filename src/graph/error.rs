@@ -1,0 +1,99 @@
+//! What can be wrong with a graph.
+
+use super::Op;
+use crate::{
+    fault::{ErrorClass, Fault},
+    tensor::{DType, ShapeError},
+};
+
+/// Why a graph cannot be built or differentiated.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GraphError {
+    /// Operands do not fit the operation or its attributes.
+    #[error("{op} does not take operands {operands}: {reason}")]
+    Operands {
+        /// The operation, by its short name.
+        op: &'static str,
+        /// Types and shapes of the operands.
+        operands: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shape that cannot be.
+    #[error("{op}: {source}")]
+    Shape {
+        /// The operation, by its short name.
+        op: &'static str,
+        /// What is wrong.
+        source: ShapeError,
+    },
+    /// A value id of another graph.
+    #[error("{op} reads value %{value}, the graph has only {values}")]
+    UnknownValue {
+        /// The operation, by its short name.
+        op: &'static str,
+        /// The id.
+        value: u32,
+        /// How many values there are.
+        values: usize,
+    },
+    /// The same source was asked for with another shape or type.
+    #[error("source {source_name} is {known} already, not {asked}")]
+    SourceChanged {
+        /// Which source.
+        source_name: String,
+        /// Type and shape it has.
+        known: String,
+        /// Type and shape asked for.
+        asked: String,
+    },
+    /// The graph grows past its limits.
+    #[error("the graph has more than {limit} {what}: use a smaller kernel or raise the limit")]
+    Limit {
+        /// What is counted.
+        what: &'static str,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// An operation without a gradient stands between the output and a value that wants one.
+    #[error("{op} has no gradient, and a parameter or the input depends on one through it")]
+    NoGradient {
+        /// The operation, by its short name.
+        op: &'static str,
+    },
+    /// A gradient was asked for a value of a type that has none.
+    #[error("a {dtype} value has no gradient")]
+    NotFloating {
+        /// The type.
+        dtype: DType,
+    },
+}
+
+impl GraphError {
+    /// An [`GraphError::Operands`] for an operation and what it was given.
+    pub(super) fn operands(op: &Op, inputs: &[&super::ValueInfo], reason: impl Into<String>) -> Self {
+        let operands = inputs.iter().map(|info| format!("{} {}", info.dtype, info.shape)).collect::<Vec<_>>();
+        Self::Operands {
+            op: op.name(),
+            operands: format!("({})", operands.join(", ")),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Fault for GraphError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::UnknownValue { .. } => ErrorClass::Bug,
+            _ => ErrorClass::Invalid,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Operands { .. } | Self::Shape { .. } => "kernel.shape",
+            Self::Limit { .. } | Self::NoGradient { .. } | Self::NotFloating { .. } => "kernel.rejected",
+            Self::UnknownValue { .. } | Self::SourceChanged { .. } => "kernel.deserialize",
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Views and movement: the same elements in another place.
+
+use super::{Checked as _, Operands, Results, one};
+use crate::{
+    graph::{GraphError, Op},
+    tensor::Shape,
+};
+
+pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphError> {
+    let name = op.name();
+    if let Op::Cat { dim } = op {
+        return cat(*dim, operands);
+    }
+    let [x] = operands.exactly()?;
+    let rank = x.shape.rank();
+    let with_dim = |dim: usize, size: usize| -> Shape {
+        x.shape.iter().enumerate().map(|(i, &n)| if i == dim { size } else { n }).collect()
+    };
+    let shape = match op {
+        Op::Reshape(shape) => {
+            let (old, new) = (x.shape.elements(), shape.checked_elements().named(name)?);
+            operands.ensure(old == new, || format!("{shape} has {new} elements, the operand {old}"))?;
+            shape.clone()
+        }
+        Op::Permute(order) => {
+            let mut seen = vec![false; rank];
+            let fresh = |&d: &usize| d < rank && !std::mem::replace(&mut seen[d], true);
+            let whole = order.len() == rank && order.iter().all(fresh);
+            operands.ensure(whole, || format!("{order:?} is no order of {rank} dimensions"))?;
+            order.iter().map(|&d| x.shape[d]).collect()
+        }
+        Op::Expand(shape) => {
+            let reaches = x.shape.broadcast(shape).named(name)? == *shape;
+            operands.ensure(reaches, || format!("{} does not broadcast to {shape}", x.shape))?;
+            shape.clone()
+        }
+        Op::Slice { dim, start, len, step } => {
+            operands.ensure(*dim < rank, || format!("there is no dimension {dim}"))?;
+            operands.ensure(*step >= 1, || "the step must be at least 1".into())?;
+            let fits = strided_end(*start, *len, *step).is_some_and(|end| end <= x.shape[*dim]);
+            operands.ensure(*len == 0 || fits, || {
+                format!(
+                    "{len} indices from {start} by {step} pass the size {} of dimension {dim}",
+                    x.shape[*dim]
+                )
+            })?;
+            with_dim(*dim, *len)
+        }
+        Op::Unslice { dim, size, start, step } => {
+            operands.ensure(*dim < rank, || format!("there is no dimension {dim}"))?;
+            operands.ensure(*step >= 1, || "the step must be at least 1".into())?;
+            let len = x.shape[*dim];
+            let fits = strided_end(*start, len, *step).is_some_and(|end| end <= *size);
+            operands.ensure(len == 0 || fits, || {
+                format!("{len} indices from {start} by {step} pass the size {size} of dimension {dim}")
+            })?;
+            with_dim(*dim, *size)
+        }
+        _ => return operands.fail("it is no movement"),
+    };
+    Ok(one(shape, x.dtype))
+}
+
+/// One more than the last of `len` indices from `start` by `step`; `None` on overflow or where there is none.
+fn strided_end(start: usize, len: usize, step: usize) -> Option<usize> {
+    len.checked_sub(1)?.checked_mul(step)?.checked_add(start)?.checked_add(1)
+}
+
+fn cat(dim: usize, operands: Operands<'_>) -> Result<Results, GraphError> {
+    let dtype = operands.same_dtype()?;
+    let first = &operands.infos[0].shape;
+    operands.ensure(dim < first.rank(), || format!("there is no dimension {dim}"))?;
+    let mut total = 0usize;
+    for info in operands.infos {
+        let others_equal = info.shape.rank() == first.rank()
+            && info.shape.iter().zip(first.iter()).enumerate().all(|(i, (a, b))| i == dim || a == b);
+        operands.ensure(others_equal, || format!("all sizes but those of dimension {dim} must be equal"))?;
+        let sum = total.checked_add(info.shape[dim]);
+        let Some(sum) = sum else { return operands.fail("the sizes together overflow") };
+        total = sum;
+    }
+    let shape = first.iter().enumerate().map(|(i, &n)| if i == dim { total } else { n }).collect();
+    Ok(one(shape, dtype))
+}
