@@ -4,6 +4,7 @@
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
 //! - words: [`id`], [`digest`], [`fault`]
+//! - settings and self-report: [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`backend`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -11,6 +12,8 @@
 pub mod digest;
 pub mod fault;
 pub mod id;
+
+pub mod telemetry;
 
 pub mod tensor;
 

@@ -1,0 +1,11 @@
+//! What the daemon says of itself: log lines, numbers counted on the hot path, and its state to systemd.
+//!
+//! Counting is lock-free and allocates nothing, so the data plane may do it during a pass.
+
+mod counter;
+mod histogram;
+mod notify;
+
+pub use counter::Counter;
+pub use histogram::{Histogram, Summary};
+pub use notify::Notifier;
