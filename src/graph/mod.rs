@@ -3,12 +3,14 @@
 //!
 //! [`Op`] is the whitelist. Nothing here knows a device or a file.
 
+mod autodiff;
 mod builder;
 mod error;
 mod ir;
 mod op;
 mod ops;
 
+pub use autodiff::{Differentiated, Wants, differentiate};
 pub use builder::{Builder, Limits};
 pub use error::GraphError;
 pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};

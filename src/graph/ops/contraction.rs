@@ -1,6 +1,8 @@
 //! Matrix products and convolutions.
 
-use super::{Operands, Results, one};
+use smallvec::smallvec;
+
+use super::{OperandGradients, Operands, Results, Rule, one};
 use crate::{
     graph::{Conv2d, GraphError, Op},
     tensor::Shape,
@@ -118,4 +120,43 @@ fn grad_weight(conv: &Conv2d, kernel: [usize; 2], operands: Operands<'_>) -> Res
         format!("the gradient does not fit a kernel of size {kernel:?}")
     })?;
     Ok(one([gy.shape[1], x.shape[1] / conv.groups, kernel[0], kernel[1]].into(), dtype))
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    let (a, b) = (rule.input(0), rule.input(1));
+    let (of_a, of_b) = match rule.node.op.clone() {
+        Op::MatMul { transpose_a, transpose_b } => {
+            let product = |transpose_a, transpose_b| Op::MatMul { transpose_a, transpose_b };
+            match (transpose_a, transpose_b) {
+                // y = ab: ga = gy·bᵀ, gb = aᵀ·gy
+                (false, false) => ((product(false, true), [gy, b]), (product(true, false), [a, gy])),
+                // y = aᵀb: ga = b·gyᵀ, gb = a·gy
+                (true, false) => ((product(false, true), [b, gy]), (product(false, false), [a, gy])),
+                // y = abᵀ: ga = gy·b, gb = gyᵀ·a
+                (false, true) => ((product(false, false), [gy, b]), (product(true, false), [gy, a])),
+                // y = aᵀbᵀ: ga = bᵀ·gyᵀ, gb = gyᵀ·aᵀ
+                (true, true) => ((product(true, true), [b, gy]), (product(true, true), [gy, a])),
+            }
+        }
+        Op::Conv2d(conv) => {
+            let (x, w) = (rule.input_shape(0), rule.input_shape(1));
+            let to_input = Op::Conv2dGradInput { conv, input_size: sizes(&x) };
+            let to_weight = Op::Conv2dGradWeight { conv, kernel_size: sizes(&w) };
+            ((to_input, [b, gy]), (to_weight, [a, gy]))
+        }
+        // z = conv2d_grad_input(w, g) is linear in both: its adjoint in g is the convolution itself.
+        Op::Conv2dGradInput { conv, .. } => {
+            let w = rule.input_shape(0);
+            ((Op::Conv2dGradWeight { conv, kernel_size: sizes(&w) }, [gy, b]), (Op::Conv2d(conv), [gy, a]))
+        }
+        _ => return Err(rule.none()),
+    };
+    let mut gradients: OperandGradients = smallvec![None, None];
+    for (index, (op, operands)) in [of_a, of_b].into_iter().enumerate() {
+        if rule.wanted[index] {
+            gradients[index] = Some(rule.op(op, &operands)?);
+        }
+    }
+    Ok(gradients)
 }

@@ -1,8 +1,10 @@
 //! Views and movement: the same elements in another place.
 
-use super::{Checked as _, Operands, Results, one};
+use smallvec::smallvec;
+
+use super::{Checked as _, OperandGradients, Operands, Results, Rule, one};
 use crate::{
-    graph::{GraphError, Op},
+    graph::{GraphError, Op, ValueId},
     tensor::Shape,
 };
 
@@ -81,4 +83,39 @@ fn cat(dim: usize, operands: Operands<'_>) -> Result<Results, GraphError> {
     }
     let shape = first.iter().enumerate().map(|(i, &n)| if i == dim { total } else { n }).collect();
     Ok(one(shape, dtype))
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    let shape = rule.input_shape(0);
+    let gradient = match rule.node.op.clone() {
+        Op::Reshape(_) => rule.op(Op::Reshape(shape), &[gy])?,
+        Op::Permute(order) => {
+            let mut inverse = vec![0; order.len()];
+            order.iter().enumerate().for_each(|(to, &from)| inverse[from] = to);
+            rule.op(Op::Permute(inverse), &[gy])?
+        }
+        // Each element was read many times: its gradients add up.
+        Op::Expand(_) => rule.unbroadcast(gy, &shape)?,
+        Op::Slice { dim, start, step, .. } => {
+            rule.op(Op::Unslice { dim, size: shape[dim], start, step }, &[gy])?
+        }
+        Op::Unslice { dim, start, step, .. } => {
+            rule.op(Op::Slice { dim, start, len: shape[dim], step }, &[gy])?
+        }
+        Op::Cat { dim } => return cat_vjp(rule, dim, gy),
+        _ => return Err(rule.none()),
+    };
+    Ok(smallvec![Some(gradient)])
+}
+
+fn cat_vjp(rule: &mut Rule<'_>, dim: usize, gy: ValueId) -> Result<OperandGradients, GraphError> {
+    let (mut gradients, mut start) = (OperandGradients::new(), 0);
+    for index in 0..rule.node.inputs.len() {
+        let len = rule.input_shape(index)[dim];
+        let slice = Op::Slice { dim, start, len, step: 1 };
+        gradients.push(if rule.wanted[index] { Some(rule.op(slice, &[gy])?) } else { None });
+        start += len;
+    }
+    Ok(gradients)
 }

@@ -2,7 +2,7 @@
 
 use smallvec::smallvec;
 
-use super::{Operands, Results};
+use super::{OperandGradients, Operands, Results, Rule};
 use crate::{
     graph::{GraphError, Op, ValueInfo},
     tensor::{DType, Shape},
@@ -103,4 +103,31 @@ fn grouped(groups: usize, operands: Operands<'_>) -> Result<Shape, GraphError> {
     let divides = groups >= 1 && x[1].is_multiple_of(groups);
     operands.ensure(divides, || format!("{groups} groups must divide {} channels", x[1]))?;
     Ok([x[0], groups].into())
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    let (x, weight) = (rule.input(0), rule.input(1));
+    // With x̂ = (x − mean)·rstd over the n elements of one mean: gb = Σ gy, gw = Σ gy·x̂, and with g = gy·w
+    // gx = rstd·(g − Σg/n − x̂·Σ(g·x̂)/n). Running statistics are constants: then gx = g·rstd.
+    let (op, operands) = match rule.node.op {
+        Op::BatchNorm { .. } => (Op::BatchNormGrad, [x, weight, rule.output(1), rule.output(2), gy]),
+        Op::BatchNormEval { eps } => {
+            (Op::BatchNormEvalGrad { eps }, [x, weight, rule.input(3), rule.input(4), gy])
+        }
+        Op::LayerNorm { dims, .. } => {
+            (Op::LayerNormGrad { dims }, [x, weight, rule.output(1), rule.output(2), gy])
+        }
+        Op::GroupNorm { groups, .. } => {
+            (Op::GroupNormGrad { groups }, [x, weight, rule.output(1), rule.output(2), gy])
+        }
+        _ => return Err(rule.none()),
+    };
+    if rule.wanted.iter().skip(3).any(|&wanted| wanted) {
+        return Err(rule.none());
+    }
+    let results = rule.builder.push(op, &operands)?;
+    let mut gradients: OperandGradients = results.into_iter().map(Some).collect();
+    gradients.resize(rule.node.inputs.len(), None);
+    Ok(gradients)
 }

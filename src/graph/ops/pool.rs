@@ -2,7 +2,7 @@
 
 use smallvec::smallvec;
 
-use super::{Operands, Results, one};
+use super::{OperandGradients, Operands, Results, Rule, one};
 use crate::{
     graph::{GraphError, Op, Pool2d, ValueInfo},
     tensor::{DType, Shape},
@@ -98,4 +98,27 @@ fn average(pool: &Pool2d, divisor: Option<usize>, operands: Operands<'_>) -> Res
     pool.check(operands)?;
     operands.ensure(pool.dilation == [1, 1], || "average pooling has no dilation".into())?;
     operands.ensure(divisor != Some(0), || "the divisor must not be 0".into())
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    let shape = rule.input_shape(0);
+    let input_size = || [shape[2], shape[3]];
+    let gradient = match rule.node.op {
+        // Each gradient goes to the element that was the largest.
+        Op::MaxPool2d(_) => {
+            let indices = rule.output(1);
+            rule.op(Op::MaxPool2dGrad { input_size: input_size() }, &[indices, gy])?
+        }
+        // Each gradient is shared by its window.
+        Op::AvgPool2d { pool, count_include_pad, divisor } => {
+            let op = Op::AvgPool2dGrad { pool, count_include_pad, divisor, input_size: input_size() };
+            rule.op(op, &[gy])?
+        }
+        Op::AdaptiveAvgPool2d { .. } => {
+            rule.op(Op::AdaptiveAvgPool2dGrad { input_size: input_size() }, &[gy])?
+        }
+        _ => return Err(rule.none()),
+    };
+    Ok(smallvec![Some(gradient)])
 }

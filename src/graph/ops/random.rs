@@ -1,6 +1,8 @@
 //! Chance: dropout, whose mask is a pure function of seed, site and index.
 
-use super::{Operands, Results, one};
+use smallvec::smallvec;
+
+use super::{OperandGradients, Operands, Results, Rule, one};
 use crate::graph::{GraphError, Op};
 
 pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphError> {
@@ -30,6 +32,13 @@ fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    // The same mask and scale again: the operation is linear and its own adjoint.
+    let op = rule.node.op.clone();
+    Ok(smallvec![Some(rule.op(op, &[gy])?)])
 }
 
 #[cfg(test)]

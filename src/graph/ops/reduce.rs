@@ -1,7 +1,9 @@
 //! Reductions and the softmax family.
 
-use super::{Operands, Results, one};
-use crate::graph::{GraphError, Op, Reduction};
+use smallvec::smallvec;
+
+use super::{OperandGradients, Operands, Results, Rule, one};
+use crate::graph::{Binary, Compare, GraphError, Op, Reduction, Unary};
 
 pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphError> {
     match op {
@@ -36,4 +38,34 @@ pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphErr
         }
         _ => operands.fail("it is no reduction"),
     }
+}
+
+pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
+    let gy = rule.gradient()?;
+    let (x, y, shape) = (rule.input(0), rule.output(0), rule.input_shape(0));
+    let gradient = match rule.node.op.clone() {
+        // gx = gy, repeated
+        Op::Reduce { reduction: Reduction::Sum, .. } => rule.op(Op::Expand(shape), &[gy])?,
+        // gx = gy/n, repeated
+        Op::Reduce { reduction: Reduction::Mean, dims } => {
+            let count: usize = dims.iter().map(|&d| shape[d]).product();
+            let share = rule.unary(Unary::MulScalar { value: 1.0 / count.max(1) as f64 }, gy)?;
+            rule.op(Op::Expand(shape), &[share])?
+        }
+        // gx = gy/(how many are the largest) where x is the largest, else 0
+        Op::Reduce { reduction: Reduction::Amax, dims } => {
+            let largest = rule.op(Op::Compare(Compare::Eq), &[x, y])?;
+            let dtype = rule.builder.dtype(gy);
+            let ones = rule.op(Op::Cast(dtype), &[largest])?;
+            let count = rule.op(Op::Reduce { reduction: Reduction::Sum, dims }, &[ones])?;
+            let share = rule.binary(Binary::Div, gy, count)?;
+            rule.binary(Binary::Mul, ones, share)?
+        }
+        // gx = y·(gy − Σ gy·y)
+        Op::Softmax { dim } => rule.op(Op::SoftmaxGrad { dim }, &[y, gy])?,
+        // gx = gy − eʸ·Σ gy
+        Op::LogSoftmax { dim } => rule.op(Op::LogSoftmaxGrad { dim }, &[y, gy])?,
+        _ => return Err(rule.none()),
+    };
+    Ok(smallvec![Some(gradient)])
 }
