@@ -4,7 +4,7 @@
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
 //! - words: [`id`], [`digest`], [`fault`]
-//! - settings and self-report: [`telemetry`]
+//! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`backend`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -13,6 +13,7 @@ pub mod digest;
 pub mod fault;
 pub mod id;
 
+pub mod config;
 pub mod telemetry;
 
 pub mod tensor;

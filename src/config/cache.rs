@@ -1,0 +1,36 @@
+//! `[cache]`: what stays in memory, and `[cache.sqlite]`: what stays on disk.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{section::section, units::ByteSize};
+use crate::id::KernelId;
+
+section! {
+    /// The tier in memory, and those below it.
+    Cache in "cache" {
+        /// Kernels held in memory.
+        max_entries: usize = 128, "kernels", Restart;
+        /// Bytes that kernels in memory may take together.
+        max_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
+        /// How long "no such kernel" is remembered.
+        negative_ttl: Duration = Duration::from_secs(60), "time", Restart;
+        /// Kernels that are never evicted.
+        pinned: Vec<KernelId> = Vec::new(), "list of kernel ids", Restart;
+    }
+    sections {
+        /// The tier on disk.
+        sqlite: CacheSqlite;
+    }
+}
+
+section! {
+    /// The tier on disk.
+    CacheSqlite in "cache.sqlite" {
+        /// Whether there is one.
+        enabled: bool = true, "true or false", Restart;
+        /// The database file; empty is `cache.sqlite` in `daemon.state_dir`.
+        path: PathBuf = PathBuf::new(), "path", Restart;
+        /// Bytes of artifacts it may hold; the least recently used go first.
+        max_bytes: ByteSize = ByteSize::gib(8), "bytes", Restart;
+    }
+}

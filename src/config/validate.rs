@@ -1,0 +1,125 @@
+//! Rules that a value's type cannot express: ranges, and keys that must agree.
+
+use std::{path::Path, time::Duration};
+
+use super::{resolved::Config, section::Reader, units::ByteSize};
+
+/// Notes every rule that `config` breaks, at the place where the key was written.
+pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
+    paths(config, reader);
+    counts(config, reader);
+    times(config, reader);
+    sizes(config, reader);
+    modules(config, reader);
+}
+
+fn paths(config: &Config, reader: &mut Reader<'_>) {
+    let sqlite_path = &config.cache.sqlite.path;
+    for (key, path, may_be_empty) in [
+        ("daemon.socket", &config.daemon.socket, false),
+        ("daemon.control_socket", &config.daemon.control_socket, false),
+        ("daemon.state_dir", &config.daemon.state_dir, false),
+        ("origin.path", &config.origin.path, false),
+        ("cache.sqlite.path", sqlite_path, true),
+    ] {
+        let empty = path.as_os_str().is_empty();
+        if !(path.is_absolute() || (empty && may_be_empty)) {
+            reader.refuse(key, format!("{:?} is not absolute: write a path from the root", path.display()));
+        }
+    }
+    for (key, path) in
+        [("daemon.socket", &config.daemon.socket), ("daemon.control_socket", &config.daemon.control_socket)]
+    {
+        if let Some(message) = too_long_for_a_socket(path) {
+            reader.refuse(key, message);
+        }
+    }
+    if config.daemon.socket == config.daemon.control_socket {
+        let message = "is daemon.socket too: give the control socket a path of its own";
+        reader.refuse("daemon.control_socket", message.to_owned());
+    }
+}
+
+fn too_long_for_a_socket(path: &Path) -> Option<String> {
+    // sun_path holds 108 bytes, one of them the final zero.
+    let bytes = path.as_os_str().len();
+    (bytes > 107).then(|| format!("has {bytes} bytes: a socket's path may have 107"))
+}
+
+fn counts(config: &Config, reader: &mut Reader<'_>) {
+    let breaker = &config.origin.breaker;
+    for (key, count, most) in [
+        ("cache.max_entries", config.cache.max_entries as u64, 1_000_000),
+        ("origin.breaker.failure_threshold", breaker.failure_threshold.into(), 1_000_000),
+        ("origin.breaker.success_threshold", breaker.success_threshold.into(), 1_000_000),
+        ("origin.breaker.trial_calls", breaker.trial_calls.into(), 1000),
+        ("origin.retry.attempts", config.origin.retry.attempts.into(), 100),
+        ("validator.max_archive_entries", config.validator.max_archive_entries as u64, 65_535),
+        ("validator.max_parameters", config.validator.max_parameters, 1 << 40),
+        ("engine.error_threshold", config.engine.error_threshold.into(), 1_000_000),
+        ("engine.max_tickets_per_layer", config.engine.max_tickets_per_layer as u64, 1_000_000),
+        ("limits.max_sessions", config.limits.max_sessions as u64, 65_536),
+        ("limits.max_layers_per_session", config.limits.max_layers_per_session as u64, 65_536),
+        ("limits.max_seeds_per_layer", config.limits.max_seeds_per_layer as u64, 64),
+    ] {
+        if !(1..=most).contains(&count) {
+            reader.refuse(key, format!("{count} is out of range: write 1 to {most}"));
+        }
+    }
+    for (key, count, most) in [
+        ("device.threads", config.device.threads as u64, 1024),
+        ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
+    ] {
+        if count > most {
+            reader.refuse(key, format!("{count} is out of range: write 0 to {most}"));
+        }
+    }
+}
+
+fn times(config: &Config, reader: &mut Reader<'_>) {
+    let retry = &config.origin.retry;
+    for (key, time) in [
+        ("daemon.watch_interval", config.daemon.watch_interval),
+        ("daemon.restart_window", config.daemon.restart_window),
+        ("origin.timeout", config.origin.timeout),
+        ("origin.breaker.open_for", config.origin.breaker.open_for),
+        ("origin.retry.base_delay", retry.base_delay),
+        ("engine.time_limit", config.engine.time_limit),
+    ] {
+        if time < Duration::from_millis(1) {
+            reader.refuse(key, "is too short: write at least \"1ms\"".to_owned());
+        }
+    }
+    if retry.max_delay < retry.base_delay {
+        let message = "is below origin.retry.base_delay: write at least that".to_owned();
+        reader.refuse("origin.retry.max_delay", message);
+    }
+}
+
+fn sizes(config: &Config, reader: &mut Reader<'_>) {
+    for (key, size) in [
+        ("cache.max_bytes", config.cache.max_bytes),
+        ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes),
+        ("validator.max_artifact_bytes", config.validator.max_artifact_bytes),
+        ("validator.max_unpacked_bytes", config.validator.max_unpacked_bytes),
+        ("validator.max_plan_bytes", config.validator.max_plan_bytes),
+        ("data_plane.arena_bytes", config.data_plane.arena_bytes),
+        ("limits.max_bytes_per_session", config.limits.max_bytes_per_session),
+    ] {
+        if !(ByteSize::mib(1)..=ByteSize(1 << 46)).contains(&size) {
+            reader.refuse(key, format!("{size} is out of range: write \"1MiB\" to \"64TiB\""));
+        }
+    }
+}
+
+fn modules(config: &Config, reader: &mut Reader<'_>) {
+    let prefixes = &config.validator.allowed_modules;
+    if prefixes.is_empty() {
+        let message = "is empty, so that no kernel would pass: write \"*\" to accept every class";
+        reader.refuse("validator.allowed_modules", message.to_owned());
+    }
+    if prefixes.iter().any(String::is_empty) {
+        let message = "holds an empty prefix, which matches everything: write \"*\" if that is meant";
+        reader.refuse("validator.allowed_modules", message.to_owned());
+    }
+}
