@@ -4,8 +4,10 @@
 
 mod counter;
 mod histogram;
+mod logging;
 mod notify;
 
 pub use counter::Counter;
 pub use histogram::{Histogram, Summary};
+pub use logging::start_logging;
 pub use notify::Notifier;

@@ -1,0 +1,138 @@
+//! The shipped configuration file is what the code says, and a wrong file is explained in one reading.
+
+use std::{collections::BTreeMap, path::Path};
+
+use kasmina::{
+    config::{Config, ConfigErrors, Place},
+    fault::{ErrorClass, Fault},
+};
+
+const SHIPPED: &str = include_str!("../config/kasmina.toml");
+
+fn variables(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn refused(text: &str) -> ConfigErrors {
+    Config::from_toml(text, None, &()).expect_err("a wrong file is refused")
+}
+
+/// Every `key = value  # remark` of the shipped file with its section's name before it.
+fn shipped_keys() -> Vec<(String, String, String)> {
+    let mut section = "";
+    let mut keys = Vec::new();
+    for line in SHIPPED.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name;
+        } else if !line.is_empty() && !line.starts_with('#') {
+            let (key, rest) = line.split_once(" = ").expect("a key has a value");
+            let (value, remark) = rest.split_once("  # ").expect("a value has a remark");
+            keys.push((format!("{section}.{key}"), value.to_owned(), remark.to_owned()));
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_shipped_file_names_every_key_with_default_unit_and_change() {
+    let declared = Config::default().entries();
+    let expected: Vec<_> = declared
+        .into_iter()
+        .map(|e| (e.key, e.value, format!("{}; {}", e.unit, e.change.as_str())))
+        .collect();
+    assert_eq!(shipped_keys(), expected);
+}
+
+#[test]
+fn the_shipped_file_means_the_defaults() {
+    let config = Config::from_toml(SHIPPED, None, &()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(config, Config::default());
+    assert_eq!(Config::from_toml("", None, &()).unwrap(), Config::default());
+}
+
+#[test]
+fn every_key_of_the_shipped_file_is_described_above_it() {
+    let lines: Vec<&str> = SHIPPED.lines().collect();
+    for (before, line) in lines.iter().zip(&lines[1..]) {
+        if line.contains(" = ") && !line.starts_with('#') {
+            assert!(before.starts_with("# "), "nothing above {line}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_file_is_explained_in_full() {
+    let path = Path::new("tests/data/config/wrong.toml");
+    let errors = Config::load(Some(path), &variables(&[("KASMINA__LOG__LEVEL", "loud")])).unwrap_err();
+    let expected = [
+        "tests/data/config/wrong.toml:3: daemon.soket: unknown key, did you mean daemon.socket?",
+        "tests/data/config/wrong.toml:4: daemon.socket_mode: write a mode such as \"0660\" instead of 660",
+        "tests/data/config/wrong.toml:7: cache.max_bytes: \"1GB\" is no size: write a whole number and B, KiB, \
+         MiB, GiB or TiB",
+        "tests/data/config/wrong.toml:8: cache.sqlite: is a section: write [cache.sqlite] and its keys below",
+        "tests/data/config/wrong.toml:10: orgin: unknown key, did you mean origin?",
+        "tests/data/config/wrong.toml:14: limits.max_seeds_per_layer: 65 is out of range: write 1 to 64",
+        "tests/data/config/wrong.toml:15: limits.max_sessions: -1 is out of range: write 0 to 18446744073709551615",
+        "$KASMINA__LOG__LEVEL: log.level: write one of error, warn, info, debug, trace instead of \"loud\"",
+    ];
+    assert_eq!(errors.to_string().lines().collect::<Vec<_>>(), expected);
+    assert_eq!((errors.class(), errors.code()), (ErrorClass::Invalid, "config.invalid"));
+}
+
+#[test]
+fn broken_toml_is_a_problem_with_a_line() {
+    let errors = refused("[log]\nlevel = \"warn\"\nformat = \n");
+    assert_eq!(errors.problems[0].place, Place::Line(3), "{errors}");
+    for text in ["[", "a = {", "\u{0}", "a = 1\na = 2", "[log]\n[log]", &"[".repeat(5000), &"a.".repeat(5000)]
+    {
+        assert!(Config::from_toml(text, None, &()).is_err());
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem_of_the_file() {
+    let errors = Config::load(Some(Path::new("/nonexistent/kasmina.toml")), &()).unwrap_err();
+    assert_eq!(errors.problems[0].place, Place::File);
+    assert!(errors.to_string().starts_with("/nonexistent/kasmina.toml: cannot be read"), "{errors}");
+}
+
+#[test]
+fn variables_lie_over_the_file_and_are_typed_by_their_key() {
+    let variables = variables(&[
+        ("KASMINA__CACHE__MAX_ENTRIES", "7"),
+        ("KASMINA__CACHE__PINNED", "conv-a, conv-b"),
+        ("KASMINA__CACHE__SQLITE__ENABLED", "false"),
+        ("KASMINA__DAEMON__ALLOW_UIDS", ""),
+        ("KASMINA__DAEMON__DRAIN_TIMEOUT", "250ms"),
+        ("KASMINA_SOCKET", "for clients, not for us"),
+    ]);
+    let text = "[cache]\nmax_entries = 3\nmax_bytes = \"2MiB\"\n[daemon]\nallow_uids = [1000]\n";
+    let config = Config::from_toml(text, None, &variables).unwrap();
+    assert_eq!(config.cache.max_entries, 7);
+    assert_eq!(config.cache.max_bytes.0, 2 << 20);
+    assert_eq!(config.cache.pinned.iter().map(|id| id.as_str()).collect::<Vec<_>>(), ["conv-a", "conv-b"]);
+    assert!(!config.cache.sqlite.enabled);
+    assert!(config.daemon.allow_uids.is_empty());
+    assert_eq!(config.daemon.drain_timeout.as_millis(), 250);
+}
+
+#[test]
+fn an_unknown_variable_is_refused_by_its_name() {
+    let errors = Config::from_toml("", None, &variables(&[("KASMINA__CACHE__MAX_ENTRYS", "7")])).unwrap_err();
+    let expected =
+        "$KASMINA__CACHE__MAX_ENTRYS: cache.max_entrys: unknown key, did you mean cache.max_entries?";
+    assert_eq!(errors.to_string(), expected);
+}
+
+#[test]
+fn keys_that_must_agree_are_compared() {
+    let errors = refused("[origin.retry]\nbase_delay = \"5s\"\nmax_delay = \"1s\"");
+    assert_eq!(errors.problems.len(), 1);
+    assert_eq!(
+        (errors.problems[0].key.as_str(), &errors.problems[0].place),
+        ("origin.retry.max_delay", &Place::Line(3))
+    );
+    assert_eq!(refused("[daemon]\ncontrol_socket = \"/run/kasmina/kasmina.sock\"").problems.len(), 1);
+    assert_eq!(refused("[origin]\npath = \"kernels\"").problems[0].key, "origin.path");
+    assert_eq!(refused("[validator]\nallowed_modules = []").problems[0].place, Place::Line(2));
+}
