@@ -9,6 +9,9 @@ mod error;
 mod ir;
 mod op;
 mod ops;
+pub mod reference;
+#[cfg(test)]
+mod tests;
 
 pub use autodiff::{Differentiated, Wants, differentiate};
 pub use builder::{Builder, Limits};

@@ -445,6 +445,79 @@ impl Binary {
 }
 
 impl Op {
+    /// Every short name that [`name`](Self::name) gives: the whitelist as text.
+    pub const NAMES: &'static [&'static str] = &[
+        "abs",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool2d_grad",
+        "add",
+        "add_scalar",
+        "arange",
+        "avg_pool2d",
+        "avg_pool2d_grad",
+        "batch_norm",
+        "batch_norm_eval",
+        "batch_norm_eval_grad",
+        "batch_norm_grad",
+        "cast",
+        "cat",
+        "clamp",
+        "compare",
+        "conv2d",
+        "conv2d_grad_input",
+        "conv2d_grad_weight",
+        "cos",
+        "div",
+        "dropout",
+        "elu",
+        "erf",
+        "exp",
+        "expand",
+        "full",
+        "gelu",
+        "gelu_tanh",
+        "group_norm",
+        "group_norm_grad",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+        "layer_norm",
+        "layer_norm_grad",
+        "leaky_relu",
+        "log",
+        "log_softmax",
+        "log_softmax_grad",
+        "matmul",
+        "max_pool2d",
+        "max_pool2d_grad",
+        "maximum",
+        "minimum",
+        "mul",
+        "mul_scalar",
+        "neg",
+        "permute",
+        "pow",
+        "pow_scalar",
+        "reciprocal",
+        "reduce",
+        "relu",
+        "reshape",
+        "rsqrt",
+        "sigmoid",
+        "silu",
+        "sin",
+        "slice",
+        "softmax",
+        "softmax_grad",
+        "softplus",
+        "sqrt",
+        "sub",
+        "tanh",
+        "unary_grad",
+        "unslice",
+        "where",
+    ];
+
     /// The operation's short name, as it stands in errors and printed graphs.
     pub fn name(&self) -> &'static str {
         match self {
@@ -487,5 +560,23 @@ impl Op {
             Op::Full { .. } => "full",
             Op::Arange { .. } => "arange",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Op;
+
+    #[test]
+    fn the_list_of_names_is_what_the_source_gives() {
+        let source = include_str!("op.rs");
+        let mut given: Vec<&str> = source
+            .lines()
+            .filter_map(|line| line.split_once("=> \"")?.1.split_once('"'))
+            .map(|(name, _)| name)
+            .collect();
+        given.sort_unstable();
+        given.dedup();
+        assert_eq!(given, Op::NAMES);
     }
 }

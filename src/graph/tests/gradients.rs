@@ -1,0 +1,146 @@
+//! Every operation's gradient against central finite differences, in `f64` through the reference evaluator.
+
+use std::collections::BTreeSet;
+
+use super::table::{Case, cases};
+use crate::{
+    graph::{Builder, Graph, Op, Sink, Source, Wants, differentiate, reference::evaluate},
+    tensor::{DType, HostTensor, Shape},
+};
+
+/// Numbers without structure, away from the kinks of most functions.
+pub(super) fn noise(shape: &Shape, salt: u64, low: f64, high: f64) -> Vec<f64> {
+    let mut state = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..shape.elements())
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            low + (high - low) * (state >> 11) as f64 / (1u64 << 53) as f64
+        })
+        .collect()
+}
+
+fn build(case: &Case) -> Graph {
+    let mut builder = Builder::new();
+    let mut inputs = Vec::new();
+    for (i, shape) in case.shapes.iter().enumerate() {
+        inputs.push(builder.source(Source::Input(i as u32), shape.clone(), DType::F64).unwrap());
+    }
+    let y = (case.build)(&mut builder, &inputs).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    builder.sink(Sink::Output(0), y);
+    builder.finish()
+}
+
+fn run(graph: &Graph, feed: impl Fn(Source) -> HostTensor) -> Vec<(Sink, HostTensor)> {
+    evaluate(graph, feed, 42).unwrap()
+}
+
+fn host(shape: &Shape, values: &[f64]) -> HostTensor {
+    HostTensor::from_values(shape.clone(), values).unwrap()
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for case in cases() {
+        let graph = build(&case);
+        let wants = vec![true; case.shapes.len()];
+        let both = differentiate(&graph, &Wants { inputs: &wants, parameters: &[] })
+            .unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let out = graph.info(graph.sink(Sink::Output(0)).unwrap()).shape.clone();
+        let inputs: Vec<Vec<f64>> = case
+            .shapes
+            .iter()
+            .enumerate()
+            .map(|(i, shape)| noise(shape, 100 + i as u64, case.range.0, case.range.1))
+            .collect();
+        let gy = noise(&out, 7, -1.0, 1.0);
+        let feed = |inputs: &[Vec<f64>], source: Source| match source {
+            Source::Input(n) => host(&case.shapes[n as usize], &inputs[n as usize]),
+            other => panic!("{}: unexpected {other:?}", case.name),
+        };
+        let loss = |inputs: &[Vec<f64>]| {
+            let results = run(&graph, |source| feed(inputs, source));
+            results[0].1.to_f64().iter().zip(&gy).map(|(y, g)| y * g).sum::<f64>()
+        };
+
+        let forward = run(&both.forward, |source| feed(&inputs, source));
+        let saved = |n: u32| {
+            let found = forward.iter().find(|(sink, _)| *sink == Sink::Saved(n));
+            found.unwrap_or_else(|| panic!("{}: nothing saved as {n}", case.name)).1.clone()
+        };
+        let backward = run(&both.backward, |source| match source {
+            Source::Saved(n) => saved(n),
+            Source::GradOutput(0) => host(&out, &gy),
+            other => feed(&inputs, other),
+        });
+
+        for (i, shape) in case.shapes.iter().enumerate() {
+            let sink = Sink::GradInput(i as u32);
+            let analytic = backward.iter().find(|(s, _)| *s == sink).map(|(_, tensor)| tensor.to_f64());
+            let analytic = analytic.unwrap_or_else(|| vec![0.0; shape.elements()]);
+            for element in 0..shape.elements() {
+                let step = 1e-5;
+                let at = |delta: f64| {
+                    let mut moved = inputs.clone();
+                    moved[i][element] += delta;
+                    loss(&moved)
+                };
+                let numeric = (at(step) - at(-step)) / (2.0 * step);
+                let error = (numeric - analytic[element]).abs() / (1.0 + numeric.abs());
+                assert!(
+                    error < 2e-7,
+                    "{}: gradient of operand {i} at {element}: {} by the rule, {numeric} by differences",
+                    case.name,
+                    analytic[element],
+                );
+            }
+        }
+    }
+}
+
+/// Whether an operation can stand between a value and its gradient.
+fn has_gradient(op: &str) -> bool {
+    !op.ends_with("_grad") && !["eq", "compare", "full", "arange", "conv2d_grad_weight"].contains(&op)
+}
+
+#[test]
+fn the_table_covers_every_operation_with_a_gradient() {
+    let mut covered = BTreeSet::new();
+    for case in cases() {
+        covered.extend(build(&case).nodes.iter().map(|node| node.op.name()));
+    }
+    let missing: Vec<_> =
+        Op::NAMES.iter().filter(|name| has_gradient(name) && !covered.contains(**name)).collect();
+    assert!(missing.is_empty(), "no gradient test covers {missing:?}");
+}
+
+#[test]
+fn what_no_output_depends_on_has_no_gradient() {
+    let mut builder = Builder::new();
+    let x = builder.source(Source::Input(0), [2].into(), DType::F32).unwrap();
+    builder.source(Source::Parameter(0), [2].into(), DType::F32).unwrap();
+    builder.sink(Sink::Output(0), x);
+    let both = differentiate(&builder.finish(), &Wants { inputs: &[true], parameters: &[true] }).unwrap();
+    assert_eq!(both.backward.sinks.len(), 1);
+    assert!(both.backward.sink(Sink::GradInput(0)).is_some());
+}
+
+#[test]
+fn views_and_sources_are_not_saved() {
+    use crate::graph::{Binary, Unary};
+    let mut builder = Builder::new();
+    let x = builder.source(Source::Input(0), [4, 6].into(), DType::F32).unwrap();
+    let w = builder.source(Source::Parameter(0), [6].into(), DType::F32).unwrap();
+    let h = builder.apply(Op::Unary(Unary::Tanh), &[x]).unwrap();
+    let t = builder.apply(Op::Permute(vec![1, 0]), &[h]).unwrap();
+    let t = builder.apply(Op::Reshape([2, 3, 4].into()), &[t]).unwrap();
+    let w = builder.apply(Op::Reshape([2, 3, 1].into()), &[w]).unwrap();
+    let y = builder.apply(Op::Binary(Binary::Mul), &[t, w]).unwrap();
+    builder.sink(Sink::Output(0), y);
+    let both = differentiate(&builder.finish(), &Wants { inputs: &[true], parameters: &[true] }).unwrap();
+    let saved: Vec<_> = both.forward.sinks.iter().filter(|(s, _)| matches!(s, Sink::Saved(_))).collect();
+    // Only tanh's result: its views are replayed, x and w are read again.
+    assert_eq!(saved.len(), 1);
+    assert_eq!(saved[0].1, h);
+}

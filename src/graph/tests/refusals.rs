@@ -1,0 +1,109 @@
+//! What inference refuses: hostile attributes end in an error, never in a panic or an overflow.
+
+use proptest::prelude::*;
+
+use crate::{
+    graph::{Binary, Builder, Conv2d, GraphError, Limits, Op, Pool2d, Reduction, Source, ValueInfo, infer},
+    tensor::{DType, Shape},
+};
+
+fn refuses(op: Op, shapes: &[&[usize]]) -> String {
+    let infos: Vec<ValueInfo> =
+        shapes.iter().map(|&s| ValueInfo { shape: s.into(), dtype: DType::F32 }).collect();
+    infer(&op, &infos.iter().collect::<Vec<_>>()).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn errors_name_the_operation_its_operands_and_the_reason() {
+    let matmul = Op::MatMul { transpose_a: false, transpose_b: false };
+    let text = refuses(matmul, &[&[2, 3], &[4, 5]]);
+    assert_eq!(
+        text,
+        "matmul does not take operands (float32 [2, 3], float32 [4, 5]): the inner sizes differ: 3 and 4"
+    );
+    let text = refuses(Op::Binary(Binary::Add), &[&[2], &[3]]);
+    assert_eq!(text, "add: shapes [2] and [3] do not broadcast: dimension 1 from the end differs");
+    let text = refuses(Op::BatchNorm { eps: 1e-5 }, &[&[1, 4], &[4], &[4]]);
+    assert!(text.contains("more than one value per channel"), "{text}");
+    assert!(refuses(Op::Where, &[&[1]]).contains("it takes 3 operands, not 1"));
+}
+
+#[test]
+fn limits_bound_nodes_and_elements() {
+    let limits = Limits { max_nodes: 1, max_value_elements: 100, max_total_elements: 150 };
+    let mut builder = Builder::with_limits(limits);
+    let full = |n: usize| Op::Full { shape: [n].into(), dtype: DType::F32, value: 0.0 };
+    let limited = |e: GraphError| matches!(e, GraphError::Limit { .. });
+    assert!(limited(builder.push(full(101), &[]).unwrap_err()));
+    builder.push(full(90), &[]).unwrap();
+    assert!(limited(builder.push(full(1), &[]).unwrap_err()));
+    assert!(limited(builder.source(Source::Input(0), [90].into(), DType::F32).unwrap_err()));
+}
+
+fn wild() -> impl Strategy<Value = usize> + Clone {
+    prop_oneof![0usize..5, Just(usize::MAX), Just(usize::MAX / 2), Just(1 << 40)]
+}
+
+fn pair() -> impl Strategy<Value = [usize; 2]> + Clone {
+    [wild(), wild()]
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let conv = (pair(), pair(), pair(), wild()).prop_map(|(stride, padding, dilation, groups)| Conv2d {
+        stride,
+        padding,
+        dilation,
+        groups,
+    });
+    let pool = (pair(), pair(), pair(), pair(), any::<bool>()).prop_map(
+        |(kernel, stride, padding, dilation, ceil)| Pool2d { kernel, stride, padding, dilation, ceil },
+    );
+    let dims = prop::collection::vec(wild(), 0..4);
+    prop_oneof![
+        conv.clone().prop_map(Op::Conv2d),
+        (conv.clone(), pair()).prop_map(|(conv, input_size)| Op::Conv2dGradInput { conv, input_size }),
+        (conv, pair()).prop_map(|(conv, kernel_size)| Op::Conv2dGradWeight { conv, kernel_size }),
+        pool.clone().prop_map(Op::MaxPool2d),
+        (pool, any::<bool>(), prop::option::of(wild())).prop_map(|(pool, count_include_pad, divisor)| {
+            Op::AvgPool2d { pool, count_include_pad, divisor }
+        }),
+        pair().prop_map(|output_size| Op::AdaptiveAvgPool2d { output_size }),
+        pair().prop_map(|input_size| Op::MaxPool2dGrad { input_size }),
+        dims.clone().prop_map(|d| Op::Reshape(d.into())),
+        dims.clone().prop_map(Op::Permute),
+        dims.clone().prop_map(|d| Op::Expand(d.into())),
+        dims.prop_map(|dims| Op::Reduce { reduction: Reduction::Amax, dims }),
+        (wild(), wild(), wild(), wild()).prop_map(|(dim, start, len, step)| Op::Slice {
+            dim,
+            start,
+            len,
+            step
+        }),
+        (wild(), wild(), wild(), wild()).prop_map(|(dim, size, start, step)| Op::Unslice {
+            dim,
+            size,
+            start,
+            step
+        }),
+        wild().prop_map(|dim| Op::Cat { dim }),
+        wild().prop_map(|dim| Op::Softmax { dim }),
+        wild().prop_map(|dims| Op::LayerNorm { dims, eps: 1e-5 }),
+        wild().prop_map(|groups| Op::GroupNorm { groups, eps: 1e-5 }),
+        Just(Op::BatchNorm { eps: 1e-5 }),
+        Just(Op::BatchNormGrad),
+        Just(Op::Binary(Binary::Mul)),
+        Just(Op::MatMul { transpose_a: true, transpose_b: false }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_attributes_make_inference_panic(
+        op in any_op(),
+        shapes in prop::collection::vec(prop::collection::vec(0usize..6, 0..5), 0..6),
+    ) {
+        let infos: Vec<ValueInfo> =
+            shapes.into_iter().map(|s| ValueInfo { shape: Shape::from(s), dtype: DType::F32 }).collect();
+        let _ = infer(&op, &infos.iter().collect::<Vec<_>>());
+    }
+}

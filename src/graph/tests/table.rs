@@ -1,0 +1,233 @@
+//! The cases that gradients are checked on.
+
+use crate::{
+    graph::{Binary, Builder, Compare, Conv2d, GraphError, Op, Pool2d, Reduction, Unary, ValueId},
+    tensor::{DType, Shape},
+};
+
+type Build = Box<dyn Fn(&mut Builder, &[ValueId]) -> Result<ValueId, GraphError>>;
+
+/// A small graph over `f64` inputs drawn from a range.
+pub(in crate::graph) struct Case {
+    pub name: String,
+    pub shapes: Vec<Shape>,
+    pub range: (f64, f64),
+    pub build: Build,
+}
+
+fn case(
+    name: impl Into<String>,
+    shapes: &[&[usize]],
+    build: impl Fn(&mut Builder, &[ValueId]) -> Result<ValueId, GraphError> + 'static,
+) -> Case {
+    let shapes = shapes.iter().map(|&s| Shape::from(s)).collect();
+    Case { name: name.into(), shapes, range: (-2.0, 2.0), build: Box::new(build) }
+}
+
+fn op(name: impl Into<String>, shapes: &[&[usize]], op: Op) -> Case {
+    case(name, shapes, move |b, inputs| b.apply(op.clone(), inputs))
+}
+
+fn within(mut case: Case, low: f64, high: f64) -> Case {
+    case.range = (low, high);
+    case
+}
+
+pub(in crate::graph) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    unaries(&mut all);
+    binaries(&mut all);
+    movements(&mut all);
+    reductions(&mut all);
+    contractions(&mut all);
+    pools(&mut all);
+    norms(&mut all);
+    mixtures(&mut all);
+    all
+}
+
+fn unaries(all: &mut Vec<Case>) {
+    let anywhere = [
+        Unary::Neg,
+        Unary::Abs,
+        Unary::Exp,
+        Unary::Sin,
+        Unary::Cos,
+        Unary::Erf,
+        Unary::Relu,
+        Unary::LeakyRelu { slope: 0.1 },
+        Unary::Elu { alpha: 1.5 },
+        Unary::Gelu,
+        Unary::GeluTanh,
+        Unary::Silu,
+        Unary::Sigmoid,
+        Unary::Tanh,
+        Unary::Softplus { beta: 2.0, threshold: 3.0 },
+        Unary::Hardswish,
+        Unary::Hardsigmoid,
+        Unary::Hardtanh { min: -1.0, max: 0.5 },
+        Unary::Clamp { min: -1.0, max: 0.5 },
+        Unary::Clamp { min: f64::NEG_INFINITY, max: 0.5 },
+        Unary::AddScalar { value: 3.0 },
+        Unary::MulScalar { value: -2.5 },
+        Unary::PowScalar { exponent: 3.0 },
+        Unary::PowScalar { exponent: 0.0 },
+        Unary::PowScalar { exponent: 1.0 },
+    ];
+    for unary in anywhere {
+        all.push(within(op(format!("{unary:?}"), &[&[3, 5]], Op::Unary(unary)), -4.0, 4.0));
+    }
+    let positive = [
+        Unary::Sqrt,
+        Unary::Rsqrt,
+        Unary::Reciprocal,
+        Unary::Log,
+        Unary::PowScalar { exponent: 0.5 },
+        Unary::PowScalar { exponent: -1.5 },
+    ];
+    for unary in positive {
+        all.push(within(op(format!("{unary:?}"), &[&[3, 5]], Op::Unary(unary)), 0.5, 3.0));
+    }
+    all.push(op("cast", &[&[4]], Op::Cast(DType::F64)));
+    all.push(op("dropout", &[&[6, 7]], Op::Dropout { p: 0.3, site: 2 }));
+}
+
+fn binaries(all: &mut Vec<Case>) {
+    let shapes: [[&[usize]; 2]; 4] =
+        [[&[2, 3], &[2, 3]], [&[2, 3], &[3]], [&[2, 1, 4], &[3, 1]], [&[], &[2, 2]]];
+    for binary in [Binary::Add, Binary::Sub, Binary::Mul, Binary::Maximum, Binary::Minimum] {
+        for pair in &shapes {
+            all.push(op(format!("{binary:?} {pair:?}"), pair, Op::Binary(binary)));
+        }
+    }
+    for binary in [Binary::Div, Binary::Pow] {
+        for pair in &shapes {
+            all.push(within(op(format!("{binary:?} {pair:?}"), pair, Op::Binary(binary)), 0.5, 2.5));
+        }
+    }
+    all.push(case("where", &[&[4, 3], &[3], &[4, 1]], |b, x| {
+        let condition = b.apply(Op::Compare(Compare::Lt), &[x[0], x[1]])?;
+        b.apply(Op::Where, &[condition, x[1], x[2]])
+    }));
+    all.push(case("the same operand twice", &[&[3]], |b, x| b.apply(Op::Binary(Binary::Mul), &[x[0], x[0]])));
+}
+
+fn movements(all: &mut Vec<Case>) {
+    all.push(op("reshape", &[&[2, 6]], Op::Reshape([3, 4].into())));
+    all.push(op("permute", &[&[2, 3, 4]], Op::Permute(vec![2, 0, 1])));
+    all.push(op("expand", &[&[3, 1]], Op::Expand([2, 3, 4].into())));
+    all.push(op("slice", &[&[3, 7]], Op::Slice { dim: 1, start: 1, len: 3, step: 2 }));
+    all.push(op("empty slice", &[&[3, 7]], Op::Slice { dim: 1, start: 7, len: 0, step: 1 }));
+    all.push(op("unslice", &[&[3, 3]], Op::Unslice { dim: 1, size: 8, start: 1, step: 3 }));
+    all.push(op("cat", &[&[2, 3], &[2, 1], &[2, 4]], Op::Cat { dim: 1 }));
+}
+
+fn reductions(all: &mut Vec<Case>) {
+    for reduction in [Reduction::Sum, Reduction::Mean, Reduction::Amax] {
+        for dims in [vec![0], vec![1], vec![0, 2], vec![0, 1, 2], vec![]] {
+            all.push(op(format!("{reduction:?} {dims:?}"), &[&[2, 3, 4]], Op::Reduce { reduction, dims }));
+        }
+    }
+    for dim in 0..3 {
+        all.push(op(format!("softmax {dim}"), &[&[2, 3, 4]], Op::Softmax { dim }));
+        all.push(op(format!("log_softmax {dim}"), &[&[2, 3, 4]], Op::LogSoftmax { dim }));
+    }
+}
+
+fn contractions(all: &mut Vec<Case>) {
+    for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        for batch in [&[][..], &[2], &[2, 2]] {
+            let matrix = |m, k, transposed| {
+                let sides: [usize; 2] = if transposed { [k, m] } else { [m, k] };
+                [batch, &sides].concat()
+            };
+            let (a, b) = (matrix(3, 4, transpose_a), matrix(4, 2, transpose_b));
+            let matmul = Op::MatMul { transpose_a, transpose_b };
+            all.push(op(format!("matmul {transpose_a} {transpose_b} {batch:?}"), &[&a, &b], matmul));
+        }
+    }
+    let conv = |stride, padding, dilation, groups| Conv2d { stride, padding, dilation, groups };
+    let convolutions: [(&[usize], &[usize], Conv2d); 7] = [
+        (&[2, 3, 5, 4], &[4, 3, 3, 3], conv([1, 1], [1, 1], [1, 1], 1)),
+        (&[2, 3, 5, 4], &[4, 3, 1, 1], conv([1, 1], [0, 0], [1, 1], 1)),
+        (&[1, 2, 7, 6], &[3, 2, 3, 2], conv([2, 3], [1, 0], [1, 1], 1)),
+        (&[1, 2, 7, 7], &[2, 2, 3, 3], conv([1, 1], [2, 1], [2, 3], 1)),
+        (&[2, 4, 5, 5], &[6, 2, 3, 3], conv([2, 1], [1, 1], [1, 1], 2)),
+        (&[2, 3, 5, 5], &[3, 1, 3, 3], conv([1, 1], [1, 1], [1, 1], 3)),
+        (&[2, 3, 5, 5], &[6, 1, 3, 3], conv([2, 2], [1, 1], [1, 1], 3)),
+    ];
+    for (x, w, attributes) in convolutions {
+        all.push(op(format!("{attributes:?} {x:?} {w:?}"), &[x, w], Op::Conv2d(attributes)));
+    }
+    let transposed = conv([2, 2], [1, 1], [1, 1], 1);
+    let grad_input = Op::Conv2dGradInput { conv: transposed, input_size: [6, 5] };
+    all.push(op("transposed convolution", &[&[3, 2, 3, 3], &[2, 3, 3, 3]], grad_input));
+}
+
+fn pools(all: &mut Vec<Case>) {
+    let pool = |kernel, stride, padding, dilation, ceil| Pool2d { kernel, stride, padding, dilation, ceil };
+    let windows = [
+        pool([2, 2], [2, 2], [0, 0], [1, 1], false),
+        pool([3, 3], [2, 2], [1, 1], [1, 1], false),
+        pool([3, 2], [2, 1], [1, 0], [1, 1], true),
+        pool([2, 2], [3, 3], [1, 1], [1, 1], true),
+    ];
+    for window in windows {
+        all.push(op(format!("max {window:?}"), &[&[2, 2, 6, 5]], Op::MaxPool2d(window)));
+        for (count_include_pad, divisor) in [(true, None), (false, None), (true, Some(3))] {
+            let average = Op::AvgPool2d { pool: window, count_include_pad, divisor };
+            all.push(op(
+                format!("average {count_include_pad} {divisor:?} {window:?}"),
+                &[&[2, 2, 6, 5]],
+                average,
+            ));
+        }
+    }
+    let dilated = pool([2, 2], [1, 1], [1, 1], [2, 2], false);
+    all.push(op("max, dilated", &[&[1, 2, 6, 5]], Op::MaxPool2d(dilated)));
+    for output_size in [[1, 1], [3, 2], [5, 7]] {
+        all.push(op(
+            format!("adaptive {output_size:?}"),
+            &[&[2, 2, 6, 5]],
+            Op::AdaptiveAvgPool2d { output_size },
+        ));
+    }
+}
+
+fn norms(all: &mut Vec<Case>) {
+    let eps = 1e-3;
+    for x in [&[4, 3][..], &[2, 3, 4], &[2, 3, 2, 2]] {
+        all.push(op(format!("batch_norm {x:?}"), &[x, &[3], &[3]], Op::BatchNorm { eps }));
+        // Running statistics are constants here, as they are buffers in a kernel.
+        all.push(case(format!("batch_norm_eval {x:?}"), &[x, &[3], &[3]], move |b, inputs| {
+            let full = |value| Op::Full { shape: [3].into(), dtype: DType::F64, value };
+            let (mean, var) = (b.apply(full(0.3), &[])?, b.apply(full(1.7), &[])?);
+            b.apply(Op::BatchNormEval { eps }, &[inputs[0], inputs[1], inputs[2], mean, var])
+        }));
+    }
+    for dims in 1..=2 {
+        let inner = &[3, 4][2 - dims..];
+        all.push(op(format!("layer_norm {dims}"), &[&[2, 3, 4], inner, inner], Op::LayerNorm { dims, eps }));
+    }
+    for groups in [1, 2, 4] {
+        let group_norm = Op::GroupNorm { groups, eps };
+        all.push(op(format!("group_norm {groups}"), &[&[2, 4, 3], &[4], &[4]], group_norm));
+    }
+}
+
+fn mixtures(all: &mut Vec<Case>) {
+    all.push(case("attention", &[&[2, 3, 4], &[2, 3, 4], &[2, 3, 4]], |b, x| {
+        let scores = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, &[x[0], x[1]])?;
+        let scaled = b.apply(Op::Unary(Unary::MulScalar { value: 0.5 }), &[scores])?;
+        let weights = b.apply(Op::Softmax { dim: 2 }, &[scaled])?;
+        b.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[weights, x[2]])
+    }));
+    all.push(case("a value read by three branches", &[&[2, 6]], |b, x| {
+        let h = b.apply(Op::Unary(Unary::Tanh), &[x[0]])?;
+        let left = b.apply(Op::Slice { dim: 1, start: 0, len: 3, step: 1 }, &[h])?;
+        let right = b.apply(Op::Slice { dim: 1, start: 3, len: 3, step: 1 }, &[h])?;
+        let product = b.apply(Op::Binary(Binary::Mul), &[left, right])?;
+        let joined = b.apply(Op::Cat { dim: 1 }, &[product, left])?;
+        b.apply(Op::Binary(Binary::Add), &[joined, h])
+    }));
+}
