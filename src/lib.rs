@@ -6,6 +6,7 @@
 //! - words: [`id`], [`digest`], [`fault`]
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`backend`]
+//! - data plane, threads and no async: [`wire`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -21,3 +22,5 @@ pub mod tensor;
 pub mod graph;
 
 pub mod backend;
+
+pub mod wire;

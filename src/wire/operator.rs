@@ -1,0 +1,263 @@
+//! What an operator asks of the daemon on the control socket, and what the daemon answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ErrorReply, SeedState, SeedStats};
+use crate::{
+    id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
+    tensor::Shape,
+};
+
+/// What an operator asks. Framed and answered like a session's requests, on a socket of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum OperatorRequest {
+    /// How the daemon does. Answered by [`StatusReport`].
+    Status {},
+    /// Every seed of every session. Answered by [`SeedsReport`].
+    Seeds {},
+    /// What is resident and how the tiers did. Answered by [`CacheReport`].
+    Cache {},
+    /// Drops one kernel from every tier of this node unless a seed uses it. Answered by [`EvictReport`].
+    Evict {
+        /// Which.
+        kernel: KernelId,
+    },
+    /// Drops every kernel that no seed uses. Answered by [`EvictReport`].
+    Clear {},
+    /// Judges an artifact by the daemon's own rules. Answered by [`ValidationReport`].
+    Validate {
+        /// The file, as the daemon sees it.
+        path: String,
+    },
+    /// Drains and ends the daemon. Answered by [`Empty`](super::Empty) before it does.
+    Shutdown {},
+}
+
+impl OperatorRequest {
+    /// The verb as it stands in the JSON: for logs and metric labels.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Status {} => "status",
+            Self::Seeds {} => "seeds",
+            Self::Cache {} => "cache",
+            Self::Evict { .. } => "evict",
+            Self::Clear {} => "clear",
+            Self::Validate { .. } => "validate",
+            Self::Shutdown {} => "shutdown",
+        }
+    }
+}
+
+/// Answers [`OperatorRequest::Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// `starting`, `serving` or `draining`.
+    pub phase: String,
+    /// The devices kernels run on.
+    pub devices: Vec<String>,
+    /// Resident memory of the process, in bytes.
+    pub resident_bytes: u64,
+    /// Sessions that are connected.
+    pub sessions: Vec<SessionReport>,
+    /// The actors.
+    pub actors: Vec<ActorReport>,
+    /// The circuit breakers of the kernel supply.
+    pub breakers: Vec<BreakerReport>,
+}
+
+/// One trainer's connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The session.
+    pub session: SessionId,
+    /// Name and version of its client.
+    pub client: String,
+    /// The peer's process id, as the kernel states it.
+    pub pid: u32,
+    /// The peer's user id, as the kernel states it.
+    pub uid: u32,
+    /// Its layers.
+    pub layers: u32,
+    /// Seeds with a kernel.
+    pub live_seeds: u32,
+    /// Tickets taken and not yet spent.
+    pub tickets: u32,
+    /// Bytes of its arena.
+    pub arena_bytes: u64,
+    /// Bytes its tickets hold.
+    pub saved_bytes: u64,
+    /// Passes it has asked for.
+    pub passes: u64,
+}
+
+/// One actor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorReport {
+    /// Its name.
+    pub name: String,
+    /// `running`, `restarting` or `failed`.
+    pub state: String,
+    /// How often it was started again.
+    pub restarts: u64,
+}
+
+/// One circuit breaker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakerReport {
+    /// The dependency it guards.
+    pub name: String,
+    /// `closed`, `open` or `half_open`.
+    pub state: String,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Milliseconds until it lets a trial call through; null unless it is open.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// Answers [`OperatorRequest::Seeds`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedsReport {
+    /// Every seed of every layer, in the order of session, layer, seed.
+    pub seeds: Vec<SeedReport>,
+}
+
+/// One seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeedReport {
+    /// Its session.
+    pub session: SessionId,
+    /// Its layer.
+    pub layer: LayerId,
+    /// The layer's name in the trainer.
+    pub layer_name: String,
+    /// Its place there.
+    pub seed: SeedIndex,
+    /// Where it stands.
+    pub state: SeedState,
+    /// Its blend factor.
+    pub alpha: f32,
+    /// Its kernel.
+    pub kernel: Option<KernelId>,
+    /// Which of its kernels that is.
+    pub generation: Generation,
+    /// Its numbers.
+    pub stats: SeedStats,
+    /// Its most recent failure.
+    pub last_error: Option<ErrorReply>,
+}
+
+/// Answers [`OperatorRequest::Cache`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// The tiers in the order they are asked, the origin last.
+    pub tiers: Vec<TierReport>,
+    /// What is resident, the most recently used first.
+    pub kernels: Vec<CachedKernel>,
+}
+
+/// One tier of the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierReport {
+    /// `l1`, `l2`, `l3` or `origin`.
+    pub name: String,
+    /// Look-ups that found the kernel here.
+    pub hits: u64,
+    /// Look-ups that did not.
+    pub misses: u64,
+    /// Look-ups that failed, corrupt copies included.
+    pub errors: u64,
+    /// Kernels dropped to make room.
+    pub evictions: u64,
+    /// Kernels held; null where the tier cannot tell.
+    pub entries: Option<u64>,
+    /// Bytes held; null where the tier cannot tell.
+    pub bytes: Option<u64>,
+    /// The most bytes it may hold; null where it has no limit.
+    pub limit_bytes: Option<u64>,
+}
+
+/// One resident kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedKernel {
+    /// Its name.
+    pub kernel: KernelId,
+    /// SHA-256 of the artifact.
+    pub digest: String,
+    /// Bytes it takes, plans included.
+    pub bytes: u64,
+    /// Seeds that use it: it cannot be evicted before they let go.
+    pub pins: u32,
+    /// Look-ups it has answered.
+    pub hits: u64,
+    /// Plans made of it.
+    pub plans: u32,
+}
+
+/// Answers [`OperatorRequest::Evict`] and [`OperatorRequest::Clear`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictReport {
+    /// The kernels that were dropped.
+    pub evicted: Vec<KernelId>,
+    /// The kernels that a seed uses and that therefore stay.
+    pub in_use: Vec<KernelId>,
+    /// Bytes of memory given back.
+    pub freed_bytes: u64,
+}
+
+/// Answers [`OperatorRequest::Validate`]; `kasmina validate` prints the same of a file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ValidationReport {
+    /// What was judged.
+    pub path: String,
+    /// Whether every rule passed.
+    pub accepted: bool,
+    /// SHA-256 of the artifact.
+    pub digest: Option<String>,
+    /// `torchscript` or `pt2`, if it could be read that far.
+    pub format: Option<String>,
+    /// Elements of all parameters together.
+    pub parameters: Option<u64>,
+    /// The input's shape without the batch, if the artifact declares one.
+    pub input_shape: Option<Shape>,
+    /// Every rule that was looked at.
+    pub rules: Vec<RuleReport>,
+}
+
+/// One rule's outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleReport {
+    /// The rule's name.
+    pub rule: String,
+    /// Whether it passed.
+    pub passed: bool,
+    /// Why it did not, or what it found.
+    pub detail: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operator_requests_read_as_documented() {
+        for (text, verb) in [
+            (r#"{"verb":"status"}"#, "status"),
+            (r#"{"verb":"evict","kernel":"conv"}"#, "evict"),
+            (r#"{"verb":"validate","path":"a.pt2"}"#, "validate"),
+        ] {
+            let request: OperatorRequest = serde_json::from_str(text).unwrap();
+            assert_eq!(request.verb(), verb);
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+        for bad in [r#"{"verb":"evict"}"#, r#"{"verb":"status","all":true}"#, r#"{"verb":"hello"}"#] {
+            assert!(serde_json::from_str::<OperatorRequest>(bad).is_err(), "{bad}");
+        }
+    }
+}
