@@ -42,7 +42,8 @@ pub fn differentiate(graph: &Graph, wants: &Wants<'_>) -> Result<Differentiated,
     let forward_nodes = graph.nodes.len();
     let needs = values_that_need(graph, wants);
     // The bounds of the forward graph held when it was built; its gradient has a few times as much.
-    let limits = Limits { max_nodes: usize::MAX, max_total_elements: usize::MAX, ..Limits::default() };
+    let limits =
+        Limits { max_nodes: usize::MAX, max_value_elements: usize::MAX, max_total_elements: usize::MAX };
     let mut builder = Builder::resume(graph.clone(), limits);
     let mut gradients = Gradients::default();
 

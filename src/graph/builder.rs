@@ -51,7 +51,8 @@ impl Builder {
     /// Goes on building a finished graph.
     pub fn resume(graph: Graph, limits: Limits) -> Self {
         let by_source = graph.sources.iter().copied().collect();
-        let total_elements = graph.values.iter().map(|info| info.shape.elements()).sum();
+        let total_elements =
+            graph.values.iter().map(|info| info.shape.elements()).fold(0, usize::saturating_add);
         Self { graph, limits, total_elements, by_source }
     }
 

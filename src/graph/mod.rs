@@ -5,17 +5,22 @@
 
 mod autodiff;
 mod builder;
+mod cost;
+mod display;
 mod error;
 mod ir;
 mod op;
 mod ops;
 pub mod reference;
+mod simplify;
 #[cfg(test)]
 mod tests;
 
 pub use autodiff::{Differentiated, Wants, differentiate};
 pub use builder::{Builder, Limits};
+pub use cost::{Cost, cost};
 pub use error::GraphError;
 pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};
 pub use op::{Binary, Compare, Conv2d, Op, Pool2d, Reduction, Unary};
 pub use ops::{infer, keep};
+pub use simplify::simplify;

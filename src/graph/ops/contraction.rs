@@ -42,12 +42,13 @@ fn matmul(transpose_a: bool, transpose_b: bool, operands: Operands<'_>) -> Resul
 }
 
 impl Conv2d {
-    /// (H′, W′) for (H, W) and (kh, kw); `None` where the kernel does not fit or a number overflows.
+    /// (H′, W′) for (H, W) and (kh, kw); `None` where the kernel does not fit, the stride is 0 or a number
+    /// overflows.
     pub fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> Option<[usize; 2]> {
         let size = |i: usize| {
             let reach = kernel[i].checked_sub(1)?.checked_mul(self.dilation[i])?.checked_add(1)?;
             let padded = self.padding[i].checked_mul(2)?.checked_add(input[i])?;
-            Some(padded.checked_sub(reach)? / self.stride[i] + 1)
+            Some(padded.checked_sub(reach)?.checked_div(self.stride[i])? + 1)
         };
         Some([size(0)?, size(1)?])
     }

@@ -10,8 +10,12 @@ use crate::{
 
 impl Pool2d {
     /// (H′, W′) for (H, W), by PyTorch's rule: with `ceil`, a last window may start in the input or its
-    /// left padding only. `None` where the window does not fit or a number overflows.
+    /// left padding only. `None` where the window does not fit, the input is empty, the stride is 0 or a
+    /// number overflows.
     pub fn output_size(&self, input: [usize; 2]) -> Option<[usize; 2]> {
+        if input.contains(&0) || self.stride.contains(&0) {
+            return None;
+        }
         let size = |i: usize| {
             let reach = self.kernel[i].checked_sub(1)?.checked_mul(self.dilation[i])?.checked_add(1)?;
             let padded = self.padding[i].checked_mul(2)?.checked_add(input[i])?;
@@ -62,6 +66,7 @@ pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphErr
             operands.shape(1, &indices.shape)?;
             let types = indices.dtype == DType::I64 && gy.dtype.is_floating_point();
             operands.ensure(types, || "it takes int64 indices and a floating-point gradient".into())?;
+            operands.ensure(input_size.iter().all(|&n| n > 0), || "the input has no elements".into())?;
             Ok(one(plane(&gy.shape, *input_size), gy.dtype))
         }
         Op::AvgPool2dGrad { pool, divisor, input_size, .. } => {
@@ -90,7 +95,7 @@ fn pooled(pool: &Pool2d, x: &ValueInfo, operands: Operands<'_>) -> Result<Shape,
     pool.check(operands)?;
     match pool.output_size([x.shape[2], x.shape[3]]) {
         Some(size) => Ok(plane(&x.shape, size)),
-        None => operands.fail("the window is larger than the padded input"),
+        None => operands.fail("the input is empty or the window is larger than the padded input"),
     }
 }
 

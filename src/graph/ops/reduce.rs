@@ -48,7 +48,8 @@ pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
         Op::Reduce { reduction: Reduction::Sum, .. } => rule.op(Op::Expand(shape), &[gy])?,
         // gx = gy/n, repeated
         Op::Reduce { reduction: Reduction::Mean, dims } => {
-            let count: usize = dims.iter().map(|&d| shape[d]).product();
+            // A shape with a zero beside may have a product past the largest number; then nothing is shared.
+            let count = dims.iter().fold(1usize, |n, &d| n.saturating_mul(shape[d]));
             let share = rule.unary(Unary::MulScalar { value: 1.0 / count.max(1) as f64 }, gy)?;
             rule.op(Op::Expand(shape), &[share])?
         }
