@@ -49,7 +49,7 @@ const UNFINISHED: &[&str] =
     &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
 
 /// What a source file does wrong, in words; `path` is relative to `src`.
-fn offences(path: &str, text: &str) -> Vec<String> {
+fn offences(path: &str, text: &str, is_test: bool) -> Vec<String> {
     let code = without_comments_and_strings(text);
     let mut found = Vec::new();
     let own = top_module(path);
@@ -71,7 +71,6 @@ fn offences(path: &str, text: &str) -> Vec<String> {
             found.extend(lines.map(|line| format!("{path}:{line}: {word} has no business here")));
         }
     }
-    let is_test = path.ends_with("tests.rs") || path.contains("/tests/");
     if !is_test {
         let code = without_tests(&code);
         let lines = lines_with(&code, |line| line.contains(".unwrap()"));
@@ -235,6 +234,25 @@ fn without_tests(code: &str) -> String {
     kept
 }
 
+/// The modules that some file declares under `#[cfg(test)]`, as paths without an ending.
+fn test_modules(files: &[(String, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in files {
+        let stem = path.trim_end_matches(".rs");
+        let folder = stem.strip_suffix("/mod").or((stem != "lib").then_some(stem)).unwrap_or("");
+        for (at, mark) in text.match_indices("#[cfg(test)]") {
+            let item = text[at + mark.len()..].trim_start();
+            let item = item.strip_prefix("pub(crate) ").or(item.strip_prefix("pub(super) ")).unwrap_or(item);
+            if let Some((name, _)) = item.strip_prefix("mod ").and_then(|rest| rest.split_once(';'))
+                && !name.contains('{')
+            {
+                found.push(format!("{folder}/{name}").trim_start_matches('/').to_owned());
+            }
+        }
+    }
+    found
+}
+
 /// Every file with one of these endings below `folder`, relative to it.
 fn files(folder: &Path, endings: &[&str]) -> Vec<(String, String)> {
     let (mut open, mut found): (Vec<PathBuf>, Vec<PathBuf>) = (vec![folder.to_owned()], Vec::new());
@@ -263,7 +281,13 @@ fn root() -> &'static Path {
 fn imports_point_down_and_confined_words_stay_in_their_folders() {
     let files = files(&root().join("src"), &["rs"]);
     assert!(files.iter().any(|(path, _)| path == "lib.rs"), "the source was not found");
-    let found: Vec<_> = files.iter().flat_map(|(path, text)| offences(path, text)).collect();
+    let tests = test_modules(&files);
+    let is_test = |path: &str| {
+        tests
+            .iter()
+            .any(|test| path.strip_prefix(test).is_some_and(|rest| rest == ".rs" || rest.starts_with('/')))
+    };
+    let found: Vec<_> = files.iter().flat_map(|(path, text)| offences(path, text, is_test(path))).collect();
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
@@ -289,7 +313,7 @@ fn an_import_that_goes_up_is_found_however_it_is_written() {
         ("id.rs", "use crate::config::Config;"),
         ("shelf/mod.rs", ""),
     ] {
-        assert_eq!(offences(path, text).len(), 1, "{path}: {text}");
+        assert_eq!(offences(path, text, false).len(), 1, "{path}: {text}");
     }
     for (path, text) in [
         ("graph/op.rs", "use crate::{id::KernelId, tensor::{DType, graph}};"),
@@ -298,7 +322,7 @@ fn an_import_that_goes_up_is_found_however_it_is_written() {
         ("digest.rs", "use crate::id::KernelId;"),
         ("bin/kasminad.rs", "use crate::daemon;"),
     ] {
-        assert_eq!(offences(path, text), Vec::<String>::new(), "{path}: {text}");
+        assert_eq!(offences(path, text, false), Vec::<String>::new(), "{path}: {text}");
     }
 }
 
@@ -313,17 +337,21 @@ fn a_confined_word_outside_its_folder_is_found() {
         ("engine/seed.rs", "let a = r#\"x\"#; b.unwrap();"),
         ("engine/seed.rs", "#[cfg(test)]\nmod tests { fn f() { a.unwrap(); } }\nfn g() { b.unwrap(); }"),
     ] {
-        assert_eq!(offences(path, text).len(), 1, "{path}: {text}");
+        assert_eq!(offences(path, text, false).len(), 1, "{path}: {text}");
     }
     for (path, text) in [
         ("backend/cuda/stream.rs", "use cudarc::driver; unsafe {}"),
         ("engine/seed.rs", "fn f<'a>(a: &'a str) {} // unsafe, tokio"),
         ("engine/seed.rs", "let tokio_like = unsafe_name; let s = r\"unsafe\"; let t = \"\\\"unsafe\";"),
         ("engine/seed.rs", "#[cfg(test)]\nmod tests { fn f() { if a { b.unwrap(); } } }"),
-        ("engine/tests.rs", "fn f() { a.unwrap(); }"),
     ] {
-        assert_eq!(offences(path, text), Vec::<String>::new(), "{path}: {text}");
+        assert_eq!(offences(path, text, false), Vec::<String>::new(), "{path}: {text}");
     }
+    assert_eq!(offences("engine/seed.rs", "fn f() { a.unwrap(); }", true), Vec::<String>::new());
+    let declared = "#[cfg(test)]\nmod contract;\n#[cfg(test)]\nmod tests { mod inner; }";
+    let files = [("cache/mod.rs".to_owned(), declared.to_owned())];
+    assert!(test_modules(&files).contains(&"cache/contract".to_owned()));
+    assert!(!test_modules(&files).contains(&"cache/inner".to_owned()));
 }
 
 #[test]

@@ -14,6 +14,8 @@ section! {
         max_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
         /// How long "no such kernel" is remembered.
         negative_ttl: Duration = Duration::from_secs(60), "time", Restart;
+        /// How long a kernel that was refused is not fetched again.
+        rejected_ttl: Duration = Duration::from_secs(600), "time", Restart;
         /// Kernels that are never evicted.
         pinned: Vec<KernelId> = Vec::new(), "list of kernel ids", Restart;
     }

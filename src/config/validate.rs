@@ -101,7 +101,7 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         ("cache.max_bytes", config.cache.max_bytes),
         ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes),
         ("validator.max_artifact_bytes", config.validator.max_artifact_bytes),
-        ("validator.max_unpacked_bytes", config.validator.max_unpacked_bytes),
+        ("validator.max_entry_bytes", config.validator.max_entry_bytes),
         ("validator.max_plan_bytes", config.validator.max_plan_bytes),
         ("data_plane.arena_bytes", config.data_plane.arena_bytes),
         ("limits.max_bytes_per_session", config.limits.max_bytes_per_session),

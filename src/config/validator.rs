@@ -9,8 +9,8 @@ section! {
         max_artifact_bytes: ByteSize = ByteSize::mib(256), "bytes", Restart;
         /// The most files within an artifact.
         max_archive_entries: usize = 4096, "files", Restart;
-        /// What an artifact may unpack to, all files together.
-        max_unpacked_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
+        /// The largest file within an artifact, unpacked.
+        max_entry_bytes: ByteSize = ByteSize::mib(256), "bytes", Restart;
         /// The most parameters, counted as single numbers.
         max_parameters: u64 = 10_000_000, "numbers", Restart;
         /// Module types a kernel may be made of, as prefixes of the class path such as "torch.nn.";
