@@ -6,28 +6,38 @@
 //! heap and never pass through a socket. Both sides may vanish at any moment, and either may lie: whoever
 //! reads shared memory copies first, then checks the copy. The layout is specified in `docs/wire.md`.
 
+mod arena;
 mod descriptor;
+mod doorbell;
 mod error;
 mod frame;
+mod lane;
 mod layout;
+mod memory;
 mod message;
 mod operator;
+mod peer;
+mod ring;
 mod words;
 
+pub use arena::Arena;
 pub use descriptor::{
     Backward, Block, Command, Descriptor, FLAG_TAKE_TICKET, FLAG_TRAIN, FLAG_WANT_GRAD_ALPHAS,
     FLAG_WANT_GRAD_INPUT, FLAG_WANT_GRAD_PARAMETERS, Forward, Release, VERB_BACKWARD, VERB_FORWARD,
     VERB_RELEASE, Wants,
 };
+pub use doorbell::{Doorbell, Rung, Waker};
 pub use error::WireError;
 pub use frame::{
     FRAME_HEADER_BYTES, FrameBuffer, FrameHeader, FrameKind, MAX_FRAME_BYTES, MAX_FRAME_DESCRIPTORS, decode,
     encode, receive, send, try_send,
 };
+pub use lane::{ClientLane, DaemonLane, Lane, Wake};
 pub use layout::{
     ARENA_MAGIC, ArenaHeader, ArenaLayout, Completion, DESCRIPTOR_BYTES, Field, MAX_ARENA_BYTES, MAX_RANK,
     MAX_SEEDS, MIN_ARENA_BYTES, RING_ENTRIES, Submission, layout_json,
 };
+pub use memory::SharedMemory;
 pub use message::{
     CloseLayer, Empty, ErrorReply, FailureCounts, Graft, GraftReply, Hello, HelloReply, LastErrorReply,
     LayerReply, OpenLayer, PROTOCOL, Prefetch, PrefetchReply, Reply, Request, SeedRef, SeedReply, SeedStats,
@@ -37,4 +47,5 @@ pub use operator::{
     ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, OperatorRequest, RuleReport,
     SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, ValidationReport,
 };
+pub use peer::Peer;
 pub use words::{Blend, FailureKind, SeedState, Status};
