@@ -3,13 +3,15 @@
 //! The modules below stand in layers; each may import only what stands above it (the words import each
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
-//! - words: [`id`], [`digest`], [`fault`]
+//! - words: [`id`], [`digest`], [`fault`], [`backoff`]
 //! - settings and self-report: [`config`], [`telemetry`]
-//! - compute, pure: [`tensor`], [`graph`], [`backend`]
+//! - compute, pure: [`tensor`], [`graph`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`]
+//! - supply: [`cache`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod backoff;
 pub mod digest;
 pub mod fault;
 pub mod id;
@@ -23,4 +25,8 @@ pub mod graph;
 
 pub mod backend;
 
+pub mod validation;
+
 pub mod wire;
+
+pub mod cache;

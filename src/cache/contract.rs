@@ -1,0 +1,124 @@
+//! What every byte tier must do; each implementation runs this suite.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Answer, Clock, ManualClock, Negative, Stored, Tier};
+use crate::{
+    digest::Digest,
+    id::KernelId,
+    validation::{Metadata, RuleResult, Verdict},
+};
+
+pub(super) fn id(text: &str) -> KernelId {
+    text.parse().unwrap()
+}
+
+/// An artifact of `size` bytes, different for every name.
+pub(super) fn artifact(name: &str, size: usize) -> Stored {
+    let bytes: Vec<u8> = name.bytes().cycle().take(size).collect();
+    let mut metadata = Metadata::bare(id(name));
+    metadata.input_shape = Some([3, 8, 8].into());
+    Stored::new(metadata, bytes.into())
+}
+
+pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
+    let rule = RuleResult { name: "weights.finite".into(), passed: accepted, detail: "looked at 2".into() };
+    Verdict {
+        accepted,
+        rules: vec![rule],
+        digest,
+        size_bytes: 7,
+        format: Some("pt2".into()),
+        parameters: 2,
+        buffers: 0,
+        modules: Vec::new(),
+        ops: vec!["aten.relu".into()],
+        input_shape: None,
+        output_shape: None,
+        flops: None,
+        peak_bytes: None,
+    }
+}
+
+/// `tier` is empty, holds at most `max_bytes`, and reads `clock`.
+pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, max_bytes: usize) {
+    kept_as_given(tier).await;
+    negatives_end(tier, clock).await;
+    forgotten_when_asked(tier).await;
+    bounded_by_use(tier, max_bytes).await;
+    assert!(tier.clear().await.unwrap() > 0);
+    assert_eq!(tier.stats().await.unwrap().bytes, 0);
+}
+
+async fn kept_as_given(tier: &dyn Tier) {
+    let stored = artifact("a", 1000);
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Miss);
+    assert!(!tier.contains(stored.id()).await.unwrap());
+    assert!(tier.put(&stored).await.unwrap());
+    assert!(tier.contains(stored.id()).await.unwrap());
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(stored.clone()));
+
+    let other =
+        Stored { bytes: Arc::from(*b"other bytes"), digest: Digest::of(b"other bytes"), ..stored.clone() };
+    assert!(!tier.put_verdict(stored.id(), other.digest, &verdict(other.digest, true)).await.unwrap());
+    assert!(tier.put_verdict(stored.id(), stored.digest, &verdict(stored.digest, true)).await.unwrap());
+    let Answer::Hit(judged) = tier.get(stored.id()).await.unwrap() else { panic!("it was there") };
+    assert_eq!(judged.verdict.as_deref(), Some(&verdict(stored.digest, true)));
+
+    assert!(tier.put(&other).await.unwrap());
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(other));
+    let stats = tier.stats().await.unwrap();
+    assert_eq!((stats.hits, stats.misses, stats.entries, stats.corrupt), (3, 1, 1, 0));
+}
+
+async fn negatives_end(tier: &dyn Tier, clock: &ManualClock) {
+    let stored = artifact("a", 10);
+    tier.put(&stored).await.unwrap();
+    let until_unix_ms = clock.unix_ms() + 1000;
+    let negative = Negative { code: "kernel.rejected".into(), reason: "infinite".into(), until_unix_ms };
+    tier.put_negative(stored.id(), &negative).await.unwrap();
+    assert!(!tier.contains(stored.id()).await.unwrap(), "a rejected kernel's bytes go");
+    clock.advance(Duration::from_millis(999));
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Negative(negative.clone()));
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Miss);
+    let later = Negative { until_unix_ms: clock.unix_ms() + 1000, ..negative };
+    tier.put_negative(stored.id(), &later).await.unwrap();
+    tier.put(&stored).await.unwrap();
+    assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(stored), "the bytes are newer");
+}
+
+async fn forgotten_when_asked(tier: &dyn Tier) {
+    tier.put(&artifact("a", 10)).await.unwrap();
+    assert!(tier.remove(&id("a")).await.unwrap());
+    assert!(!tier.remove(&id("a")).await.unwrap());
+    assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss);
+    let negative =
+        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms: i64::MAX };
+    tier.put_negative(&id("a"), &negative).await.unwrap();
+    assert!(tier.remove(&id("a")).await.unwrap());
+    assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss);
+}
+
+async fn bounded_by_use(tier: &dyn Tier, max_bytes: usize) {
+    // Three fit with their descriptions, four do not.
+    let size = max_bytes / 4;
+    for name in ["a", "b", "c"] {
+        assert!(tier.put(&artifact(name, size)).await.unwrap());
+    }
+    tier.get(&id("a")).await.unwrap();
+    assert!(tier.put(&artifact("d", size)).await.unwrap());
+    let here = async |name: &str| tier.contains(&id(name)).await.unwrap();
+    assert_eq!(
+        [here("a").await, here("b").await, here("c").await, here("d").await],
+        [true, false, true, true]
+    );
+    assert!(!tier.put(&artifact("huge", max_bytes + 1)).await.unwrap());
+    let stats = tier.stats().await.unwrap();
+    assert_eq!(stats.entries, 3);
+    assert!(stats.bytes <= max_bytes as u64);
+    tier.get(&id("a")).await.unwrap();
+    tier.get(&id("d")).await.unwrap();
+    assert_eq!(tier.most_used(0, 2).await.unwrap(), [id("a"), id("d")]);
+    assert_eq!(tier.most_used(i64::MAX, 2).await.unwrap(), []);
+}

@@ -1,0 +1,212 @@
+//! The device tier against a model of it, and its cases one by one.
+
+use std::{sync::Arc, time::Duration};
+
+use proptest::prelude::*;
+
+use super::{Budget, CacheError, DeviceCache, EvictionReason, L1, Lease, ManualClock};
+use crate::id::KernelId;
+
+fn id(number: u64) -> KernelId {
+    format!("k{number}").parse().unwrap()
+}
+
+/// A value that is its own weight.
+fn cache(max_entries: usize, max_bytes: u64) -> (L1<u64>, ManualClock) {
+    let clock = ManualClock::default();
+    (L1::new(Budget { max_entries, max_bytes }, |&bytes| bytes, Arc::new(clock.clone())), clock)
+}
+
+#[test]
+fn the_least_recently_used_goes_first_and_says_for_whom() {
+    let (mut cache, clock) = cache(3, 100);
+    (0..3).for_each(|n| drop(cache.admit(id(n), 10).unwrap()));
+    assert_eq!(cache.get(&id(0)), Some(10));
+    clock.advance(Duration::from_secs(5));
+    drop(cache.admit(id(3), 10).unwrap());
+    assert_eq!(cache.get(&id(1)), None);
+    let eviction = cache.evictions().pop().unwrap();
+    assert_eq!(eviction.id, id(1));
+    assert_eq!(eviction.reason, EvictionReason::Room { newcomer: id(3) });
+    assert_eq!(eviction.idle_ms, 5000);
+    let entries = cache.entries();
+    assert_eq!(entries.iter().map(|e| e.id.clone()).collect::<Vec<_>>(), [id(2), id(0), id(3)]);
+    assert_eq!((entries[1].hits, entries[1].age_ms, entries[1].holders), (1, 5000, 0));
+}
+
+#[test]
+fn what_is_leased_stays_and_a_newcomer_without_room_changes_nothing() {
+    let (mut cache, _) = cache(10, 100);
+    let lease = cache.admit(id(0), 60).unwrap();
+    drop(cache.admit(id(1), 30).unwrap());
+    let error = cache.admit(id(2), 50).unwrap_err();
+    assert!(matches!(error, CacheError::NoRoom { held_bytes: 60, held_entries: 1, .. }), "{error}");
+    assert!(error.to_string().contains("60 of 100 bytes in 1 kernels"), "{error}");
+    assert_eq!(cache.stats().entries, 2);
+    assert!(matches!(cache.evict(&id(0)), Err(CacheError::InUse { holders: 1, .. })));
+    assert!(matches!(cache.admit(id(0), 1), Err(CacheError::InUse { .. })));
+    assert!(matches!(cache.admit(id(2), 101), Err(CacheError::TooLarge { .. })));
+    drop(lease);
+    drop(cache.admit(id(2), 50).unwrap());
+    assert_eq!(cache.peek(&id(0)), None);
+    assert_eq!(cache.peek(&id(1)), Some(&30));
+}
+
+#[test]
+fn pins_hold_until_they_are_drawn() {
+    let (mut cache, _) = cache(2, 100);
+    drop(cache.admit(id(0), 1).unwrap());
+    assert!(cache.pin(&id(0), true));
+    assert!(!cache.pin(&id(9), true));
+    (1..5).for_each(|n| drop(cache.admit(id(n), 1).unwrap()));
+    assert_eq!(cache.get(&id(0)), Some(1));
+    assert_eq!(cache.clear(), 1);
+    assert_eq!(cache.stats().pinned, 1);
+    cache.pin(&id(0), false);
+    assert_eq!(cache.evict(&id(0)), Ok(true));
+    assert_eq!(cache.evict(&id(0)), Ok(false));
+}
+
+#[test]
+fn a_value_that_grows_pushes_others_out() {
+    let clock = ManualClock::default();
+    let weigh = |value: &Arc<std::sync::atomic::AtomicU64>| value.load(std::sync::atomic::Ordering::Relaxed);
+    let cache = DeviceCache::new(Budget { max_entries: 9, max_bytes: 100 }, weigh, Arc::new(clock));
+    let value = |bytes: u64| Arc::new(bytes.into());
+    let grows: Arc<std::sync::atomic::AtomicU64> = value(10);
+    let lease = cache.admit(id(0), grows.clone()).unwrap();
+    drop(cache.admit(id(1), value(50)).unwrap());
+    grows.store(70, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(cache.reweigh(&id(0)), Ok(true));
+    assert_eq!((cache.stats().bytes, cache.stats().entries), (70, 1));
+    let other = cache.admit(id(2), value(30)).unwrap();
+    grows.store(71, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(cache.reweigh(&id(0)), Err(CacheError::NoRoom { .. })));
+    assert_eq!(cache.stats().bytes, 100);
+    drop((lease, other));
+    assert_eq!(cache.reweigh(&id(7)), Ok(false));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Admit(u64, u64),
+    Get(u64),
+    Lease(u64),
+    Release(usize),
+    Pin(u64, bool),
+    Evict(u64),
+    Clear,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = 0u64..6;
+    prop_oneof![
+        6 => (key.clone(), 0u64..60).prop_map(|(k, b)| Step::Admit(k, b)),
+        4 => key.clone().prop_map(Step::Get),
+        2 => key.clone().prop_map(Step::Lease),
+        3 => (0usize..8).prop_map(Step::Release),
+        1 => (key.clone(), any::<bool>()).prop_map(|(k, p)| Step::Pin(k, p)),
+        1 => key.prop_map(Step::Evict),
+        1 => Just(Step::Clear),
+    ]
+}
+
+/// The same rules, slow and plain: a list with the least recently used first.
+#[derive(Default)]
+struct Model(Vec<Row>);
+
+#[derive(Clone, Debug)]
+struct Row {
+    key: u64,
+    bytes: u64,
+    leases: usize,
+    pinned: bool,
+}
+
+impl Row {
+    fn held(&self) -> bool {
+        self.leases > 0 || self.pinned
+    }
+}
+
+impl Model {
+    const ENTRIES: usize = 4;
+    const BYTES: u64 = 100;
+
+    fn touch(&mut self, key: u64) -> Option<&mut Row> {
+        let at = self.0.iter().position(|row| row.key == key)?;
+        let row = self.0.remove(at);
+        self.0.push(row);
+        self.0.last_mut()
+    }
+
+    fn admit(&mut self, key: u64, bytes: u64) -> bool {
+        if self.0.iter().any(|row| row.key == key && row.held()) {
+            return false;
+        }
+        let mut left: Vec<Row> = self.0.iter().filter(|row| row.key != key).cloned().collect();
+        let full = |left: &[Row]| {
+            left.len() >= Self::ENTRIES || left.iter().map(|r| r.bytes).sum::<u64>() + bytes > Self::BYTES
+        };
+        while full(&left) {
+            let Some(victim) = left.iter().position(|row| !row.held()) else {
+                return false;
+            };
+            left.remove(victim);
+        }
+        left.push(Row { key, bytes, leases: 1, pinned: false });
+        self.0 = left;
+        true
+    }
+}
+
+proptest! {
+    #[test]
+    fn it_does_what_the_model_does(steps in prop::collection::vec(step(), 1..120)) {
+        let (mut cache, _) = cache(Model::ENTRIES, Model::BYTES);
+        let mut model = Model::default();
+        let mut leases: Vec<(u64, Lease<u64>)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Admit(key, bytes) => {
+                    let lease = cache.admit(id(key), bytes);
+                    prop_assert_eq!(lease.is_ok(), model.admit(key, bytes));
+                    leases.extend(lease.ok().map(|lease| (key, lease)));
+                }
+                Step::Get(key) => prop_assert_eq!(cache.get(&id(key)), model.touch(key).map(|row| row.bytes)),
+                Step::Lease(key) => {
+                    let lease = cache.lease(&id(key));
+                    let row = model.touch(key);
+                    prop_assert_eq!(lease.is_some(), row.is_some());
+                    row.into_iter().for_each(|row| row.leases += 1);
+                    leases.extend(lease.map(|lease| (key, lease)));
+                }
+                Step::Release(n) if n < leases.len() => {
+                    let (key, _) = leases.swap_remove(n);
+                    model.0.iter_mut().filter(|row| row.key == key).for_each(|row| row.leases -= 1);
+                }
+                Step::Release(_) => {}
+                Step::Pin(key, pinned) => {
+                    cache.pin(&id(key), pinned);
+                    model.0.iter_mut().filter(|row| row.key == key).for_each(|row| row.pinned = pinned);
+                }
+                Step::Evict(key) => {
+                    let free = model.0.iter().any(|row| row.key == key && !row.held());
+                    prop_assert_eq!(cache.evict(&id(key)) == Ok(true), free);
+                    model.0.retain(|row| row.key != key || row.held());
+                }
+                Step::Clear => {
+                    let before = model.0.len();
+                    model.0.retain(Row::held);
+                    prop_assert_eq!(cache.clear(), before - model.0.len());
+                }
+            }
+            let stats = cache.stats();
+            prop_assert!(stats.entries <= Model::ENTRIES as u64 && stats.bytes <= Model::BYTES);
+            let seen: Vec<_> = cache.entries().into_iter().map(|e| (e.id, e.bytes, e.holders, e.pinned)).collect();
+            let expected: Vec<_> =
+                model.0.iter().map(|r| (id(r.key), r.bytes, r.leases as u32, r.pinned)).collect();
+            prop_assert_eq!(seen, expected);
+        }
+    }
+}

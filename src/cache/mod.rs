@@ -1,0 +1,37 @@
+//! Where kernels are kept: ready to run on the device (L1), and as bytes in the tiers below.
+//!
+//! [`DeviceCache`] holds values by name within a budget. [`Lookup`] finds an artifact's bytes: tier by
+//! tier, then at the [`Source`], once however many ask.
+
+mod clock;
+mod device;
+mod error;
+mod l1;
+mod lookup;
+mod negatives;
+mod order;
+mod single_flight;
+mod source;
+mod sqlite;
+mod stats;
+mod tier;
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod l1_tests;
+#[cfg(test)]
+mod lookup_tests;
+#[cfg(test)]
+mod sqlite_tests;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use device::DeviceCache;
+pub use error::CacheError;
+pub use l1::{Budget, L1, Lease};
+pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, Step, StepOutcome};
+pub use single_flight::SingleFlight;
+pub use source::{Fetched, SharedFault, Source};
+pub use sqlite::{SqliteOptions, SqliteTier};
+pub use stats::{EntryStats, Eviction, EvictionReason, TierStats};
+pub use tier::{Answer, BoxFuture, Negative, Stored, Tier, TierError};

@@ -1,0 +1,30 @@
+//! The port to where kernels come from, as the look-up sees it.
+
+use std::{fmt, sync::Arc};
+
+use super::{BoxFuture, Stored};
+use crate::{fault::Fault, id::KernelId};
+
+/// An error that many can hold: all who waited for one fetch get the same.
+pub type SharedFault = Arc<dyn Fault + Send + Sync>;
+
+/// An artifact fresh from its origin, and how long that took.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The artifact, in agreement with its catalogue's checksum where there is one.
+    pub stored: Stored,
+    /// Microseconds for the catalogue entry.
+    pub metadata_us: u64,
+    /// Microseconds for the bytes and their digest.
+    pub artifact_us: u64,
+}
+
+/// Where artifacts come from that no tier holds.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// The source's name in statistics and logs.
+    fn name(&self) -> &str;
+
+    /// Fetches a kernel. Retries and circuit breaking are the source's own affair; an error is final for
+    /// this look-up, and its class says whether it may be remembered.
+    fn fetch<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Fetched, SharedFault>>;
+}

@@ -1,0 +1,90 @@
+//! What the tiers say of themselves, in a form fit for `kasmina cache --json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::KernelId;
+
+/// A tier's counters since it was opened, and what it holds now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TierStats {
+    /// The tier: `device`, `sqlite`, …
+    pub tier: String,
+    /// Kernels held now.
+    pub entries: u64,
+    /// Bytes held now.
+    pub bytes: u64,
+    /// The most kernels it may hold, where that is bounded.
+    pub max_entries: Option<u64>,
+    /// The most bytes it may hold.
+    pub max_bytes: u64,
+    /// Kernels that are never evicted.
+    pub pinned: u64,
+    /// Kernels in somebody's hands.
+    pub leased: u64,
+    /// Look-ups answered with a kernel.
+    pub hits: u64,
+    /// Look-ups answered with nothing.
+    pub misses: u64,
+    /// Look-ups answered with "there is no such kernel" or "it was rejected".
+    pub negative_hits: u64,
+    /// Kernels taken in.
+    pub admissions: u64,
+    /// Kernels put out, for whatever reason.
+    pub evictions: u64,
+    /// Copies found damaged and dropped.
+    pub corrupt: u64,
+    /// Requests the tier itself failed.
+    pub failures: u64,
+}
+
+/// One kernel in the device tier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryStats {
+    /// Which kernel.
+    pub id: KernelId,
+    /// What it weighs.
+    pub bytes: u64,
+    /// Milliseconds since it was taken in.
+    pub age_ms: u64,
+    /// Milliseconds since it was last used.
+    pub idle_ms: u64,
+    /// How often it was found.
+    pub hits: u64,
+    /// How many leases are out on it.
+    pub holders: u32,
+    /// Whether it is never evicted.
+    pub pinned: bool,
+}
+
+/// Why a kernel left the device tier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum EvictionReason {
+    /// Room was needed, and it was the least recently used.
+    Room {
+        /// Who came in, or grew.
+        newcomer: KernelId,
+    },
+    /// Someone asked for just this.
+    Asked,
+    /// Someone asked for all to go.
+    Cleared,
+    /// Another version came in under its name.
+    Replaced,
+}
+
+/// An eviction that has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Eviction {
+    /// Which kernel.
+    pub id: KernelId,
+    /// Why.
+    #[serde(flatten)]
+    pub reason: EvictionReason,
+    /// What it weighed.
+    pub bytes: u64,
+    /// How long nobody had used it, in milliseconds.
+    pub idle_ms: u64,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+}

@@ -1,0 +1,152 @@
+//! The port of a byte tier: what every place that keeps artifacts promises.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use super::TierStats;
+use crate::{
+    digest::Digest,
+    fault::{ErrorClass, Fault},
+    id::KernelId,
+    validation::{Metadata, Verdict},
+};
+
+/// A future behind a pointer, so that ports can be trait objects.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// An artifact with all that is known of it.
+#[derive(Clone, PartialEq)]
+pub struct Stored {
+    /// Its catalogue entry; the kernel's id stands there.
+    pub metadata: Arc<Metadata>,
+    /// SHA-256 of `bytes`.
+    pub digest: Digest,
+    /// The artifact.
+    pub bytes: Arc<[u8]>,
+    /// What the validator said, once it has.
+    pub verdict: Option<Arc<Verdict>>,
+}
+
+impl Stored {
+    /// An artifact that has just arrived: hashes it.
+    pub fn new(metadata: Metadata, bytes: Arc<[u8]>) -> Self {
+        Self { metadata: Arc::new(metadata), digest: Digest::of(&bytes), bytes, verdict: None }
+    }
+
+    /// The kernel's id.
+    pub fn id(&self) -> &KernelId {
+        &self.metadata.id
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stored({} {} of {} bytes)", self.id(), self.digest, self.bytes.len())
+    }
+}
+
+/// Why a kernel is known not to be had: "there is none" for a while, not "not now".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Negative {
+    /// The code a client sees, such as `kernel.not_found`.
+    pub code: String,
+    /// What was said when it was found out.
+    pub reason: String,
+    /// Until when this is believed, in milliseconds since 1970.
+    pub until_unix_ms: i64,
+}
+
+/// What a tier knows of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Here it is, its digest checked.
+    Hit(Stored),
+    /// It is known not to be had.
+    Negative(Negative),
+    /// Nothing is known.
+    Miss,
+    /// A copy was here and did not agree with its digest; it has been dropped.
+    Corrupt,
+}
+
+/// A place that keeps artifacts between their origin and the device.
+///
+/// A tier owes nobody its content: it may drop anything at any time to stay within its limit. What it does
+/// give agrees with its digest. Every call may be cancelled without harm.
+pub trait Tier: Send + Sync + fmt::Debug {
+    /// The tier's name in statistics and logs.
+    fn name(&self) -> &str;
+
+    /// Looks a kernel up and, on a hit, counts it as used.
+    fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>>;
+
+    /// Keeps a kernel in place of whatever was known under its id. One that is larger than the whole tier
+    /// is passed over: `false`.
+    fn put<'a>(&'a self, stored: &'a Stored) -> BoxFuture<'a, Result<bool, TierError>>;
+
+    /// Notes what the validator said of a kernel; `false` where the tier does not hold those bytes.
+    fn put_verdict<'a>(
+        &'a self,
+        id: &'a KernelId,
+        digest: Digest,
+        verdict: &'a Verdict,
+    ) -> BoxFuture<'a, Result<bool, TierError>>;
+
+    /// Notes that a kernel is not to be had, in place of whatever was known under its id.
+    fn put_negative<'a>(
+        &'a self,
+        id: &'a KernelId,
+        negative: &'a Negative,
+    ) -> BoxFuture<'a, Result<(), TierError>>;
+
+    /// Forgets a kernel, a negative result included; `false` where nothing was known.
+    fn remove<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>>;
+
+    /// Whether the kernel's bytes are here; neither reads nor counts them.
+    fn contains<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>>;
+
+    /// Forgets everything, and says how many kernels that were.
+    fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>>;
+
+    /// The ids most used since a time in milliseconds since 1970, the most used first: what to warm.
+    fn most_used(&self, since_unix_ms: i64, limit: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>>;
+
+    /// Counters and contents.
+    fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>>;
+}
+
+/// Why a tier does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TierError {
+    /// It cannot be opened.
+    #[error(
+        "the {tier} tier at {place} cannot be opened: {reason}; correct cache settings or remove the file"
+    )]
+    Open {
+        /// Which tier.
+        tier: &'static str,
+        /// Where it is.
+        place: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A request to it failed.
+    #[error("the {tier} tier failed to {action}: {reason}")]
+    Request {
+        /// Which tier.
+        tier: &'static str,
+        /// What it was to do.
+        action: &'static str,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+impl Fault for TierError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Unavailable
+    }
+
+    fn code(&self) -> &'static str {
+        "cache.tier_unavailable"
+    }
+}

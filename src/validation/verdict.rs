@@ -1,0 +1,68 @@
+//! The verdict on an artifact: a list of named rules, each passed or failed with the reason.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{digest::Digest, tensor::Shape};
+
+/// How one rule judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleResult {
+    /// The rule's stable name, such as `ops.whitelist`.
+    pub name: String,
+    /// Whether the artifact keeps to it.
+    pub passed: bool,
+    /// Why, or what was looked at.
+    pub detail: String,
+}
+
+/// A module inside the artifact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleUse {
+    /// Where it stands, such as `block.conv`; empty for the root.
+    pub path: String,
+    /// What it is, such as `torch.nn.modules.conv.Conv2d`.
+    pub class: String,
+}
+
+/// What the validator found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether every rule passed.
+    pub accepted: bool,
+    /// The rules that were judged; those that could not be, because an earlier one failed, are absent.
+    pub rules: Vec<RuleResult>,
+    /// SHA-256 of the artifact this is about.
+    pub digest: Digest,
+    /// The artifact's size.
+    pub size_bytes: u64,
+    /// The archive's format, where it could be read.
+    pub format: Option<String>,
+    /// How many numbers its parameters hold.
+    pub parameters: u64,
+    /// How many numbers its buffers hold.
+    pub buffers: u64,
+    /// The modules inside, in the archive's order.
+    pub modules: Vec<ModuleUse>,
+    /// The operations its program names, in alphabetical order.
+    pub ops: Vec<String>,
+    /// The input's shape without its batch dimension, where one is declared.
+    pub input_shape: Option<Shape>,
+    /// The output's shape without its batch dimension, as inferred.
+    pub output_shape: Option<Shape>,
+    /// Floating-point operations of one forward pass of one sample, where a shape is declared.
+    pub flops: Option<u64>,
+    /// Bytes of weights and of the values alive at once in that pass, without any fusion.
+    pub peak_bytes: Option<u64>,
+}
+
+impl Verdict {
+    /// The first rule that failed.
+    pub fn first_failure(&self) -> Option<&RuleResult> {
+        self.rules.iter().find(|rule| !rule.passed)
+    }
+
+    /// The rule of a name, where it was judged.
+    pub fn rule(&self, name: &str) -> Option<&RuleResult> {
+        self.rules.iter().find(|rule| rule.name == name)
+    }
+}
