@@ -7,7 +7,7 @@
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`]
-//! - supply: [`cache`]
+//! - supply: [`cache`], [`origin`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -30,3 +30,4 @@ pub mod validation;
 pub mod wire;
 
 pub mod cache;
+pub mod origin;

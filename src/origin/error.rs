@@ -1,0 +1,149 @@
+//! Why an origin does not give a kernel.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{
+    digest::Digest,
+    fault::{ErrorClass, Fault},
+    id::KernelId,
+    validation::{MetadataError, Status},
+};
+
+/// Why an origin does not give a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// It has none of that name.
+    #[error("origin {origin} has no kernel {id}: publish it or correct the id")]
+    NotFound {
+        /// Which origin.
+        origin: String,
+        /// Which kernel.
+        id: KernelId,
+    },
+    /// Its catalogue entry cannot be used.
+    #[error("origin {origin}, kernel {id}: {source}")]
+    Entry {
+        /// Which origin.
+        origin: String,
+        /// Which kernel.
+        id: KernelId,
+        /// What is wrong with it.
+        source: MetadataError,
+    },
+    /// The entry is about another kernel.
+    #[error("origin {origin} has under the name {id} the entry of kernel {found}: correct its id")]
+    OtherKernel {
+        /// Which origin.
+        origin: String,
+        /// Which kernel was asked for.
+        id: KernelId,
+        /// Which one came.
+        found: KernelId,
+    },
+    /// Its status forbids its use.
+    #[error(
+        "kernel {id} has status {status}: {}",
+        if *.status == Status::Testing { "set origin.accept_testing to use it" } else { "it cannot be used, publish a valid one" }
+    )]
+    Status {
+        /// Which kernel.
+        id: KernelId,
+        /// Its status.
+        status: Status,
+    },
+    /// The reference to its bytes is absent, or leads where it may not.
+    #[error("kernel {id} refers to {reference:?}: {reason}")]
+    Reference {
+        /// Which kernel.
+        id: KernelId,
+        /// The reference.
+        reference: String,
+        /// Why it is refused.
+        reason: &'static str,
+    },
+    /// More bytes than are accepted.
+    #[error(
+        "{what} of kernel {id} is larger than {limit_bytes} bytes: raise the limit or use a smaller kernel"
+    )]
+    TooLarge {
+        /// Which kernel.
+        id: KernelId,
+        /// The artifact or the catalogue entry.
+        what: &'static str,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// The bytes are not those the catalogue speaks of.
+    #[error(
+        "the bytes of kernel {id} have SHA-256 {actual}, the catalogue says {expected}: publish it again"
+    )]
+    Checksum {
+        /// Which kernel.
+        id: KernelId,
+        /// What the catalogue says.
+        expected: Digest,
+        /// What the bytes have.
+        actual: Digest,
+    },
+    /// It does not answer, or not properly.
+    #[error("origin {origin} failed at {place}: {reason}")]
+    Unavailable {
+        /// Which origin.
+        origin: String,
+        /// The file or the address.
+        place: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+    /// It did not answer in time.
+    #[error("origin {origin} did not answer within {} ms: see whether it is up, or raise origin.timeout", limit.as_millis())]
+    TimedOut {
+        /// Which origin.
+        origin: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// It has failed so often that it is not asked for a while.
+    #[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), it will be tried again in {} ms", retry_in.as_millis())]
+    BreakerOpen {
+        /// Which dependency.
+        dependency: String,
+        /// How many failures opened it.
+        failures: u32,
+        /// The last one's text.
+        last_failure: String,
+        /// When the next call may pass; zero while trial calls are under way.
+        retry_in: Duration,
+    },
+}
+
+impl Fault for OriginError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::Entry { .. }
+            | Self::OtherKernel { .. }
+            | Self::Status { .. }
+            | Self::Reference { .. }
+            | Self::TooLarge { .. } => ErrorClass::Invalid,
+            Self::Checksum { .. } => ErrorClass::Corrupt,
+            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::BreakerOpen { .. } => {
+                ErrorClass::Unavailable
+            }
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound { .. } => "kernel.not_found",
+            Self::Entry { .. }
+            | Self::OtherKernel { .. }
+            | Self::Status { .. }
+            | Self::Reference { .. }
+            | Self::TooLarge { .. } => "kernel.rejected",
+            Self::Checksum { .. } => "kernel.checksum",
+            Self::Unavailable { .. } | Self::TimedOut { .. } => "origin.unavailable",
+            Self::BreakerOpen { .. } => "origin.breaker_open",
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Where kernels come from: a port, its implementations, and the guard through which they are asked.
+
+mod breaker;
+mod directory;
+mod error;
+mod guarded;
+mod port;
+mod retry;
+
+#[cfg(test)]
+mod breaker_tests;
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod directory_tests;
+#[cfg(test)]
+mod guarded_tests;
+
+pub use breaker::{Breaker, BreakerPolicy, BreakerState, BreakerStatus, Permit};
+pub use directory::{DirectoryOptions, DirectoryOrigin};
+pub use error::OriginError;
+pub use guarded::{GuardPolicy, Guarded};
+pub use port::Origin;
+pub use retry::{Retry, RetryPolicy};
