@@ -4,9 +4,11 @@
 //! before it runs. Whoever runs one provides all memory through [`Bindings`]; a run allocates nothing.
 
 mod executable;
+mod memory;
 mod region;
 
 pub use executable::{
     Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
 };
+pub use memory::{HostMemory, Memory};
 pub use region::Region;

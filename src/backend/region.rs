@@ -57,4 +57,43 @@ impl<'a> Region<'a> {
         // SAFETY: `offset` is at most `len_bytes`, so the address stays within the block or at its end.
         Some(Region { start: unsafe { self.start.add(offset) }, len_bytes: len, life: PhantomData })
     }
+
+    /// Copies the region's first bytes out; `false`, and nothing is copied, where it is shorter.
+    pub fn read(&self, into: &mut [u8]) -> bool {
+        let fits = into.len() <= self.len_bytes;
+        if fits {
+            // SAFETY: the region is valid for as many bytes, and a `&mut` slice overlaps no region that
+            // safe code could have made. If somebody writes meanwhile, the bytes are theirs and are not
+            // trusted.
+            unsafe { std::ptr::copy_nonoverlapping(self.start, into.as_mut_ptr(), into.len()) };
+        }
+        fits
+    }
+
+    /// Copies bytes to the region's start; `false`, and nothing is copied, where it is shorter.
+    pub fn write(&self, from: &[u8]) -> bool {
+        let fits = from.len() <= self.len_bytes;
+        if fits {
+            // SAFETY: as in `read`; `copy` allows the two to overlap.
+            unsafe { std::ptr::copy(from.as_ptr(), self.start, from.len()) };
+        }
+        fits
+    }
+
+    /// Copies the whole region to another one's start; `false`, and nothing is copied, where that is
+    /// shorter.
+    pub fn copy_to(&self, target: Region<'_>) -> bool {
+        let fits = self.len_bytes <= target.len_bytes;
+        if fits {
+            // SAFETY: both regions are valid for as many bytes; `copy` allows them to overlap.
+            unsafe { std::ptr::copy(self.start, target.start, self.len_bytes) };
+        }
+        fits
+    }
+
+    /// Fills the region with zeros.
+    pub fn zero(&self) {
+        // SAFETY: the region is valid for writes of its length.
+        unsafe { std::ptr::write_bytes(self.start, 0, self.len_bytes) };
+    }
 }

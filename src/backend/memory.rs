@@ -1,0 +1,86 @@
+//! Memory that runs work on: shared with a trainer or the daemon's own.
+
+use std::{cell::UnsafeCell, fmt};
+
+use super::Region;
+use crate::tensor::ALIGNMENT_BYTES;
+
+/// A block of memory that may be handed to a run, kept alive by whoever holds the owner.
+///
+/// A run on another thread holds an `Arc` of it, so that a run that comes late never writes to memory that
+/// somebody else has been given.
+pub trait Memory: Send + Sync + fmt::Debug {
+    /// The whole block, aligned to [`ALIGNMENT_BYTES`].
+    fn region(&self) -> Region<'_>;
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGNMENT_BYTES]);
+
+/// Zeroed host memory of the daemon's own, aligned to [`ALIGNMENT_BYTES`].
+pub struct HostMemory {
+    lines: Box<[UnsafeCell<Line>]>,
+    len_bytes: usize,
+}
+
+// SAFETY: the memory is reached through regions alone, whose users answer for races (see `Region`).
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// A block of at least `len_bytes` zeros.
+    pub fn new(len_bytes: usize) -> Self {
+        let lines =
+            (0..len_bytes.div_ceil(ALIGNMENT_BYTES)).map(|_| UnsafeCell::new(Line([0; ALIGNMENT_BYTES])));
+        Self { lines: lines.collect(), len_bytes }
+    }
+
+    /// How many bytes were asked for.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+}
+
+impl Memory for HostMemory {
+    fn region(&self) -> Region<'_> {
+        if self.lines.is_empty() {
+            return Region::EMPTY;
+        }
+        // SAFETY: the lines lie one after the other, each of 64 bytes, are at least as long as `len_bytes`
+        // and live as long as the borrow; cells allow writing through a shared reference.
+        unsafe { Region::from_raw(UnsafeCell::raw_get(self.lines.as_ptr()).cast(), self.len_bytes) }
+    }
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HostMemory({} bytes)", self.len_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_zeroed_and_written_through_regions() {
+        let memory = HostMemory::new(100);
+        let region = memory.region();
+        assert_eq!((region.start() as usize % ALIGNMENT_BYTES, region.len_bytes()), (0, 100));
+        let part = region.part(64, 8).unwrap();
+        assert!(part.write(&[7; 8]));
+        assert!(!part.write(&[7; 9]));
+        let mut all = [1; 100];
+        assert!(region.read(&mut all));
+        assert_eq!((all[63], all[64], all[71], all[72]), (0, 7, 7, 0));
+        let other = HostMemory::new(8);
+        assert!(part.copy_to(other.region()));
+        part.zero();
+        let mut bytes = [0; 8];
+        assert!(other.region().read(&mut bytes));
+        assert_eq!(bytes, [7; 8]);
+        assert!(part.read(&mut bytes));
+        assert_eq!(bytes, [0; 8]);
+        assert_eq!(HostMemory::new(0).region().len_bytes(), 0);
+    }
+}
