@@ -83,8 +83,10 @@ fn a_wrong_file_is_explained_in_full() {
 fn broken_toml_is_a_problem_with_a_line() {
     let errors = refused("[log]\nlevel = \"warn\"\nformat = \n");
     assert_eq!(errors.problems[0].place, Place::Line(3), "{errors}");
-    for text in ["[", "a = {", "\u{0}", "a = 1\na = 2", "[log]\n[log]", &"[".repeat(5000), &"a.".repeat(5000)]
-    {
+    let deep_list = format!("[log]\nlevel = {}{}", "[".repeat(5000), "]".repeat(5000));
+    let deep_key = format!("{}b = 1", "log.".repeat(5000));
+    let deep_table = format!("cache = {}", "{a = ".repeat(5000));
+    for text in ["[", "a = {", "\u{0}", "a = 1\na = 2", "[log]\n[log]", &deep_list, &deep_key, &deep_table] {
         assert!(Config::from_toml(text, None, &()).is_err());
     }
 }

@@ -318,7 +318,7 @@ pub enum Op {
     },
 
     // ---- normalisation; weight and bias are always operands (ones and zeros where absent) ----
-    /// (x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [C], rstd: [C], var: [C] biased), by batch
+    /// `(x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [C], rstd: [C], var: [C] biased)`, by batch
     /// statistics.
     BatchNorm {
         /// `eps`.
@@ -349,7 +349,7 @@ pub enum Op {
         /// As in [`Op::LayerNorm`].
         dims: usize,
     },
-    /// (x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [N, groups], rstd: [N, groups]).
+    /// `(x: [N, C, …], weight: [C], bias: [C]) → (y, mean: [N, groups], rstd: [N, groups])`.
     GroupNorm {
         /// `num_groups`, dividing C.
         groups: usize,

@@ -78,7 +78,7 @@ fn results<const N: usize>(dtype: DType, shapes: [&Shape; N]) -> Results {
     infos
 }
 
-/// Checks that x has channels and that the operands of the range hold one number for each: [C].
+/// Checks that x has channels and that the operands of the range hold one number for each: `[C]`.
 fn per_channel(operands: Operands<'_>, range: std::ops::Range<usize>) -> Result<Shape, GraphError> {
     let x = &operands.infos[0].shape;
     operands.ensure(x.rank() >= 2, || "it takes [N, C, …], at least 2 dimensions".into())?;
