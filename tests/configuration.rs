@@ -138,3 +138,13 @@ fn keys_that_must_agree_are_compared() {
     assert_eq!(refused("[origin]\npath = \"kernels\"").problems[0].key, "origin.path");
     assert_eq!(refused("[validator]\nallowed_modules = []").problems[0].place, Place::Line(2));
 }
+
+#[test]
+fn what_is_left_open_is_filled_in() {
+    let config = Config::default();
+    assert_eq!(config.sqlite_path(), Path::new("/var/lib/kasmina/cache.sqlite"));
+    assert!(config.device.thread_count() >= 1);
+    let text = "[cache.sqlite]\npath = \"/srv/k.db\"\n[device]\nthreads = 3";
+    let config = Config::from_toml(text, None, &()).unwrap();
+    assert_eq!((config.sqlite_path().as_path(), config.device.thread_count()), (Path::new("/srv/k.db"), 3));
+}

@@ -1,5 +1,7 @@
 //! `[device]`: what kernels run on.
 
+use std::{num::NonZero, thread};
+
 use super::{section::section, setting::words};
 
 /// Which backend runs the kernels.
@@ -20,5 +22,16 @@ section! {
         kind: DeviceKind = DeviceKind::Cpu, "auto or cpu", Restart;
         /// Threads a pass may use; 0 is one for each processor the daemon may run on.
         threads: usize = 0, "threads", Restart;
+    }
+}
+
+impl Device {
+    /// The threads a pass may use, at least 1: those asked for, else the processors that affinity and
+    /// control group leave to this process.
+    pub fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => thread::available_parallelism().map_or(1, NonZero::get),
+            threads => threads,
+        }
     }
 }

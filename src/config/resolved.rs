@@ -1,6 +1,9 @@
 //! The configuration the daemon runs on: every key with a value, every rule satisfied.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{
     cache::Cache,
@@ -80,6 +83,12 @@ impl Config {
         let config = Self::resolve(&mut reader);
         validate(&config, &mut reader);
         if problems.is_empty() { Ok(config) } else { Err(ConfigErrors::new(path, problems)) }
+    }
+
+    /// The SQLite tier's file: its own path, else `cache.sqlite` in the daemon's folder.
+    pub fn sqlite_path(&self) -> PathBuf {
+        let path = &self.cache.sqlite.path;
+        if path.as_os_str().is_empty() { self.daemon.state_dir.join("cache.sqlite") } else { path.clone() }
     }
 
     /// Every key with its value, in the order of the shipped file.
