@@ -136,6 +136,9 @@ fn keys_that_must_agree_are_compared() {
     );
     assert_eq!(refused("[daemon]\ncontrol_socket = \"/run/kasmina/kasmina.sock\"").problems.len(), 1);
     assert_eq!(refused("[origin]\npath = \"kernels\"").problems[0].key, "origin.path");
+    assert!(
+        refused("[data_plane]\narena_bytes = \"2TiB\"").to_string().ends_with("write \"1MiB\" to \"1TiB\"")
+    );
     assert_eq!(refused("[validator]\nallowed_modules = []").problems[0].place, Place::Line(2));
 }
 

@@ -97,17 +97,20 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
 }
 
 fn sizes(config: &Config, reader: &mut Reader<'_>) {
-    for (key, size) in [
-        ("cache.max_bytes", config.cache.max_bytes),
-        ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes),
-        ("validator.max_artifact_bytes", config.validator.max_artifact_bytes),
-        ("validator.max_entry_bytes", config.validator.max_entry_bytes),
-        ("validator.max_plan_bytes", config.validator.max_plan_bytes),
-        ("data_plane.arena_bytes", config.data_plane.arena_bytes),
-        ("limits.max_bytes_per_session", config.limits.max_bytes_per_session),
+    // The layout of an arena ends at 1 TiB (wire/layout.rs).
+    let arena = ("data_plane.arena_bytes", config.data_plane.arena_bytes, ByteSize::gib(1 << 10));
+    let most = ByteSize(1 << 46);
+    for (key, size, most) in [
+        arena,
+        ("cache.max_bytes", config.cache.max_bytes, most),
+        ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes, most),
+        ("validator.max_artifact_bytes", config.validator.max_artifact_bytes, most),
+        ("validator.max_entry_bytes", config.validator.max_entry_bytes, most),
+        ("validator.max_plan_bytes", config.validator.max_plan_bytes, most),
+        ("limits.max_bytes_per_session", config.limits.max_bytes_per_session, most),
     ] {
-        if !(ByteSize::mib(1)..=ByteSize(1 << 46)).contains(&size) {
-            reader.refuse(key, format!("{size} is out of range: write \"1MiB\" to \"64TiB\""));
+        if !(ByteSize::mib(1)..=most).contains(&size) {
+            reader.refuse(key, format!("{size} is out of range: write \"1MiB\" to \"{most}\""));
         }
     }
 }
