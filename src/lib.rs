@@ -8,6 +8,7 @@
 //! - compute, pure: [`tensor`], [`graph`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`]
 //! - supply: [`cache`], [`origin`]
+//! - edges: [`client`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -31,3 +32,5 @@ pub mod wire;
 
 pub mod cache;
 pub mod origin;
+
+pub mod client;

@@ -10,6 +10,7 @@ mod arena;
 mod descriptor;
 mod doorbell;
 mod error;
+mod floats;
 mod frame;
 mod lane;
 mod layout;
@@ -28,6 +29,7 @@ pub use descriptor::{
 };
 pub use doorbell::{Doorbell, Rung, Waker};
 pub use error::WireError;
+pub use floats::SharedFloats;
 pub use frame::{
     FRAME_HEADER_BYTES, FrameBuffer, FrameHeader, FrameKind, MAX_FRAME_BYTES, MAX_FRAME_DESCRIPTORS, decode,
     encode, receive, send, try_send,

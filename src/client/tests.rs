@@ -1,0 +1,241 @@
+//! The client against the daemon's side of the wire, played by a thread: the seeds' output is twice the
+//! input, and the one parameter's gradient the sum of what came back.
+
+use std::{
+    os::{fd::AsFd, unix::net::UnixStream},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use super::{Client, ClientError, ConnectOptions, PassRequest, connection::Connection};
+use crate::{
+    fault::Fault,
+    id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
+    tensor::{DType, Shape},
+    wire::{
+        Backward, Blend, Command, Completion, DaemonLane, Empty, ErrorReply, FailureKind, Forward, FrameKind,
+        GraftReply, HelloReply, LayerReply, PROTOCOL, Reply, Request, SeedState, SessionLimits, SharedMemory,
+        Status, TensorEntry, Wake, Wants, decode, encode, receive, send,
+    },
+};
+
+fn hello(lane: &DaemonLane) -> HelloReply {
+    HelloReply {
+        session: SessionId(1),
+        server: "kasminad/test".into(),
+        protocol: PROTOCOL,
+        device: "cpu".into(),
+        arena: *lane.arena().layout(),
+        limits: SessionLimits {
+            max_arena_bytes: 1 << 20,
+            max_layers: 1,
+            max_seeds_per_layer: 2,
+            max_tickets: 8,
+            max_saved_bytes: 0,
+        },
+        spin_us: 0,
+    }
+}
+
+fn graft_reply(kernel: KernelId) -> GraftReply {
+    let weight = TensorEntry {
+        name: "weight".into(),
+        dtype: DType::F32,
+        shape: Shape::from([2]),
+        offset: 64,
+        requires_grad: true,
+    };
+    GraftReply {
+        layer: LayerId(1),
+        seed: SeedIndex(1),
+        kernel,
+        generation: Generation(1),
+        state: SeedState::Holding,
+        alpha: 0.5,
+        memory_bytes: 4096,
+        buffers_offset: 4096,
+        gradient_bytes: 128,
+        parameters: vec![weight],
+        buffers: vec![],
+    }
+}
+
+fn control(socket: UnixStream, memory: &SharedMemory) {
+    let answer = |reply: Vec<u8>| send(&socket, &reply, &[]).unwrap();
+    while let Ok((payload, _)) = receive(&socket, FrameKind::Request) {
+        match decode(&payload).unwrap() {
+            Request::OpenLayer(open) => {
+                assert_eq!((open.seeds, open.dtype), (2, DType::F32));
+                answer(encode(FrameKind::Reply, 0, &Reply::Ok(LayerReply { layer: LayerId(1) })).unwrap());
+            }
+            Request::Graft(graft) if graft.kernel.as_str() == "good" => {
+                let reply = encode(FrameKind::Reply, 1, &Reply::Ok(graft_reply(graft.kernel))).unwrap();
+                send(&socket, &reply, &[memory.file()]).unwrap();
+            }
+            Request::Graft(graft) => {
+                let error = ErrorReply {
+                    code: "kernel.not_found".into(),
+                    message: "no such kernel".into(),
+                    layer: None,
+                    seed: None,
+                    kernel: None,
+                };
+                let error = error.at(graft.layer, graft.seed).about(&graft.kernel);
+                answer(encode(FrameKind::Reply, 0, &Reply::<Empty>::Error(error)).unwrap());
+            }
+            _ => answer(encode(FrameKind::Reply, 0, &Reply::Ok(Empty {})).unwrap()),
+        }
+    }
+}
+
+fn forward(lane: &DaemonLane, forward: &Forward) -> Completion {
+    let input = lane.arena().floats(forward.input).unwrap().to_vec();
+    let output: Vec<f32> = input.iter().map(|x| 2.0 * x).collect();
+    lane.arena().floats(forward.output).unwrap().copy_from(&output);
+    let mut completion =
+        Completion { sequence: forward.sequence, blend_weight: 0.5, ..Completion::default() };
+    completion.ticket = if forward.take_ticket { 40 + u64::from(forward.train) } else { 0 };
+    completion.set_live(SeedIndex(1));
+    completion.set_failed(SeedIndex(0), FailureKind::NonFinite);
+    completion
+}
+
+fn backward(lane: &DaemonLane, backward: &Backward) -> Completion {
+    let grad = lane.arena().floats(backward.grad_output).unwrap().to_vec();
+    let input: Vec<f32> = grad.iter().map(|g| 2.0 * g).collect();
+    lane.arena().floats(backward.grad_input.unwrap()).unwrap().copy_from(&input);
+    let sum: f32 = grad.iter().sum();
+    let parameters = lane.arena().floats(backward.grad_parameters.unwrap()).unwrap();
+    parameters.update(|i, _| if i == 16 { sum } else { 0.0 });
+    lane.arena().floats(backward.grad_alphas.unwrap()).unwrap().copy_from(&[0.0, 7.0]);
+    Completion { sequence: backward.sequence, ..Completion::default() }
+}
+
+/// Serves until the client is gone; returns the tickets that were released.
+fn serve(mut lane: DaemonLane) -> Vec<u64> {
+    let mut released = Vec::new();
+    while let Wake::Item(submission) = lane.wait(Duration::ZERO, None).unwrap() {
+        let completion = match submission.check(lane.arena().layout()).unwrap() {
+            Command::Forward(command) if command.layer != LayerId(1) => {
+                Completion::refused(command.sequence, Status::LayerUnknown, "no such layer")
+            }
+            Command::Forward(command) => forward(&lane, &command),
+            Command::Backward(command) => backward(&lane, &command),
+            Command::Release(release) => {
+                released.push(release.ticket.0);
+                Completion { sequence: release.sequence, ..Completion::default() }
+            }
+        };
+        lane.publish(&completion).unwrap();
+    }
+    released
+}
+
+fn session() -> (Client, JoinHandle<Vec<u64>>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (lane, doorbell) = DaemonLane::serve(1 << 20).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (payload, _) = receive(&theirs, FrameKind::Request).unwrap();
+        assert!(matches!(decode(&payload).unwrap(), Request::Hello(hello) if hello.protocol == PROTOCOL));
+        let reply = encode(FrameKind::Reply, 2, &Reply::Ok(hello(&lane))).unwrap();
+        send(&theirs, &reply, &[lane.arena().file(), doorbell.as_fd()]).unwrap();
+        drop(doorbell);
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        memory.floats(64, 2).unwrap().copy_from(&[1.0, 2.0]);
+        std::thread::scope(|scope| {
+            let lane = scope.spawn(|| serve(lane));
+            control(theirs, &memory);
+            lane.join().unwrap()
+        })
+    });
+    (Client::start(Connection::over(ours), &ConnectOptions::default()).unwrap(), daemon)
+}
+
+fn request<'a>(input: &'a [f32], shape: &'a Shape, gradients: Option<Wants>) -> PassRequest<'a> {
+    PassRequest { input, input_shape: shape, output_shape: shape, train: true, gradients, rng_seed: 1 }
+}
+
+const ALL: Option<Wants> = Some(Wants { input: true, parameters: true, alphas: true });
+
+#[test]
+fn a_pass_goes_there_and_back() {
+    let (client, daemon) = session();
+    let layer = client.open_layer("fc", 2, Blend::Convex, None).unwrap();
+    let shape = Shape::from([1, 3]);
+    let kernel = "good".parse().unwrap();
+    let grafted = layer.graft(SeedIndex(1), &kernel, 0.5, &Shape::from([3])).unwrap();
+    let weight = &grafted.parameters()[0];
+    grafted.floats(weight).unwrap().update(|_, value| value * 3.0);
+    assert_eq!(grafted.floats(weight).unwrap().to_vec(), [3.0, 6.0]);
+
+    let pass = layer.forward(&request(&[1.0, 2.0, 3.0], &shape, ALL)).unwrap();
+    assert_eq!(pass.output().unwrap(), [2.0, 4.0, 6.0]);
+    assert_eq!(pass.blend_weight(), 0.5);
+    assert_eq!(pass.failures().collect::<Vec<_>>(), [(SeedIndex(0), FailureKind::NonFinite)]);
+    let gradients = pass.backward(&[1.0, 1.0, 1.0]).unwrap();
+    assert_eq!(gradients.input.as_deref(), Some(&[2.0, 2.0, 2.0][..]));
+    assert_eq!(gradients.parameter(SeedIndex(1), weight), Some(&[3.0, 0.0][..]));
+    assert_eq!(gradients.parameter(SeedIndex(0), weight), None);
+    assert_eq!(gradients.alphas.as_deref(), Some(&[0.0, 7.0][..]));
+    drop((layer, client));
+    assert_eq!(daemon.join().unwrap(), [0u64; 0], "a ticket that had its backward needs no release");
+}
+
+#[test]
+fn dropped_passes_release_their_tickets_and_the_heap_comes_back() {
+    let (client, daemon) = session();
+    let layer = client.open_layer("fc", 2, Blend::Convex, None).unwrap();
+    // 200 passes of 64 KiB do not fit an arena of 1 MiB at once, and 200 releases do not fit its ring.
+    let input = vec![1.0; 16 << 10];
+    let shape = Shape::from([1, 16 << 10]);
+    for _ in 0..200 {
+        layer.forward(&request(&input, &shape, ALL)).unwrap();
+    }
+    let held: Vec<_> = (0..4).map(|_| layer.forward(&request(&input, &shape, None)).unwrap()).collect();
+    let huge = vec![0.0; 1 << 18];
+    let error = layer.forward(&request(&huge, &Shape::from([1, 1 << 18]), None)).unwrap_err();
+    assert_eq!(error.code(), "session.quota");
+    drop(held);
+    drop((layer, client));
+    assert_eq!(daemon.join().unwrap(), [41; 200]);
+}
+
+#[test]
+fn refusals_carry_the_daemons_words() {
+    let (client, daemon) = session();
+    let layer = client.open_layer("fc", 2, Blend::Convex, None).unwrap();
+    let kernel = "bad".parse().unwrap();
+    let error = layer.graft(SeedIndex(0), &kernel, 0.5, &Shape::from([3])).unwrap_err();
+    assert_eq!(error.remote_code(), "kernel.not_found");
+    let ClientError::Refused(reply) = &error else { panic!("{error}") };
+    assert_eq!((reply.seed, reply.kernel.as_deref()), (Some(SeedIndex(0)), Some("bad")));
+    let shape = Shape::from([2, 2]);
+    assert!(matches!(layer.forward(&request(&[1.0], &shape, None)), Err(ClientError::Usage { .. })));
+    let pass = layer.forward(&request(&[1.0; 4], &shape, None)).unwrap();
+    assert!(matches!(pass.backward(&[1.0; 4]), Err(ClientError::Usage { .. })), "it took no ticket");
+    drop((layer, client));
+    daemon.join().unwrap();
+}
+
+#[test]
+fn a_daemon_that_dies_is_noticed_at_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (mut lane, doorbell) = DaemonLane::serve(1 << 20).unwrap();
+        receive(&theirs, FrameKind::Request).unwrap();
+        let reply = encode(FrameKind::Reply, 2, &Reply::Ok(hello(&lane))).unwrap();
+        send(&theirs, &reply, &[lane.arena().file(), doorbell.as_fd()]).unwrap();
+        drop(doorbell);
+        receive(&theirs, FrameKind::Request).unwrap();
+        let reply = encode(FrameKind::Reply, 0, &Reply::Ok(LayerReply { layer: LayerId(1) })).unwrap();
+        send(&theirs, &reply, &[]).unwrap();
+        // It dies in the middle of a pass.
+        assert!(matches!(lane.wait(Duration::ZERO, None).unwrap(), Wake::Item(_)));
+    });
+    let client = Client::start(Connection::over(ours), &ConnectOptions::default()).unwrap();
+    let layer = client.open_layer("fc", 2, Blend::Convex, None).unwrap();
+    let shape = Shape::from([1]);
+    let error = layer.forward(&request(&[1.0], &shape, None)).unwrap_err();
+    assert_eq!(error.code(), "session.lost");
+    daemon.join().unwrap();
+}
