@@ -372,7 +372,8 @@ async fn connect(options: &SqliteOptions) -> Result<SqlitePool, OpenFailure> {
         .synchronous(SqliteSynchronous::Normal)
         .busy_timeout(options.busy_timeout);
     // Each connection is a thread; two let a look-up pass beside a store.
-    let pool = SqlitePoolOptions::new().max_connections(2).connect_with(connection).await;
+    let pool = SqlitePoolOptions::new().max_connections(2).acquire_timeout(options.busy_timeout);
+    let pool = pool.connect_with(connection).await;
     let pool = pool.map_err(|error| OpenFailure { damaged: is_damage(&error), reason: error.to_string() })?;
     let first = include_str!("migrations/0001_kernels.sql").into_sql_str();
     let migrations = vec![Migration::new(1, "kernels".into(), MigrationType::Simple, first, false)];

@@ -139,6 +139,12 @@ pub enum TierError {
         /// What went wrong.
         reason: String,
     },
+    /// It has failed so often that it is not asked for a while.
+    #[error("{reason}")]
+    Skipped {
+        /// Which tier, why, and for how long.
+        reason: String,
+    },
 }
 
 impl Fault for TierError {

@@ -4,6 +4,7 @@ mod breaker;
 mod directory;
 mod error;
 mod guarded;
+mod guarded_tier;
 mod port;
 mod retry;
 
@@ -20,5 +21,6 @@ pub use breaker::{Breaker, BreakerPolicy, BreakerState, BreakerStatus, Permit};
 pub use directory::{DirectoryOptions, DirectoryOrigin};
 pub use error::OriginError;
 pub use guarded::{GuardPolicy, Guarded};
+pub use guarded_tier::GuardedTier;
 pub use port::Origin;
 pub use retry::{Retry, RetryPolicy};

@@ -1,0 +1,129 @@
+//! A cache tier behind a circuit breaker: a database that is down costs microseconds, not time limits.
+
+use std::sync::Arc;
+
+use super::{Breaker, BreakerPolicy, BreakerStatus};
+use crate::{
+    cache::{Answer, BoxFuture, Clock, Negative, Stored, Tier, TierError, TierStats},
+    digest::Digest,
+    id::KernelId,
+    validation::Verdict,
+};
+
+/// A tier whose failures open a breaker. Statistics are not held up by it.
+#[derive(Debug)]
+pub struct GuardedTier {
+    tier: Arc<dyn Tier>,
+    breaker: Breaker,
+}
+
+impl GuardedTier {
+    /// Guards a tier.
+    pub fn new(tier: Arc<dyn Tier>, policy: BreakerPolicy, clock: Arc<dyn Clock>) -> Self {
+        let breaker = Breaker::new(tier.name(), policy, clock);
+        Self { tier, breaker }
+    }
+
+    /// The breaker's state.
+    pub fn breaker_status(&self) -> BreakerStatus {
+        self.breaker.status()
+    }
+
+    fn guard<'a, T: Send + 'a>(
+        &'a self,
+        call: impl FnOnce(&'a dyn Tier) -> BoxFuture<'a, Result<T, TierError>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, TierError>> {
+        Box::pin(async move {
+            let permit =
+                self.breaker.admit().map_err(|open| TierError::Skipped { reason: open.to_string() })?;
+            let result = call(self.tier.as_ref()).await;
+            permit.record(result.as_ref().map(|_| ()));
+            result
+        })
+    }
+}
+
+impl Tier for GuardedTier {
+    fn name(&self) -> &str {
+        self.tier.name()
+    }
+
+    fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>> {
+        self.guard(move |tier| tier.get(id))
+    }
+
+    fn put<'a>(&'a self, stored: &'a Stored) -> BoxFuture<'a, Result<bool, TierError>> {
+        self.guard(move |tier| tier.put(stored))
+    }
+
+    fn put_verdict<'a>(
+        &'a self,
+        id: &'a KernelId,
+        digest: Digest,
+        verdict: &'a Verdict,
+    ) -> BoxFuture<'a, Result<bool, TierError>> {
+        self.guard(move |tier| tier.put_verdict(id, digest, verdict))
+    }
+
+    fn put_negative<'a>(
+        &'a self,
+        id: &'a KernelId,
+        negative: &'a Negative,
+    ) -> BoxFuture<'a, Result<(), TierError>> {
+        self.guard(move |tier| tier.put_negative(id, negative))
+    }
+
+    fn remove<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>> {
+        self.guard(move |tier| tier.remove(id))
+    }
+
+    fn contains<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>> {
+        self.guard(move |tier| tier.contains(id))
+    }
+
+    fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
+        self.guard(|tier| tier.clear())
+    }
+
+    fn most_used(&self, since_unix_ms: i64, limit: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>> {
+        self.guard(move |tier| tier.most_used(since_unix_ms, limit))
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
+        self.tier.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        cache::{ManualClock, SqliteOptions, SqliteTier},
+        fault::Fault,
+        origin::BreakerState,
+    };
+
+    #[tokio::test]
+    async fn a_tier_that_fails_is_left_alone_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = ManualClock::default();
+        let options = SqliteOptions::new(folder.path().join("kernels.sqlite"));
+        let sqlite = Arc::new(SqliteTier::open(&options, Arc::new(clock.clone())).await.unwrap());
+        let tier = GuardedTier::new(sqlite.clone(), BreakerPolicy::default(), Arc::new(clock.clone()));
+        let id = "k".parse().unwrap();
+        assert_eq!(tier.get(&id).await, Ok(Answer::Miss));
+        sqlite.close().await;
+        for _ in 0..5 {
+            assert!(matches!(tier.get(&id).await, Err(TierError::Request { .. })));
+        }
+        let skipped = tier.get(&id).await.unwrap_err();
+        assert!(matches!(&skipped, TierError::Skipped { .. }), "{skipped}");
+        assert!(skipped.to_string().contains("tried again in 60000 ms"), "{skipped}");
+        assert_eq!(skipped.code(), "cache.tier_unavailable");
+        clock.advance(Duration::from_secs(60));
+        assert!(matches!(tier.get(&id).await, Err(TierError::Request { .. })));
+        assert_eq!(tier.breaker_status().state, BreakerState::Open);
+    }
+}
