@@ -129,14 +129,17 @@ impl SqliteTier {
             query("DELETE FROM kernels WHERE id = ?").bind(id.as_str()).execute(&self.pool).await?;
             return Ok(Answer::Corrupt);
         };
-        query(
+        let used = query(
             "UPDATE kernels SET uses = uses + 1, used_at_ms = ?,
                     use_order = (SELECT MAX(use_order) + 1 FROM kernels) WHERE id = ?",
         )
         .bind(now)
-        .bind(id.as_str())
-        .execute(&self.pool)
-        .await?;
+        .bind(id.as_str());
+        // A full disk must not keep good bytes from being used.
+        if let Err(error) = used.execute(&self.pool).await {
+            self.counters.failures.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(kernel = %id, tier = TIER, %error, "use of a kernel not noted");
+        }
         Ok(Answer::Hit(stored))
     }
 

@@ -69,6 +69,19 @@ async fn a_damaged_row_is_dropped_counted_and_answered_as_such() {
 }
 
 #[tokio::test]
+async fn good_bytes_are_given_where_nothing_can_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, clock) = (folder.path().join("kernels.sqlite"), ManualClock::default());
+    let tier = open(&path, &clock).await;
+    tier.put(&artifact("a", 500)).await.unwrap();
+    let mut other = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+    let refuse = "CREATE TRIGGER full BEFORE UPDATE ON kernels BEGIN SELECT RAISE(FAIL, 'disk full'); END";
+    query(refuse).execute(&mut other).await.unwrap();
+    assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Hit(artifact("a", 500)));
+    assert_eq!(tier.stats().await.unwrap().failures, 1);
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kernels.sqlite");

@@ -57,7 +57,9 @@ fn five_failures_open_it_and_three_trials_close_it() {
 
     clock.advance(Duration::from_millis(1));
     let trial = breaker.admit().unwrap();
-    assert!(matches!(breaker.admit(), Err(OriginError::BreakerOpen { retry_in: Duration::ZERO, .. })));
+    let busy = breaker.admit().unwrap_err();
+    assert!(matches!(busy, OriginError::BreakerOpen { retry_in: Duration::ZERO, .. }));
+    assert!(busy.to_string().contains("a trial call is under way"), "{busy}");
     record(trial, None);
     call(&breaker, None).unwrap();
     assert_eq!(breaker.status().state, BreakerState::HalfOpen);

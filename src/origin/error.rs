@@ -104,7 +104,7 @@ pub enum OriginError {
         limit: Duration,
     },
     /// It has failed so often that it is not asked for a while.
-    #[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), it will be tried again in {} ms", retry_in.as_millis())]
+    #[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), {}", next_trial(*.retry_in))]
     BreakerOpen {
         /// Which dependency.
         dependency: String,
@@ -115,6 +115,13 @@ pub enum OriginError {
         /// When the next call may pass; zero while trial calls are under way.
         retry_in: Duration,
     },
+}
+
+fn next_trial(retry_in: Duration) -> String {
+    if retry_in.is_zero() {
+        return "a trial call is under way, ask again when it is done".to_owned();
+    }
+    format!("it will be tried again in {} ms", retry_in.as_millis())
 }
 
 impl Fault for OriginError {
