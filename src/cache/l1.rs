@@ -13,7 +13,7 @@ use std::{
 use super::{
     CacheError, Clock, EntryStats, Eviction, EvictionReason, TierStats, clock::whole_ms, order::Order,
 };
-use crate::id::KernelId;
+use crate::{config, id::KernelId};
 
 /// How many evictions are remembered.
 const REMEMBERED_EVICTIONS: usize = 256;
@@ -25,6 +25,12 @@ pub struct Budget {
     pub max_entries: usize,
     /// The most bytes, by the weight function.
     pub max_bytes: u64,
+}
+
+impl From<&config::Cache> for Budget {
+    fn from(settings: &config::Cache) -> Self {
+        Self { max_entries: settings.max_entries, max_bytes: settings.max_bytes.0 }
+    }
 }
 
 #[derive(Debug)]

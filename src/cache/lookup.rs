@@ -14,6 +14,7 @@ use super::{
     negatives::Negatives,
 };
 use crate::{
+    config,
     fault::{ErrorClass, Fault},
     id::KernelId,
     telemetry::Counter,
@@ -42,6 +43,12 @@ impl Default for LookupOptions {
             rejected_for: Duration::from_secs(600),
             max_negatives: 4096,
         }
+    }
+}
+
+impl From<&config::Cache> for LookupOptions {
+    fn from(settings: &config::Cache) -> Self {
+        Self { not_found_for: settings.negative_ttl, rejected_for: settings.rejected_ttl, ..Self::default() }
     }
 }
 

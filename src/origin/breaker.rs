@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::OriginError;
-use crate::{cache::Clock, fault::ErrorClass};
+use crate::{cache::Clock, config, fault::ErrorClass};
 
 /// When a breaker opens, for how long, and what closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,17 @@ impl Default for BreakerPolicy {
     /// 5 failures, 60 s, 3 successes, 1 trial at a time.
     fn default() -> Self {
         Self { failure_threshold: 5, open_for: Duration::from_secs(60), success_threshold: 3, trial_calls: 1 }
+    }
+}
+
+impl From<&config::OriginBreaker> for BreakerPolicy {
+    fn from(settings: &config::OriginBreaker) -> Self {
+        Self {
+            failure_threshold: settings.failure_threshold,
+            open_for: settings.open_for,
+            success_threshold: settings.success_threshold,
+            trial_calls: settings.trial_calls,
+        }
     }
 }
 

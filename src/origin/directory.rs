@@ -11,6 +11,7 @@ use std::{
 use super::{Origin, OriginError};
 use crate::{
     cache::BoxFuture,
+    config,
     digest::Digest,
     id::KernelId,
     validation::{Metadata, Status},
@@ -42,6 +43,16 @@ impl DirectoryOptions {
             accept_testing: false,
             max_artifact_bytes: 256 << 20,
             max_entry_bytes: 1 << 20,
+        }
+    }
+}
+
+impl From<&config::Config> for DirectoryOptions {
+    fn from(settings: &config::Config) -> Self {
+        Self {
+            accept_testing: settings.origin.accept_testing,
+            max_artifact_bytes: settings.validator.max_artifact_bytes.0,
+            ..Self::new(&settings.origin.path)
         }
     }
 }

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Breaker, BreakerPolicy, BreakerStatus, Origin, OriginError, Retry, RetryPolicy};
 use crate::{
-    backoff::Jitter,
+    backoff::{Backoff, Jitter},
     cache::{BoxFuture, Clock, Fetched, SharedFault, Source, Stored},
+    config,
     id::KernelId,
 };
 
@@ -27,6 +28,18 @@ impl Default for GuardPolicy {
             timeout: Duration::from_secs(10),
             retry: RetryPolicy::default(),
             breaker: BreakerPolicy::default(),
+        }
+    }
+}
+
+impl From<&config::Origin> for GuardPolicy {
+    fn from(settings: &config::Origin) -> Self {
+        let config::OriginRetry { attempts, base_delay, max_delay, .. } = settings.retry;
+        let backoff = Backoff { first: base_delay, max: max_delay, ..Backoff::default() };
+        Self {
+            timeout: settings.timeout,
+            retry: RetryPolicy { attempts, backoff },
+            breaker: BreakerPolicy::from(&settings.breaker),
         }
     }
 }

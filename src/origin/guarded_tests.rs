@@ -18,6 +18,12 @@ use crate::{
     validation::Metadata,
 };
 
+#[test]
+fn the_shipped_settings_are_the_defaults() {
+    let settings = crate::config::Config::default();
+    assert_eq!(GuardPolicy::from(&settings.origin), GuardPolicy::default());
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Mood {
     Well,
