@@ -3,12 +3,18 @@
 //! A [`Backend`] compiles a graph into an [`Executable`]: fused, with the offset of every buffer known
 //! before it runs. Whoever runs one provides all memory through [`Bindings`]; a run allocates nothing.
 
+#[cfg(test)]
+mod conformance;
+pub mod cpu;
 mod executable;
 mod memory;
+mod offline;
+pub mod plan;
 mod region;
 
 pub use executable::{
     Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
 };
 pub use memory::{HostMemory, Memory};
+pub use offline::run_on_host;
 pub use region::Region;

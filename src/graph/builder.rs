@@ -10,6 +10,9 @@ use super::{
 };
 use crate::tensor::{DType, HostTensor, Shape};
 
+/// The most dimensions a value may have. Devices walk tensors with indices of this fixed length.
+pub const MAX_RANK: usize = 16;
+
 /// How large a graph may grow. A program from outside decides its size, so the bound is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -160,6 +163,9 @@ impl Builder {
     }
 
     fn value(&mut self, op: &'static str, info: ValueInfo) -> Result<ValueId, GraphError> {
+        if info.shape.rank() > MAX_RANK {
+            return Err(GraphError::Limit { what: "dimensions in one value", limit: MAX_RANK as u64 });
+        }
         let elements = info.shape.checked_elements().named(op)?;
         if elements > self.limits.max_value_elements {
             let limit = self.limits.max_value_elements as u64;

@@ -14,10 +14,10 @@ mod ops;
 pub mod reference;
 mod simplify;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use autodiff::{Differentiated, Wants, differentiate};
-pub use builder::{Builder, Limits};
+pub use builder::{Builder, Limits, MAX_RANK};
 pub use cost::{Cost, cost};
 pub use error::GraphError;
 pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};

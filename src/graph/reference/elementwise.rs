@@ -7,7 +7,8 @@ use crate::{
     tensor::DType,
 };
 
-pub(super) fn unary(unary: Unary, x: f64) -> f64 {
+/// f(x), by definition.
+pub fn unary(unary: Unary, x: f64) -> f64 {
     match unary {
         Unary::Neg => -x,
         Unary::Abs => x.abs(),
@@ -56,7 +57,7 @@ pub(super) fn unary(unary: Unary, x: f64) -> f64 {
 }
 
 /// gy·f′(x).
-pub(super) fn gradient(unary: Unary, x: f64, gy: f64) -> f64 {
+pub fn gradient(unary: Unary, x: f64, gy: f64) -> f64 {
     let inside = |min: f64, max: f64| if x > min && x < max { gy } else { 0.0 };
     match unary {
         Unary::Neg => -gy,

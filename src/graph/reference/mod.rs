@@ -14,6 +14,7 @@ mod tensor;
 use super::{Graph, Op, Sink, Source, ops::keep};
 use crate::tensor::{HostTensor, TensorError};
 
+pub use elementwise::{gradient as unary_gradient, unary as unary_value};
 use tensor::Tensor;
 
 /// Runs a graph. Every value is computed in `f64` and rounded to its type only at the sinks.

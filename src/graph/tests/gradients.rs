@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Numbers without structure, away from the kinks of most functions.
-pub(super) fn noise(shape: &Shape, salt: u64, low: f64, high: f64) -> Vec<f64> {
+pub(crate) fn noise(shape: &Shape, salt: u64, low: f64, high: f64) -> Vec<f64> {
     let mut state = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..shape.elements())
         .map(|_| {

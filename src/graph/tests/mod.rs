@@ -3,3 +3,6 @@
 mod gradients;
 mod refusals;
 mod table;
+
+pub(crate) use gradients::noise;
+pub(crate) use table::cases;

@@ -8,7 +8,7 @@ use crate::{
 type Build = Box<dyn Fn(&mut Builder, &[ValueId]) -> Result<ValueId, GraphError>>;
 
 /// A small graph over `f64` inputs drawn from a range.
-pub(in crate::graph) struct Case {
+pub(crate) struct Case {
     pub name: String,
     pub shapes: Vec<Shape>,
     pub range: (f64, f64),
@@ -33,7 +33,7 @@ fn within(mut case: Case, low: f64, high: f64) -> Case {
     case
 }
 
-pub(in crate::graph) fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     unaries(&mut all);
     binaries(&mut all);

@@ -1,0 +1,193 @@
+//! One suite for every backend: whatever it compiles must agree with the reference evaluator.
+
+use std::collections::BTreeSet;
+
+use super::{Backend, CompileOptions, RunContext, run_on_host};
+use crate::{
+    graph::{
+        Binary, Builder, Compare, Graph, Op, Reduction, Sink, Source, Unary, ValueId, Wants, differentiate,
+        reference::evaluate,
+        tests::{cases, noise},
+    },
+    tensor::{DType, HostTensor, PackedLayout, Shape},
+};
+
+/// A graph and the range its inputs are drawn from.
+struct Subject {
+    name: String,
+    graph: Graph,
+    range: (f64, f64),
+}
+
+/// Every case of the gradient table, forward and backward, in one type.
+fn subjects(dtype: DType) -> Vec<Subject> {
+    let mut all = Vec::new();
+    for case in cases() {
+        let mut builder = Builder::new();
+        let inputs: Vec<ValueId> = case
+            .shapes
+            .iter()
+            .enumerate()
+            .map(|(n, shape)| builder.source(Source::Input(n as u32), shape.clone(), dtype).unwrap())
+            .collect();
+        // Cases that make tensors of their own are written in `f64`.
+        let Ok(y) = (case.build)(&mut builder, &inputs) else { continue };
+        builder.sink(Sink::Output(0), y);
+        let graph = builder.finish();
+        let wants = vec![true; case.shapes.len()];
+        let both = differentiate(&graph, &Wants { inputs: &wants, parameters: &[] }).unwrap();
+        for (half, graph) in [("forward", both.forward), ("backward", both.backward)] {
+            all.push(Subject { name: format!("{} {half} {dtype}", case.name), graph, range: case.range });
+        }
+    }
+    all.extend(plain(dtype));
+    all
+}
+
+/// What the gradient table does not reach: comparisons, sources, large and strided tensors.
+fn plain(dtype: DType) -> Vec<Subject> {
+    let subject = |name: &str, shapes: &[&[usize]], build: &dyn Fn(&mut Builder, &[ValueId]) -> ValueId| {
+        let mut builder = Builder::new();
+        let inputs: Vec<ValueId> = shapes
+            .iter()
+            .enumerate()
+            .map(|(n, &shape)| builder.source(Source::Input(n as u32), shape.into(), dtype).unwrap())
+            .collect();
+        let y = build(&mut builder, &inputs);
+        builder.sink(Sink::Output(0), y);
+        Subject { name: format!("{name} {dtype}"), graph: builder.finish(), range: (-2.0, 2.0) }
+    };
+    let mut all = Vec::new();
+    for compare in [Compare::Eq, Compare::Ne, Compare::Lt, Compare::Le, Compare::Gt, Compare::Ge] {
+        all.push(subject(&format!("{compare:?}"), &[&[3, 4], &[4]], &|b, x| {
+            b.apply(Op::Compare(compare), x).unwrap()
+        }));
+    }
+    all.push(subject("arange", &[], &|b, _| {
+        b.apply(Op::Arange { start: -1.0, step: 0.5, len: 9, dtype }, &[]).unwrap()
+    }));
+    all.push(subject("full", &[], &|b, _| {
+        b.apply(Op::Full { shape: [2, 3].into(), dtype, value: 1.5 }, &[]).unwrap()
+    }));
+    for to in DType::ALL {
+        all.push(subject(&format!("cast to {to}"), &[&[5]], &|b, x| {
+            let positive = b.apply(Op::Unary(Unary::Abs), x).unwrap();
+            let there = b.apply(Op::Cast(to), &[positive]).unwrap();
+            b.apply(Op::Cast(dtype), &[there]).unwrap()
+        }));
+    }
+    all.push(subject("a sum of whole numbers", &[&[5, 3]], &|b, x| {
+        let whole = b.apply(Op::Cast(DType::I64), x).unwrap();
+        let twice = b.apply(Op::Binary(Binary::Add), &[whole, whole]).unwrap();
+        let sum = b.apply(Op::Reduce { reduction: Reduction::Sum, dims: vec![0] }, &[twice]).unwrap();
+        b.apply(Op::Cast(dtype), &[sum]).unwrap()
+    }));
+    all.push(subject("a permuted, sliced, expanded view read by many", &[&[4, 6, 5]], &|b, x| {
+        let p = b.apply(Op::Permute(vec![2, 0, 1]), x).unwrap();
+        let s = b.apply(Op::Slice { dim: 2, start: 1, len: 2, step: 3 }, &[p]).unwrap();
+        let r = b.apply(Op::Reshape([5, 1, 8].into()), &[s]).unwrap();
+        let e = b.apply(Op::Expand([5, 3, 8].into()), &[r]).unwrap();
+        let t = b.apply(Op::Unary(Unary::Tanh), &[e]).unwrap();
+        let sum = b.apply(Op::Binary(Binary::Add), &[t, e]).unwrap();
+        let soft = b.apply(Op::Softmax { dim: 2 }, &[e]).unwrap();
+        b.apply(Op::Cat { dim: 1 }, &[sum, soft, e]).unwrap()
+    }));
+    all.push(subject("large enough for several threads", &[&[3, 70_000], &[1, 70_000]], &|b, x| {
+        let product = b.apply(Op::Binary(Binary::Mul), x).unwrap();
+        let gelu = b.apply(Op::Unary(Unary::Gelu), &[product]).unwrap();
+        b.apply(Op::Reduce { reduction: Reduction::Mean, dims: vec![1] }, &[gelu]).unwrap()
+    }));
+    all.push(subject("a large product", &[&[200, 130], &[130, 90]], &|b, x| {
+        b.apply(Op::MatMul { transpose_a: false, transpose_b: false }, x).unwrap()
+    }));
+    all.push(subject("a wide product", &[&[20, 300], &[500, 300]], &|b, x| {
+        b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap()
+    }));
+    all.push(subject("an empty batch", &[&[0, 3], &[4, 3]], &|b, x| {
+        let y = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap();
+        b.apply(Op::Unary(Unary::Relu), &[y]).unwrap()
+    }));
+    all
+}
+
+/// Runs every subject on a backend and on the reference evaluator.
+pub(super) fn conforms(backend: &dyn Backend) {
+    let mut covered = BTreeSet::new();
+    for dtype in [DType::F32, DType::F64] {
+        for subject in subjects(dtype) {
+            covered.extend(subject.graph.nodes.iter().map(|node| node.op.name()));
+            check(backend, &subject, dtype);
+        }
+    }
+    let missing: Vec<_> = Op::NAMES.iter().filter(|name| !covered.contains(**name)).collect();
+    assert!(missing.is_empty(), "no subject covers {missing:?}");
+}
+
+fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
+    let name = &subject.name;
+    let feed = |source: Source| {
+        let value = subject.graph.source(source).unwrap();
+        let info = subject.graph.info(value);
+        let salt = match source {
+            Source::Input(n) => 100 + u64::from(n),
+            Source::Saved(n) => 200 + u64::from(n),
+            _ => 7,
+        };
+        fill(&info.shape, info.dtype, salt, subject)
+    };
+    let truth = evaluate(&subject.graph, feed, 42).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let none = PackedLayout::default();
+    let options = CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX };
+    let executable = backend.compile(&subject.graph, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let tolerance = if dtype == DType::F64 { 1e-12 } else { 2e-5 };
+    let mut before: Option<Vec<(Sink, HostTensor)>> = None;
+    for threads in [1, 2, 3] {
+        let context = RunContext { seed: 42, deadline: None, threads };
+        let results = run_on_host(executable.as_ref(), &subject.graph, [&none, &none], feed, &context)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        for ((sink, ours), (_, truth)) in results.iter().zip(&truth) {
+            let (a, b) = (ours.to_f64(), truth.to_f64());
+            // Where the truth is not finite, ours must be the very same; elsewhere errors add up.
+            let odd = a.iter().zip(&b).filter(|(_, b)| !b.is_finite());
+            assert!(
+                odd.clone().all(|(a, b)| a == b || (a.is_nan() && b.is_nan())),
+                "{name} {sink:?}: {a:?} instead of {b:?}"
+            );
+            let finite = a.iter().zip(&b).filter(|(_, b)| b.is_finite());
+            let norm = finite.clone().map(|(_, b)| b * b).sum::<f64>().sqrt();
+            let error = finite.map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+            assert!(
+                error <= tolerance * (1.0 + norm),
+                "{name} {sink:?} on {threads} threads: {a:?} instead of {b:?}"
+            );
+        }
+        if let Some(before) = &before {
+            assert!(before == &results, "{name}: {threads} threads give other bits");
+        }
+        before = Some(results);
+    }
+}
+
+/// Numbers for a source; whole numbers (max-pooling's indices) stay small enough to be indices.
+fn fill(shape: &Shape, dtype: DType, salt: u64, subject: &Subject) -> HostTensor {
+    let (low, high) = subject.range;
+    let values = match dtype {
+        DType::F32 | DType::F64 => noise(shape, salt, low, high),
+        _ => noise(shape, salt, 0.0, 4.0).into_iter().map(f64::floor).collect(),
+    };
+    match dtype {
+        DType::F32 => {
+            HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as f32).collect::<Vec<_>>())
+        }
+        DType::I64 => {
+            HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as i64).collect::<Vec<_>>())
+        }
+        DType::Bool => HostTensor::new(
+            shape.clone(),
+            dtype,
+            values.iter().map(|&v| u8::from(v > 1.5)).collect::<Vec<_>>(),
+        ),
+        _ => HostTensor::from_values(shape.clone(), &values),
+    }
+    .unwrap()
+}

@@ -1,0 +1,187 @@
+//! Convolution as a matrix product: patches of the input laid out as columns.
+
+use super::{memory::Plain, real::Real};
+use crate::graph::{Conv2d, ValueInfo};
+
+/// The sizes of one convolution, for one group of one image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    pub(super) conv: Conv2d,
+    pub(super) batch: usize,
+    /// Input channels of a group.
+    pub(super) inputs: usize,
+    /// Output channels of a group.
+    pub(super) outputs: usize,
+    pub(super) input: [usize; 2],
+    pub(super) kernel: [usize; 2],
+    pub(super) output: [usize; 2],
+}
+
+impl Geometry {
+    /// From the shapes of x, w and y.
+    pub(super) fn new(conv: &Conv2d, x: &[usize], w: &[usize], y: &[usize]) -> Self {
+        Self {
+            conv: *conv,
+            batch: x[0],
+            inputs: w[1],
+            outputs: w[0] / conv.groups,
+            input: [x[2], x[3]],
+            kernel: [w[2], w[3]],
+            output: [y[2], y[3]],
+        }
+    }
+
+    /// Elements of one plane of the input.
+    pub(super) fn input_plane(&self) -> usize {
+        self.input[0] * self.input[1]
+    }
+
+    /// Elements of one plane of the output.
+    pub(super) fn output_plane(&self) -> usize {
+        self.output[0] * self.output[1]
+    }
+
+    /// Rows of the matrix of patches.
+    pub(super) fn patch(&self) -> usize {
+        self.inputs * self.kernel[0] * self.kernel[1]
+    }
+
+    /// Whether patches are the input itself.
+    pub(super) fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1] && self.conv.stride == [1, 1] && self.conv.padding == [0, 0]
+    }
+
+    /// Whether each channel is convolved on its own.
+    pub(super) fn is_depthwise(&self) -> bool {
+        self.inputs == 1 && self.outputs == 1
+    }
+
+    /// Output rows whose patches are laid out at a time, so that they stay in the cache.
+    pub(super) fn tile_rows(&self) -> usize {
+        const TILE_ELEMENTS: usize = 128 * 1024;
+        let a_row = (self.patch() * self.output[1]).max(1);
+        (TILE_ELEMENTS / a_row).clamp(1, self.output[0].max(1))
+    }
+
+    /// Elements of one tile of patches.
+    pub(super) fn tile(&self) -> usize {
+        if self.is_pointwise() || self.is_depthwise() {
+            0
+        } else {
+            self.patch() * self.tile_rows() * self.output[1]
+        }
+    }
+
+    /// The first index along dimension `i` of the input that tap `k` reads for output 0, and which outputs
+    /// read within the input.
+    fn reach(&self, i: usize, k: usize) -> (isize, std::ops::Range<usize>) {
+        let first = (k * self.conv.dilation[i]) as isize - self.conv.padding[i] as isize;
+        let stride = self.conv.stride[i] as isize;
+        let low = if first < 0 { (-first + stride - 1) / stride } else { 0 };
+        let high = (self.input[i] as isize - first + stride - 1) / stride;
+        let outputs = self.output[i] as isize;
+        (first, low.clamp(0, outputs) as usize..high.clamp(low.clamp(0, outputs), outputs) as usize)
+    }
+}
+
+/// Lays out the patches of output rows `rows` of one group of one image: row (c, kh, kw), column (h, w).
+pub(super) fn im2col<T: Plain + Real>(
+    g: &Geometry,
+    x: &[T],
+    rows: std::ops::Range<usize>,
+    columns: &mut [T],
+) {
+    let (width, count) = (g.output[1], rows.len() * g.output[1]);
+    let mut lines = columns.chunks_exact_mut(count.max(1));
+    for plane in x.chunks_exact(g.input_plane().max(1)).take(g.inputs) {
+        for kh in 0..g.kernel[0] {
+            let (first_h, inside_h) = g.reach(0, kh);
+            for kw in 0..g.kernel[1] {
+                let (first_w, inside_w) = g.reach(1, kw);
+                let Some(line) = lines.next() else { return };
+                for (to, h) in line.chunks_exact_mut(width.max(1)).zip(rows.clone()) {
+                    if !inside_h.contains(&h) {
+                        to.fill(T::ZERO);
+                        continue;
+                    }
+                    let from_h = (first_h + (h * g.conv.stride[0]) as isize) as usize;
+                    let row = &plane[from_h * g.input[1]..][..g.input[1]];
+                    to[..inside_w.start].fill(T::ZERO);
+                    to[inside_w.end..].fill(T::ZERO);
+                    if inside_w.is_empty() {
+                        continue;
+                    }
+                    let from = (first_w + (inside_w.start * g.conv.stride[1]) as isize) as usize;
+                    let to = &mut to[inside_w.clone()];
+                    if g.conv.stride[1] == 1 {
+                        to.copy_from_slice(&row[from..from + to.len()]);
+                    } else {
+                        for (to, from) in to.iter_mut().zip(row[from..].iter().step_by(g.conv.stride[1])) {
+                            *to = *from;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds patches back to where [`im2col`] took them from.
+pub(super) fn col2im<T: Plain + Real>(
+    g: &Geometry,
+    columns: &[T],
+    rows: std::ops::Range<usize>,
+    gx: &mut [T],
+) {
+    let (width, count) = (g.output[1], rows.len() * g.output[1]);
+    let mut lines = columns.chunks_exact(count.max(1));
+    for plane in gx.chunks_exact_mut(g.input_plane().max(1)).take(g.inputs) {
+        for kh in 0..g.kernel[0] {
+            let (first_h, inside_h) = g.reach(0, kh);
+            for kw in 0..g.kernel[1] {
+                let (first_w, inside_w) = g.reach(1, kw);
+                let Some(line) = lines.next() else { return };
+                for (from, h) in line.chunks_exact(width.max(1)).zip(rows.clone()) {
+                    if !inside_h.contains(&h) || inside_w.is_empty() {
+                        continue;
+                    }
+                    let to_h = (first_h + (h * g.conv.stride[0]) as isize) as usize;
+                    let row = &mut plane[to_h * g.input[1]..][..g.input[1]];
+                    let to = (first_w + (inside_w.start * g.conv.stride[1]) as isize) as usize;
+                    let from = &from[inside_w.clone()];
+                    if g.conv.stride[1] == 1 {
+                        row[to..to + from.len()].iter_mut().zip(from).for_each(|(to, &v)| *to += v);
+                    } else {
+                        row[to..]
+                            .iter_mut()
+                            .step_by(g.conv.stride[1])
+                            .zip(from)
+                            .for_each(|(to, &v)| *to += v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scratch elements of the forward pass: a tile of patches for each thread.
+pub(super) fn forward_scratch(
+    conv: &Conv2d,
+    inputs: &[&ValueInfo],
+    outputs: &[&ValueInfo],
+    threads: usize,
+) -> usize {
+    let g = Geometry::new(conv, &inputs[0].shape, &inputs[1].shape, &outputs[0].shape);
+    g.tile().saturating_mul(threads)
+}
+
+/// Scratch elements of the gradient of the input: a tile of patches for each thread.
+pub(super) fn grad_input_scratch(
+    conv: &Conv2d,
+    inputs: &[&ValueInfo],
+    outputs: &[&ValueInfo],
+    threads: usize,
+) -> usize {
+    let g = Geometry::new(conv, &outputs[0].shape, &inputs[0].shape, &inputs[1].shape);
+    g.tile().saturating_mul(threads)
+}

@@ -1,0 +1,84 @@
+//! The CPU backend: vectorised kernels over planned memory, on the caller's thread and a small pool.
+
+mod batch_norm;
+mod contraction;
+mod conv;
+mod depthwise;
+mod elementwise;
+mod executable;
+mod im2col;
+mod math;
+mod memory;
+mod movement;
+mod pool;
+mod pooling;
+mod real;
+mod reduce;
+mod row_norm;
+mod simd;
+mod softmax;
+mod support;
+mod walk;
+
+use std::sync::Arc;
+
+use super::{Backend, BuildError, CompileOptions, Executable, plan::plan};
+use crate::graph::Graph;
+
+pub use pool::Pool;
+
+/// The CPU as a device.
+#[derive(Debug)]
+pub struct CpuBackend {
+    pool: Arc<Pool>,
+}
+
+impl CpuBackend {
+    /// A device of `threads` threads, the caller of a run included; 0 means all that the machine has.
+    pub fn new(threads: usize) -> Self {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        Self { pool: Arc::new(Pool::new(threads)) }
+    }
+
+    /// How many threads may work on one run.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions<'_>,
+    ) -> Result<Arc<dyn Executable>, BuildError> {
+        support::check(graph)?;
+        let too_much =
+            |needed_bytes| BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes };
+        let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)
+            .map_err(|_| too_much(usize::MAX))?;
+        let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
+        if needed_bytes > options.limit_bytes {
+            return Err(too_much(needed_bytes));
+        }
+        Ok(Arc::new(executable::CpuExecutable::new(plan, Arc::clone(&self.pool))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::conformance::conforms;
+
+    #[test]
+    fn the_cpu_conforms() {
+        conforms(&CpuBackend::new(3));
+    }
+}

@@ -1,0 +1,83 @@
+//! The two types that kernels compute in.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use super::math;
+use crate::graph::Unary;
+
+/// `f32` or `f64`.
+pub(super) trait Real:
+    Copy
+    + Send
+    + Sync
+    + PartialOrd
+    + Default
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + 'static
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const NEG_INFINITY: Self;
+
+    fn of(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+    fn is_nan(self) -> bool;
+    fn sqrt(self) -> Self;
+    fn exp(self) -> Self;
+    fn powf(self, exponent: Self) -> Self;
+
+    /// y = f(x), element by element.
+    fn unary(unary: Unary, x: &[Self], y: &mut [Self]);
+
+    /// gx = gy·f′(x), element by element.
+    fn unary_grad(unary: Unary, x: &[Self], gy: &[Self], gx: &mut [Self]);
+}
+
+macro_rules! real {
+    ($t:ident, $exp:path, $unary:path, $unary_grad:path) => {
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NEG_INFINITY: Self = $t::NEG_INFINITY;
+
+            #[inline(always)]
+            fn of(value: f64) -> Self {
+                value as $t
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                $t::is_nan(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn powf(self, exponent: Self) -> Self {
+                $t::powf(self, exponent)
+            }
+            fn unary(unary: Unary, x: &[Self], y: &mut [Self]) {
+                $unary(unary, x, y);
+            }
+            fn unary_grad(unary: Unary, x: &[Self], gy: &[Self], gx: &mut [Self]) {
+                $unary_grad(unary, x, gy, gx);
+            }
+        }
+    };
+}
+
+real!(f32, math::exp, math::unary_f32, math::unary_grad_f32);
+real!(f64, f64::exp, math::unary_f64, math::unary_grad_f64);

@@ -1,0 +1,173 @@
+//! Sums, means and maxima over dimensions.
+
+use super::{
+    executable::Run,
+    memory::{Plain, Shared, Strided},
+    real::Real,
+    simd::vectorised,
+    walk::{Span, Walk},
+};
+use crate::{
+    graph::Reduction,
+    tensor::{DType, Layout, Shape},
+};
+
+/// How values are gathered into one.
+trait Gather<T>: Copy + Sync {
+    const START: T;
+    fn join(a: T, b: T) -> T;
+}
+
+#[derive(Clone, Copy)]
+struct Total;
+
+#[derive(Clone, Copy)]
+struct Largest;
+
+impl Gather<i64> for Total {
+    const START: i64 = 0;
+    fn join(a: i64, b: i64) -> i64 {
+        a.wrapping_add(b)
+    }
+}
+
+impl<T: Real> Gather<T> for Total {
+    const START: T = T::ZERO;
+    #[inline(always)]
+    fn join(a: T, b: T) -> T {
+        a + b
+    }
+}
+
+impl<T: Real> Gather<T> for Largest {
+    const START: T = T::NEG_INFINITY;
+    #[inline(always)]
+    fn join(a: T, b: T) -> T {
+        if a > b || a.is_nan() { a } else { b }
+    }
+}
+
+pub(super) fn run<T: Real + Plain>(run: &Run<'_>, reduction: Reduction, dims: &[usize]) {
+    let out = &run.step.outputs[0];
+    match reduction {
+        Reduction::Sum if out.dtype == DType::I64 => gather::<i64, Total>(run, dims),
+        Reduction::Sum => gather::<T, Total>(run, dims),
+        Reduction::Amax => gather::<T, Largest>(run, dims),
+        Reduction::Mean => {
+            gather::<T, Total>(run, dims);
+            let shape = run.step.inputs[0].layout.shape();
+            let count: usize = dims.iter().map(|&d| shape[d]).product();
+            let count = T::of(count as f64);
+            run.memory.write::<T>(out).iter_mut().for_each(|y| *y = *y / count);
+        }
+    }
+}
+
+/// Tasks go along the first kept dimension, so each writes results of its own.
+fn gather<T: Plain, G: Gather<T>>(run: &Run<'_>, dims: &[usize]) {
+    let (x, out) = (&run.step.inputs[0], &run.step.outputs[0]);
+    let shape = x.layout.shape();
+    let y = run.memory.write::<T>(out);
+    y.fill(G::START);
+    let from = run.memory.read_strided::<T>(x);
+    let kept = (0..shape.rank()).find(|d| !dims.contains(d) && shape[*d] > 1);
+    let Some(kept) = kept else {
+        return add::<T, G>(from, shape, &out.layout, y);
+    };
+    let size = shape[kept];
+    let together = (32 * 1024 / (shape.elements() / size).max(1)).clamp(1, size);
+    // The results of one index of the kept dimension follow each other only if it is the first that counts.
+    let (block, whole) = (y.len() / size, Shared::new(y));
+    run.tasks(size.div_ceil(together), |task| {
+        for index in task * together..((task + 1) * together).min(size) {
+            let layout = x.layout.slice(kept, index, 1, 1);
+            let part = Strided {
+                data: from.data.get(layout.offset() - x.layout.offset()..).unwrap_or_default(),
+                layout: &layout,
+            };
+            let small = out.layout.slice(kept, index, 1, 1);
+            let to = Layout::strided(small.shape().clone(), small.strides(), 0).unwrap_or(small);
+            // SAFETY: dimensions before the kept one are reduced or of size 1, so the results of one index
+            // are one block, and `y` is borrowed until all are done.
+            add::<T, G>(part, layout.shape(), &to, unsafe { whole.part(index * block, block) });
+        }
+    });
+}
+
+fn add<T: Plain, G: Gather<T>>(from: Strided<'_, T>, shape: &Shape, to: &Layout, y: &mut [T]) {
+    let walk = Walk::new(shape, [from.layout, &to.expand(shape)]);
+    let steps = walk.steps();
+    vectorised(
+        #[inline(always)]
+        || {
+            walk.spans(0, shape.elements(), |Span { len, firsts: [i, o], .. }| match steps {
+                [1, 0] => y[o] = G::join(y[o], along::<T, G>(&from.data[i..i + len])),
+                [step, 0] => {
+                    y[o] = from.data[i..]
+                        .iter()
+                        .step_by(step.max(1))
+                        .take(len)
+                        .fold(y[o], |sum, &v| G::join(sum, v));
+                }
+                [1, 1] => {
+                    for (y, &x) in y[o..o + len].iter_mut().zip(&from.data[i..i + len]) {
+                        *y = G::join(*y, x);
+                    }
+                }
+                [s, t] => (0..len).for_each(|n| y[o + n * t] = G::join(y[o + n * t], from.data[i + n * s])),
+            });
+        },
+    );
+}
+
+/// Gathers a run in sixteen lanes.
+#[inline(always)]
+fn along<T: Plain, G: Gather<T>>(x: &[T]) -> T {
+    let mut lanes = [G::START; 16];
+    let mut chunks = x.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = G::join(*lane, v);
+        }
+    }
+    let rest = chunks.remainder().iter().fold(G::START, |sum, &v| G::join(sum, v));
+    lanes.into_iter().fold(rest, G::join)
+}
+
+/// Σ f(x) over a run, in sixteen lanes, given as `f64`.
+#[inline(always)]
+pub(super) fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> f64 {
+    let mut lanes = [T::ZERO; 16];
+    let mut total = 0.0;
+    // Lanes are emptied now and then, so that long runs keep their accuracy.
+    for block in x.chunks(4096) {
+        let mut chunks = block.chunks_exact(16);
+        for chunk in &mut chunks {
+            for (lane, &v) in lanes.iter_mut().zip(chunk) {
+                *lane += f(v);
+            }
+        }
+        let rest = chunks.remainder().iter().fold(T::ZERO, |sum, &v| sum + f(v));
+        total += lanes.iter().fold(rest, |sum, &lane| sum + lane).to_f64();
+        lanes = [T::ZERO; 16];
+    }
+    total
+}
+
+/// Σ f(x, g) over two runs of one length, in sixteen lanes, given as `f64`.
+#[inline(always)]
+pub(super) fn sum_of_both<T: Real>(x: &[T], g: &[T], f: impl Fn(T, T) -> T) -> f64 {
+    let mut total = 0.0;
+    for (x, g) in x.chunks(4096).zip(g.chunks(4096)) {
+        let mut lanes = [T::ZERO; 16];
+        let (mut xs, mut gs) = (x.chunks_exact(16), g.chunks_exact(16));
+        for (x, g) in (&mut xs).zip(&mut gs) {
+            for ((lane, &x), &g) in lanes.iter_mut().zip(x).zip(g) {
+                *lane += f(x, g);
+            }
+        }
+        let rest = xs.remainder().iter().zip(gs.remainder()).fold(T::ZERO, |sum, (&x, &g)| sum + f(x, g));
+        total += lanes.iter().fold(rest, |sum, &lane| sum + lane).to_f64();
+    }
+    total
+}

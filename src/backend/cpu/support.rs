@@ -1,0 +1,84 @@
+//! What the CPU takes: which types, which operands by strides, how much scratch.
+
+use super::{conv, im2col, row_norm};
+use crate::{
+    backend::{BuildError, plan::Target},
+    graph::{Graph, Op, ValueInfo},
+    tensor::DType,
+};
+
+/// The CPU as planning sees it.
+pub(super) struct Cpu {
+    pub(super) threads: usize,
+}
+
+impl Target for Cpu {
+    fn takes_strides(&self, op: &Op, operand: usize) -> bool {
+        match op {
+            Op::Unary(_)
+            | Op::UnaryGrad(_)
+            | Op::Binary(_)
+            | Op::Compare(_)
+            | Op::Where
+            | Op::Cast(_)
+            | Op::Cat { .. }
+            | Op::Unslice { .. }
+            | Op::MatMul { .. } => true,
+            Op::Reduce { .. } => operand == 0,
+            _ => false,
+        }
+    }
+
+    fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], outputs: &[&ValueInfo]) -> usize {
+        let elements = match op {
+            Op::Conv2d(attributes) => im2col::forward_scratch(attributes, inputs, outputs, self.threads),
+            Op::Conv2dGradInput { conv, .. } => {
+                im2col::grad_input_scratch(conv, inputs, outputs, self.threads)
+            }
+            Op::Conv2dGradWeight { conv, .. } => {
+                conv::grad_weight_scratch(conv, inputs, outputs, self.threads)
+            }
+            Op::LayerNormGrad { .. } => row_norm::layer_grad_scratch(inputs),
+            Op::GroupNormGrad { .. } => row_norm::group_grad_scratch(inputs),
+            _ => 0,
+        };
+        elements.saturating_mul(outputs.first().map_or(0, |info| info.dtype.size_bytes()))
+    }
+}
+
+/// Refuses what has no implementation here.
+pub(super) fn check(graph: &Graph) -> Result<(), BuildError> {
+    for node in &graph.nodes {
+        let infos = || node.inputs.iter().chain(&node.outputs).map(|&value| graph.info(value));
+        let half = infos().any(|info| matches!(info.dtype, DType::BF16 | DType::F16));
+        let moves = matches!(
+            node.op,
+            Op::Cast(_)
+                | Op::Reshape(_)
+                | Op::Permute(_)
+                | Op::Expand(_)
+                | Op::Slice { .. }
+                | Op::Unslice { .. }
+                | Op::Cat { .. }
+                | Op::Full { .. }
+                | Op::Arange { .. }
+                | Op::Where
+        );
+        if half && !moves {
+            return Err(BuildError::Unsupported {
+                device: "cpu".into(),
+                op: node.op.name().into(),
+                reason: "it computes in float32 and float64: cast the input first".into(),
+            });
+        }
+        let small = infos().any(|info| matches!(info.dtype, DType::I32 | DType::U8 | DType::Bool));
+        if small && matches!(node.op, Op::Binary(_) | Op::Reduce { .. }) {
+            return Err(BuildError::Unsupported {
+                device: "cpu".into(),
+                op: node.op.name().into(),
+                reason: "whole numbers are computed in int64: cast the operands first".into(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Planning, the same for every device: which memory each value lives in, fixed before anything runs.
+//!
+//! Views cost nothing where the reader takes strides. A value that leaves the graph is computed where it
+//! has to end up. Everything else shares one workspace, by liveness.
+
+mod place;
+mod planner;
+mod workspace;
+
+pub use place::{Home, Place};
+pub use planner::{Plan, Scratch, Step, StepKind, Target, plan};

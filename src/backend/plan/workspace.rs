@@ -1,0 +1,109 @@
+//! The workspace: intervals of time packed into one block, best fit first.
+
+use std::collections::BTreeMap;
+
+use crate::tensor::ALIGNMENT_BYTES;
+
+/// Something that needs bytes from one step to another, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    pub(super) first: usize,
+    pub(super) last: usize,
+    pub(super) bytes: usize,
+}
+
+/// Gives each need an offset such that none that live at one time overlap, and the block's size.
+///
+/// Needs must ascend by `first`. Free gaps are kept by offset; each need takes the smallest gap it fits.
+pub(super) fn pack(needs: &[Need]) -> (Vec<usize>, usize) {
+    let mut gaps: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut ending: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
+    let mut total = 0;
+    let mut offsets = Vec::with_capacity(needs.len());
+    for need in needs {
+        while let Some(entry) = ending.first_entry().filter(|entry| *entry.key() < need.first) {
+            for (offset, bytes) in entry.remove() {
+                release(&mut gaps, offset, bytes);
+            }
+        }
+        let bytes = need.bytes.next_multiple_of(ALIGNMENT_BYTES);
+        let fit = gaps.iter().filter(|&(_, &size)| size >= bytes).min_by_key(|&(_, &size)| size);
+        let offset = match fit.map(|(&offset, &size)| (offset, size)) {
+            Some((offset, size)) => {
+                gaps.remove(&offset);
+                if size > bytes {
+                    gaps.insert(offset + bytes, size - bytes);
+                }
+                offset
+            }
+            None => grow(&mut gaps, &mut total, bytes),
+        };
+        if bytes > 0 {
+            ending.entry(need.last).or_default().push((offset, bytes));
+        }
+        offsets.push(offset);
+    }
+    (offsets, total)
+}
+
+/// Room at the end, counting a gap that already lies there.
+fn grow(gaps: &mut BTreeMap<usize, usize>, total: &mut usize, bytes: usize) -> usize {
+    let last = gaps.last_key_value().map(|(&offset, &size)| (offset, size));
+    let offset = match last {
+        Some((offset, size)) if offset + size == *total => {
+            gaps.remove(&offset);
+            offset
+        }
+        _ => *total,
+    };
+    *total = offset + bytes;
+    offset
+}
+
+fn release(gaps: &mut BTreeMap<usize, usize>, mut offset: usize, mut bytes: usize) {
+    if let Some(after) = gaps.remove(&(offset + bytes)) {
+        bytes += after;
+    }
+    if let Some((&before, &size)) = gaps.range(..offset).next_back()
+        && before + size == offset
+    {
+        gaps.remove(&before);
+        (offset, bytes) = (before, bytes + size);
+    }
+    gaps.insert(offset, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn memory_is_reused_once_free() {
+        let need = |first, last, bytes| Need { first, last, bytes };
+        let (offsets, total) = pack(&[need(0, 1, 64), need(1, 2, 128), need(2, 3, 64), need(3, 4, 192)]);
+        assert_eq!(offsets, [0, 64, 0, 64]);
+        assert_eq!(total, 256);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_alive_at_one_time_overlaps(
+            mut spans in prop::collection::vec((0usize..40, 0usize..10, 0usize..1000), 0..60),
+        ) {
+            spans.sort();
+            let needs: Vec<Need> =
+                spans.iter().map(|&(first, len, bytes)| Need { first, last: first + len, bytes }).collect();
+            let (offsets, total) = pack(&needs);
+            for (i, a) in needs.iter().enumerate() {
+                prop_assert!(offsets[i] % ALIGNMENT_BYTES == 0 && offsets[i] + a.bytes <= total);
+                for (j, b) in needs.iter().enumerate().skip(i + 1) {
+                    let together = a.first <= b.last && b.first <= a.last;
+                    let overlap = offsets[i] < offsets[j] + b.bytes && offsets[j] < offsets[i] + a.bytes;
+                    prop_assert!(!(together && overlap && a.bytes > 0 && b.bytes > 0), "{a:?} {b:?}");
+                }
+            }
+        }
+    }
+}
