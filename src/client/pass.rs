@@ -55,7 +55,7 @@ pub struct Gradients {
     /// they were not asked for.
     pub parameters: Vec<(SeedIndex, Vec<f32>)>,
     /// For each seed of the layer the daemon's part of its alpha's gradient, if it was asked for. For a
-    /// convex blend of total weight below or at 1 the caller subtracts ⟨h, g⟩.
+    /// convex blend whose [`alpha_total`](Pass::alpha_total) is at most 1 the caller subtracts ⟨h, g⟩.
     pub alphas: Option<Vec<f32>>,
 }
 
@@ -105,6 +105,11 @@ impl Pass {
     /// A: the total blend weight of the seeds that ran.
     pub fn blend_weight(&self) -> f32 {
         self.completion.blend_weight
+    }
+
+    /// T: the sum of the alphas of the seeds that ran.
+    pub fn alpha_total(&self) -> f32 {
+        self.completion.alpha_total
     }
 
     /// The seeds that ran, in order.

@@ -191,8 +191,8 @@ shared! {
         generation: u64,
         /// Bytes of the message.
         message_bytes: u32,
-        /// 0.
-        reserved_word: u32,
+        /// Forward: T, the sum of the alphas of the seeds that ran.
+        alpha_total: f32,
         /// What went wrong, in UTF-8, cut to fit.
         message: [u8; 64],
         /// 0.
@@ -307,6 +307,18 @@ mod tests {
         let shared: Vec<usize> =
             ArenaHeader::FIELDS.iter().filter(|f| f.offset >= 64 && f.size == 8).map(|f| f.offset).collect();
         assert_eq!(shared, [64, 128, 192, 256, 320, 384]);
+    }
+
+    /// With KASMINA_WRITE_LAYOUT set the file is written anew instead.
+    #[test]
+    fn the_python_client_has_this_layout() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/python/kasmina/layout.json");
+        let text = serde_json::to_string_pretty(&layout_json()).unwrap() + "\n";
+        if std::env::var_os("KASMINA_WRITE_LAYOUT").is_some() {
+            std::fs::write(path, &text).unwrap();
+        }
+        let theirs = std::fs::read_to_string(path).unwrap();
+        assert!(theirs == text, "run KASMINA_WRITE_LAYOUT=1 cargo test --lib wire::layout");
     }
 
     #[test]
