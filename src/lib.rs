@@ -6,7 +6,7 @@
 //! - words: [`id`], [`digest`], [`fault`], [`backoff`]
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`backend`], [`validation`]
-//! - data plane, threads and no async: [`wire`]
+//! - data plane, threads and no async: [`wire`], [`engine`]
 //! - supply: [`cache`], [`origin`]
 //! - edges: [`client`]
 
@@ -29,6 +29,8 @@ pub mod backend;
 pub mod validation;
 
 pub mod wire;
+
+pub mod engine;
 
 pub mod cache;
 pub mod origin;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{ARENA_MAGIC, ArenaHeader, ArenaLayout, Block, SharedMemory, WireError};
-use crate::backend::Region;
+use crate::backend::{Memory, Region};
 
 /// A session's shared memory. The daemon makes it, the client maps it.
 #[derive(Debug)]
@@ -119,6 +119,13 @@ impl Arena {
 
     pub(super) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {
         self.memory.words(offset, count)
+    }
+}
+
+/// The whole mapping, rings included: blocks are parts of it once they have been checked.
+impl Memory for Arena {
+    fn region(&self) -> Region<'_> {
+        self.memory.region()
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::WireError;
-use crate::backend::Region;
+use crate::backend::{Memory, Region};
 
 /// A memory file, mapped for reading and writing as long as this lives.
 ///
@@ -113,6 +113,12 @@ impl SharedMemory {
         // SAFETY: the range was checked just now and mappings start on a page, so the words are aligned,
         // readable and writable; that others write to them is what atomics are for.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(offset).cast(), count) }
+    }
+}
+
+impl Memory for SharedMemory {
+    fn region(&self) -> Region<'_> {
+        SharedMemory::region(self)
     }
 }
 

@@ -1,0 +1,46 @@
+//! The engine's own settings.
+
+use std::time::Duration;
+
+use crate::{graph::Limits, id::KernelId};
+
+/// How seeds run and when they are given up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineConfig {
+    /// Failures in a row after which a seed's kernel is unloaded; at least 1.
+    pub error_threshold: u32,
+    /// The longest a pass may take.
+    pub time_limit: Duration,
+    /// Whether a seed whose output is not finite counts as failed.
+    pub non_finite_guard: bool,
+    /// Tickets that one layer may have outstanding.
+    pub max_tickets_per_layer: usize,
+    /// Bytes that one plan's workspace and saved values may take.
+    pub max_plan_bytes: usize,
+    /// Threads that work on one pass together.
+    pub threads: usize,
+    /// A pass that costs as many operations and bytes runs on its seed's own thread where another seed runs
+    /// beside it; smaller ones are done before a thread would have woken.
+    pub spread_above: u64,
+    /// How large a kernel's graph may be.
+    pub graph_limits: Limits,
+    /// A kernel whose runs panic. For tests of the daemon; release builds do not look at it.
+    pub panic_in: Option<KernelId>,
+}
+
+impl Default for EngineConfig {
+    /// Three failures, five seconds, guarded, 1,024 tickets, 1 GiB a plan, as many threads as processors.
+    fn default() -> Self {
+        Self {
+            error_threshold: 3,
+            time_limit: Duration::from_secs(5),
+            non_finite_guard: true,
+            max_tickets_per_layer: 1024,
+            max_plan_bytes: 1 << 30,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            spread_above: 1_000_000,
+            graph_limits: Limits::default(),
+            panic_in: None,
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A kernel: a proven artifact with its plans.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{EngineConfig, EngineError, PlanKey, PlanSet};
+use crate::{
+    backend::{Backend, Region},
+    digest::Digest,
+    fault::Fault,
+    graph::{Graph, Limits},
+    id::KernelId,
+    tensor::{HostTensor, PackedLayout, Shape, ShapeError},
+    validation::{Metadata, Verdict},
+};
+
+/// Plans kept for one kernel; the least recently used goes first.
+const MAX_PLANS: usize = 32;
+
+/// A parameter or a buffer of a kernel, with its value in the artifact.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Its path, as `named_parameters` or `named_buffers` gives it.
+    pub name: String,
+    /// Its value in the artifact.
+    pub tensor: HostTensor,
+    /// Whether it wants a gradient; never true of a buffer.
+    pub requires_grad: bool,
+}
+
+/// What lowers a kernel's program for one input.
+pub trait Program: Send + Sync + fmt::Debug {
+    /// The program as a graph over the kernel's own parameters and buffers.
+    ///
+    /// # Errors
+    /// What stands in the way, with a stable code.
+    fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>>;
+}
+
+/// A kernel: immutable but for the plans that gather with use.
+pub struct Kernel {
+    id: KernelId,
+    digest: Digest,
+    metadata: Metadata,
+    verdict: Option<Verdict>,
+    parameters: Vec<Weight>,
+    buffers: Vec<Weight>,
+    parameter_layout: PackedLayout,
+    buffer_layout: PackedLayout,
+    program: Box<dyn Program>,
+    plans: Mutex<Vec<Entry>>,
+    uses: AtomicU64,
+}
+
+/// A plan that is there or being made.
+struct Entry {
+    key: PlanKey,
+    cell: Arc<OnceLock<Result<Arc<PlanSet>, EngineError>>>,
+    used: u64,
+}
+
+/// What a kernel is made of.
+#[derive(Debug)]
+pub struct KernelParts {
+    /// Its name.
+    pub id: KernelId,
+    /// SHA-256 of its artifact.
+    pub digest: Digest,
+    /// What the catalogue says of it.
+    pub metadata: Metadata,
+    /// What the validator says of it; absent for kernels that were never validated, in tests and offline.
+    pub verdict: Option<Verdict>,
+    /// Its parameters, in the program's order.
+    pub parameters: Vec<Weight>,
+    /// Its buffers, in the program's order.
+    pub buffers: Vec<Weight>,
+    /// Its program.
+    pub program: Box<dyn Program>,
+}
+
+impl Kernel {
+    /// A kernel of its parts.
+    ///
+    /// # Errors
+    /// [`ShapeError::TooLarge`] when its weights do not fit the address space.
+    pub fn new(parts: KernelParts) -> Result<Self, ShapeError> {
+        let layout = |weights: &[Weight]| {
+            PackedLayout::new(weights.iter().map(|weight| (weight.tensor.shape(), weight.tensor.dtype())))
+        };
+        Ok(Self {
+            parameter_layout: layout(&parts.parameters)?,
+            buffer_layout: layout(&parts.buffers)?,
+            id: parts.id,
+            digest: parts.digest,
+            metadata: parts.metadata,
+            verdict: parts.verdict,
+            parameters: parts.parameters,
+            buffers: parts.buffers,
+            program: parts.program,
+            plans: Mutex::default(),
+            uses: AtomicU64::new(0),
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &KernelId {
+        &self.id
+    }
+
+    /// SHA-256 of its artifact.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the catalogue says of it.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// What the validator says of it.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        self.verdict.as_ref()
+    }
+
+    /// Its parameters, in the program's order.
+    pub fn parameters(&self) -> &[Weight] {
+        &self.parameters
+    }
+
+    /// Its buffers, in the program's order.
+    pub fn buffers(&self) -> &[Weight] {
+        &self.buffers
+    }
+
+    /// Where its parameters lie in their block, and their gradients in theirs.
+    pub fn parameter_layout(&self) -> &PackedLayout {
+        &self.parameter_layout
+    }
+
+    /// Where its buffers lie in their block.
+    pub fn buffer_layout(&self) -> &PackedLayout {
+        &self.buffer_layout
+    }
+
+    /// Bytes from the start of a seed's memory to its block of buffers; the parameters' block starts at 0.
+    pub fn buffers_offset(&self) -> usize {
+        self.parameter_layout.total_bytes()
+    }
+
+    /// Bytes that a seed's parameters and buffers take together; at least 64, so that a memory file is
+    /// never empty.
+    pub fn memory_bytes(&self) -> usize {
+        (self.buffers_offset() + self.buffer_layout.total_bytes()).max(64)
+    }
+
+    /// Bytes that stay resident with the kernel itself, whoever uses it.
+    pub fn resident_bytes(&self) -> usize {
+        self.parameter_layout.total_bytes() + self.buffer_layout.total_bytes()
+    }
+
+    /// Writes the artifact's values into a seed's memory; `false` where that is too small.
+    pub fn initialise(&self, memory: Region<'_>) -> bool {
+        let blocks = [
+            (0, &self.parameters, &self.parameter_layout),
+            (self.buffers_offset(), &self.buffers, &self.buffer_layout),
+        ];
+        blocks.into_iter().all(|(start, weights, layout)| {
+            weights.iter().zip(layout.slots()).all(|(weight, slot)| {
+                let part = memory.part(start + slot.offset_bytes, slot.len_bytes);
+                part.is_some_and(|part| part.write(weight.tensor.bytes()))
+            })
+        })
+    }
+
+    /// The plans for one key, made on first use.
+    ///
+    /// Blocking: while a plan is made, by this caller or by another that came first. A failure is kept too:
+    /// the same key fails at once.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the program does not take this input, cannot be differentiated or planned.
+    pub fn plans(
+        &self,
+        key: &PlanKey,
+        backend: &dyn Backend,
+        config: &EngineConfig,
+    ) -> Result<Arc<PlanSet>, EngineError> {
+        let cell = self.cell(key);
+        cell.get_or_init(|| PlanSet::build(self, key, backend, config).map(Arc::new)).clone()
+    }
+
+    fn cell(&self, key: &PlanKey) -> Arc<OnceLock<Result<Arc<PlanSet>, EngineError>>> {
+        let used = self.uses.fetch_add(1, Ordering::Relaxed);
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = plans.iter_mut().find(|entry| entry.key == *key) {
+            entry.used = used;
+            return entry.cell.clone();
+        }
+        if plans.len() >= MAX_PLANS
+            && let Some(oldest) = plans.iter().enumerate().min_by_key(|(_, entry)| entry.used).map(|(i, _)| i)
+        {
+            plans.swap_remove(oldest);
+        }
+        let cell = Arc::new(OnceLock::new());
+        plans.push(Entry { key: key.clone(), cell: cell.clone(), used });
+        cell
+    }
+
+    pub(super) fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, EngineError> {
+        self.program.lower(key, limits).map_err(|fault| EngineError::Lower {
+            kernel: self.id.clone(),
+            input: key.input_shape.clone(),
+            dtype: key.dtype,
+            code: fault.code(),
+            reason: fault.to_string(),
+        })
+    }
+
+    /// The shape an input has with a batch of `batch`, as far as the catalogue declares one.
+    pub fn declared_input(&self, batch: usize) -> Option<Shape> {
+        let sample = self.metadata.input_shape.as_ref()?;
+        Some(std::iter::once(batch).chain(sample.iter().copied()).collect())
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kernel({})", self.id)
+    }
+}

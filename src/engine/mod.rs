@@ -1,0 +1,36 @@
+//! The data plane: live seeds, their passes and tickets, on threads of their own.
+//!
+//! A [`Kernel`] in a seed's own memory is a [`LiveSeed`]. A layer's [`GradientSynchronizer`] fans a forward
+//! pass out to its live seeds, blends what they give and leaves a ticket; the backward of that ticket runs
+//! the same kernels with the same factors, whatever has been grafted since. In a steady state a pass
+//! allocates no tensor, takes no contended lock and logs nothing.
+
+mod alpha;
+mod blend;
+mod config;
+mod error;
+mod executor;
+mod job;
+mod kernel;
+mod live;
+mod plan_set;
+mod pool;
+mod state;
+mod stats;
+mod synchronizer;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
+pub use alpha::Alpha;
+pub use config::EngineConfig;
+pub use error::EngineError;
+pub use kernel::{Kernel, KernelParts, Program, Weight};
+pub use live::LiveSeed;
+pub use plan_set::{Backward, PlanKey, PlanSet};
+pub use state::{is_active, transition};
+pub use stats::{RanOn, SeedCounters};
+pub use synchronizer::{
+    BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, SeedFailure,
+};
+pub use ticket::Quota;

@@ -1,0 +1,137 @@
+//! The plans of a kernel for one input shape and mode: forward, and backward where gradients are wanted.
+
+use std::sync::Arc;
+
+use super::{EngineConfig, EngineError, Kernel};
+use crate::{
+    backend::{Backend, CompileOptions, Executable},
+    graph::{
+        Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, Unary, ValueInfo, Wants, cost,
+        differentiate, simplify,
+    },
+    tensor::{DType, Shape},
+};
+
+/// What a plan depends on beside its kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PlanKey {
+    /// The input's shape, the batch first.
+    pub input_shape: Shape,
+    /// The input's type.
+    pub dtype: DType,
+    /// Training mode.
+    pub train: bool,
+    /// Whether a backward will want the gradient of the input.
+    pub wants_input: bool,
+    /// Whether a backward will want the gradients of the parameters.
+    pub wants_parameters: bool,
+}
+
+/// A kernel's plans for one key.
+#[derive(Debug)]
+pub struct PlanSet {
+    /// What the kernel gives.
+    pub output: ValueInfo,
+    /// Runs the kernel. Where the guard is on, output 1 is an f32 that is NaN if output 0 is not finite.
+    pub forward: Arc<dyn Executable>,
+    /// Runs its gradient; absent where none is wanted or nothing wanted depends on the output.
+    pub backward: Option<Backward>,
+    /// Buffers that the forward pass updates, by number.
+    pub updates: Vec<usize>,
+    /// Whether `forward` has the guard's output.
+    pub guarded: bool,
+    /// What the forward pass costs.
+    pub cost: Cost,
+}
+
+/// A kernel's gradient.
+#[derive(Debug)]
+pub struct Backward {
+    /// Runs it.
+    pub executable: Arc<dyn Executable>,
+    /// Whether it gives the gradient of the input.
+    pub gives_input: bool,
+    /// Parameters for which it gives no gradient, by number.
+    pub ungraded: Vec<usize>,
+}
+
+impl PlanSet {
+    pub(super) fn build(
+        kernel: &Kernel,
+        key: &PlanKey,
+        backend: &dyn Backend,
+        config: &EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let mut graph = kernel.lower(key, &config.graph_limits)?;
+        let outputs = graph.sinks.iter().filter(|(sink, _)| matches!(sink, Sink::Output(_))).count();
+        let id = || kernel.id().clone();
+        let Some(output) = graph.sink(Sink::Output(0)).filter(|_| outputs == 1) else {
+            return Err(EngineError::Outputs { kernel: id(), count: outputs });
+        };
+        let output = graph.info(output).clone();
+        simplify(&mut graph);
+        let refused = |source: GraphError| EngineError::Gradient { kernel: kernel.id().clone(), source };
+        let options = CompileOptions {
+            parameters: kernel.parameter_layout(),
+            buffers: kernel.buffer_layout(),
+            limit_bytes: config.max_plan_bytes,
+        };
+        let compile = |graph: &Graph| {
+            let built = backend.compile(graph, &options);
+            built.map_err(|source| EngineError::Build { kernel: kernel.id().clone(), source })
+        };
+        let mut backward = None;
+        if key.wants_input || key.wants_parameters {
+            let graded: Vec<bool> =
+                kernel.parameters().iter().map(|p| p.requires_grad && key.wants_parameters).collect();
+            let wants = Wants { inputs: &[key.wants_input], parameters: &graded };
+            let mut both = differentiate(&graph, &wants).map_err(refused)?;
+            simplify(&mut both.backward);
+            if !both.backward.sinks.is_empty() {
+                let gives = |sink| both.backward.sink(sink).is_some();
+                backward = Some(Backward {
+                    executable: compile(&both.backward)?,
+                    gives_input: gives(Sink::GradInput(0)),
+                    ungraded: (0..graded.len()).filter(|&n| !gives(Sink::GradParameter(n as u32))).collect(),
+                });
+                graph = both.forward;
+            }
+        }
+        let guarded = config.non_finite_guard && output.dtype.is_floating_point();
+        if guarded {
+            graph = guard(graph).map_err(refused)?;
+        }
+        let updates = graph.sinks.iter().filter_map(|&(sink, _)| match sink {
+            Sink::BufferUpdate(n) => Some(n as usize),
+            _ => None,
+        });
+        let updates = updates.collect();
+        let cost = cost(&graph);
+        Ok(Self { output, forward: compile(&graph)?, backward, updates, guarded, cost })
+    }
+
+    /// Bytes that a pass holds until its backward, beside the output.
+    pub fn saved_bytes(&self) -> usize {
+        self.forward.needs().saved.total_bytes()
+    }
+
+    /// Bytes of scratch memory that either direction needs.
+    pub fn workspace_bytes(&self) -> usize {
+        let backward = self.backward.as_ref().map_or(0, |b| b.executable.needs().workspace_bytes);
+        self.forward.needs().workspace_bytes.max(backward)
+    }
+}
+
+/// Adds an output that is NaN if output 0 holds an infinity or a NaN, and 0 otherwise: the sum of 0·x.
+fn guard(graph: Graph) -> Result<Graph, GraphError> {
+    let limits =
+        Limits { max_nodes: usize::MAX, max_value_elements: usize::MAX, max_total_elements: usize::MAX };
+    let mut builder = Builder::resume(graph, limits);
+    let Some(mut value) = builder.graph().sink(Sink::Output(0)) else { return Ok(builder.finish()) };
+    value = builder.apply(Op::Unary(Unary::MulScalar { value: 0.0 }), &[value])?;
+    let dims = (0..builder.shape(value).rank()).collect();
+    value = builder.apply(Op::Reduce { reduction: Reduction::Sum, dims }, &[value])?;
+    value = builder.apply(Op::Cast(DType::F32), &[value])?;
+    builder.sink(Sink::Output(1), value);
+    Ok(builder.finish())
+}

@@ -1,0 +1,61 @@
+//! Memory that comes and goes with every pass, kept for the next one.
+
+use std::collections::HashMap;
+
+use crate::{backend::HostMemory, tensor::ALIGNMENT_BYTES};
+
+/// Blocks by size. In a steady state every pass finds what the one before gave back, and none is allocated.
+#[derive(Debug, Default)]
+pub(super) struct MemoryPool {
+    free: HashMap<usize, Vec<HostMemory>>,
+    /// Bytes lent and not given back.
+    lent_bytes: usize,
+}
+
+impl MemoryPool {
+    /// A block of at least so many bytes, with undefined content.
+    pub(super) fn take(&mut self, len_bytes: usize) -> HostMemory {
+        let size = len_bytes.next_multiple_of(ALIGNMENT_BYTES);
+        self.lent_bytes += size;
+        self.free.get_mut(&size).and_then(Vec::pop).unwrap_or_else(|| HostMemory::new(size))
+    }
+
+    /// Takes a block back.
+    pub(super) fn give(&mut self, memory: HostMemory) {
+        self.lose(memory.len_bytes());
+        self.free.entry(memory.len_bytes()).or_default().push(memory);
+    }
+
+    /// Notes that so many lent bytes will not come back.
+    pub(super) fn lose(&mut self, bytes: usize) {
+        self.lent_bytes = self.lent_bytes.saturating_sub(bytes);
+    }
+
+    /// Frees what nobody uses: when a kernel comes or goes, other sizes will be asked for.
+    pub(super) fn trim(&mut self) {
+        self.free.clear();
+    }
+
+    /// Bytes lent and not given back.
+    pub(super) fn lent_bytes(&self) -> usize {
+        self.lent_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Memory as _;
+
+    #[test]
+    fn a_block_given_back_is_lent_again() {
+        let mut pool = MemoryPool::default();
+        let first = pool.take(100);
+        let address = first.region().start();
+        assert_eq!(pool.lent_bytes(), 128);
+        pool.give(first);
+        assert_eq!(pool.lent_bytes(), 0);
+        assert_eq!(pool.take(128).region().start(), address);
+        assert_ne!(pool.take(128).region().start(), address);
+    }
+}

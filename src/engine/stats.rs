@@ -1,0 +1,115 @@
+//! A seed's numbers, counted by whoever runs it and read by whoever asks.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use super::EngineError;
+use crate::{
+    id::KernelId,
+    telemetry::{Counter, Histogram},
+    wire::{ErrorReply, FailureCounts, FailureKind, SeedStats as Snapshot},
+};
+
+/// Whether a pass ran on the thread that holds the request or on the seed's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RanOn {
+    /// The thread that holds the request.
+    Caller,
+    /// The seed's own.
+    Executor,
+}
+
+/// What is counted of one seed since its layer was opened, over all its kernels.
+#[derive(Debug, Default)]
+pub struct SeedCounters {
+    executions: Counter,
+    successes: Counter,
+    failures: [Counter; FailureKind::ALL.len()],
+    synchronous: Counter,
+    asynchronous: Counter,
+    time: Histogram,
+    in_a_row: AtomicU32,
+    last_error: Mutex<Option<ErrorReply>>,
+}
+
+impl SeedCounters {
+    /// Counts a forward pass that went well.
+    pub(super) fn succeeded(&self, time: Duration, ran_on: RanOn) {
+        self.executions.increment();
+        self.successes.increment();
+        match ran_on {
+            RanOn::Caller => self.synchronous.increment(),
+            RanOn::Executor => self.asynchronous.increment(),
+        }
+        self.time.record_duration(time);
+    }
+
+    /// Ends a row of failures.
+    pub(super) fn end_row(&self) {
+        self.in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts a pass that failed; gives how many have failed in a row.
+    pub(super) fn failed(&self, kernel: &KernelId, error: &EngineError) -> u32 {
+        self.executions.increment();
+        self.failures[error.failure() as usize - 1].increment();
+        let reply = ErrorReply::from_fault(error).about(kernel);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply);
+        self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The most recent failure.
+    pub fn last_error(&self) -> Option<ErrorReply> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Everything, as a trainer sees it.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut failures = FailureCounts::default();
+        for kind in FailureKind::ALL {
+            *failures.of(kind) = self.failures[kind as usize - 1].get();
+        }
+        let (executions, successes) = (self.executions.get(), self.successes.get());
+        let time = self.time.summary();
+        let micros = |ns: u64| ns as f64 / 1e3;
+        Snapshot {
+            executions,
+            successes,
+            failures,
+            success_rate: if executions == 0 { 1.0 } else { successes as f64 / executions as f64 },
+            mean_us: micros(time.mean_ns),
+            p50_us: micros(time.p50_ns),
+            p99_us: micros(time.p99_ns),
+            asynchronous_passes: self.asynchronous.get(),
+            synchronous_passes: self.synchronous.get(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_by_kind_and_in_a_row() {
+        let counters = SeedCounters::default();
+        assert_eq!(counters.snapshot().success_rate, 1.0);
+        let kernel: KernelId = "k".parse().unwrap();
+        let error = EngineError::NonFinite { kernel: kernel.clone() };
+        assert_eq!(counters.failed(&kernel, &error), 1);
+        assert_eq!(counters.failed(&kernel, &error), 2);
+        counters.end_row();
+        assert_eq!(counters.failed(&kernel, &error), 1);
+        counters.succeeded(Duration::from_micros(10), RanOn::Caller);
+        let snapshot = counters.snapshot();
+        assert_eq!((snapshot.executions, snapshot.successes, snapshot.failures.non_finite), (4, 1, 3));
+        assert_eq!((snapshot.success_rate, snapshot.synchronous_passes), (0.25, 1));
+        let last = counters.last_error().unwrap();
+        assert_eq!((last.code.as_str(), last.kernel.as_deref()), ("kernel.non_finite", Some("k")));
+    }
+}

@@ -1,0 +1,342 @@
+//! One layer's passes: fan out to the live seeds, join, blend; and the same backwards.
+
+mod backward;
+mod fan_out;
+mod forward;
+mod slot;
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    Alpha, EngineConfig, EngineError, LiveSeed, Quota, SeedCounters,
+    blend::{BlendKey, BlendPlan, Factors},
+    executor::SeedExecutor,
+    job::{Done, Job, Scratch, Target},
+    pool::MemoryPool,
+    stats::RanOn,
+    ticket::Ticket,
+};
+use crate::{
+    backend::{Backend, Executable, HostMemory, Memory as _, Region},
+    id::{Generation, KernelId, LayerId, SeedIndex, TicketId},
+    tensor::{ALIGNMENT_BYTES, DType, Shape},
+    wire::{Blend, Block},
+};
+use slot::{Attached, Slot};
+
+/// How long a seed's thread may take, past the time limit, to notice it.
+const GRACE: Duration = Duration::from_millis(50);
+/// Plans of blends and sums that a layer remembers.
+const REMEMBERED_BLENDS: usize = 16;
+
+/// A layer as its synchronizer is told of it.
+#[derive(Clone, Debug)]
+pub struct LayerSpec {
+    /// Its number in its session.
+    pub id: LayerId,
+    /// How its seeds' outputs are put together.
+    pub blend: Blend,
+    /// By seed: where its passes are counted.
+    pub counters: Vec<Arc<SeedCounters>>,
+}
+
+/// A seed that failed in a pass and was left out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SeedFailure {
+    /// Which seed.
+    pub seed: SeedIndex,
+    /// Which kernel it had.
+    pub kernel: KernelId,
+    /// Which of its kernels that was.
+    pub generation: Generation,
+    /// What happened.
+    pub error: EngineError,
+    /// Whether the kernel was taken out, because too many passes failed in a row.
+    pub unloaded: bool,
+}
+
+/// The seeds that failed in a pass.
+pub type Failures = SmallVec<[SeedFailure; 2]>;
+
+/// What became of a forward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardReport {
+    /// The ticket that was taken, or 0.
+    pub ticket: TicketId,
+    /// A, the part of the layer's output that the seeds take.
+    pub blend_weight: f32,
+    /// Bit s is set if seed s ran and went into the blend.
+    pub live_mask: u64,
+    /// Seeds that failed and were left out.
+    pub failures: Failures,
+    /// Bytes that the ticket holds.
+    pub saved_bytes: u64,
+    /// Rises whenever a seed of the layer gets or loses a kernel.
+    pub generation: u64,
+}
+
+/// What became of a backward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackwardReport {
+    /// Bit s is set if seed s had run in the ticket's forward pass.
+    pub live_mask: u64,
+    /// Seeds whose backward failed; their gradients are zeros.
+    pub failures: Failures,
+}
+
+/// What a sum's plan depends on: how many summands, of which shape and type.
+type SumKey = (usize, Shape, DType);
+
+/// Owns a layer's live seeds and its tickets, and runs its passes.
+///
+/// Threading: belongs to one thread, the session's lane; seeds run on that thread and on their own.
+#[derive(Debug)]
+pub struct GradientSynchronizer {
+    id: LayerId,
+    blend: Blend,
+    backend: Arc<dyn Backend>,
+    config: Arc<EngineConfig>,
+    slots: Vec<Slot>,
+    tickets: HashMap<TicketId, Ticket>,
+    pool: MemoryPool,
+    /// Factors of the blend and their gradients, a cache line each.
+    scalars: HostMemory,
+    blends: Vec<(BlendKey, Arc<BlendPlan>)>,
+    sums: Vec<(SumKey, Arc<dyn Executable>)>,
+    blend_workspace: HostMemory,
+    generation: u64,
+    /// Lists that are reused from pass to pass.
+    jobs: Vec<Assigned>,
+    outcomes: Vec<Outcome>,
+    blocks: Vec<Option<Block>>,
+}
+
+/// A job and who runs it.
+#[derive(Debug)]
+struct Assigned {
+    job: Job,
+    slot: usize,
+    is_sent_out: bool,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+struct Outcome {
+    slot: usize,
+    place: usize,
+    /// Absent where the job is still out, and all its memory with it.
+    back: Option<(Done, RanOn)>,
+}
+
+impl GradientSynchronizer {
+    /// A layer without live seeds.
+    pub fn new(spec: LayerSpec, backend: Arc<dyn Backend>, config: Arc<EngineConfig>) -> Self {
+        let slots: Vec<Slot> =
+            spec.counters.into_iter().map(|counters| Slot { counters, attached: None }).collect();
+        Self {
+            scalars: HostMemory::new(2 * slots.len() * ALIGNMENT_BYTES),
+            jobs: Vec::with_capacity(slots.len()),
+            outcomes: Vec::with_capacity(slots.len()),
+            blocks: Vec::with_capacity(slots.len()),
+            id: spec.id,
+            blend: spec.blend,
+            backend,
+            config,
+            slots,
+            tickets: HashMap::new(),
+            pool: MemoryPool::default(),
+            blends: Vec::new(),
+            sums: Vec::new(),
+            blend_workspace: HostMemory::new(0),
+            generation: 0,
+        }
+    }
+
+    /// Puts a live seed into its place; one that is there already serves the tickets it has and no more.
+    ///
+    /// # Errors
+    /// [`EngineError::SeedUnknown`], and [`EngineError::Thread`] when the system gives no thread for it;
+    /// nothing has changed then.
+    pub fn attach(&mut self, seed: SeedIndex, live: Arc<LiveSeed>, alpha: Alpha) -> Result<(), EngineError> {
+        self.slot(seed)?;
+        let mut newcomer = Attached::new(live, alpha);
+        let others = |(i, slot): (usize, &Slot)| i != usize::from(seed.0) && slot.attached.is_some();
+        if self.slots.iter().enumerate().any(others) {
+            newcomer.executor = Some(self.executor(seed)?);
+            for index in 0..self.slots.len() {
+                let lacks = self.slots[index].attached.as_ref().is_some_and(|a| a.executor.is_none());
+                if lacks && index != usize::from(seed.0) {
+                    let executor = self.executor(SeedIndex(index as u16))?;
+                    self.slots[index].attached.as_mut().expect("looked at just now").executor =
+                        Some(executor);
+                }
+            }
+        }
+        self.take_out(usize::from(seed.0));
+        self.slot(seed)?.attached = Some(newcomer);
+        self.changed();
+        Ok(())
+    }
+
+    /// Takes a seed out of its place. Its tickets can still have their backward.
+    ///
+    /// # Errors
+    /// [`EngineError::SeedUnknown`].
+    pub fn detach(&mut self, seed: SeedIndex) -> Result<Option<Arc<LiveSeed>>, EngineError> {
+        self.slot(seed)?;
+        Ok(self.take_out(usize::from(seed.0)))
+    }
+
+    /// Sets a live seed's blend factor; without a live seed there, nothing happens.
+    ///
+    /// # Errors
+    /// [`EngineError::SeedUnknown`].
+    pub fn set_alpha(&mut self, seed: SeedIndex, alpha: Alpha) -> Result<(), EngineError> {
+        if let Some(attached) = &mut self.slot(seed)?.attached {
+            attached.alpha = alpha;
+        }
+        Ok(())
+    }
+
+    /// Spends a ticket without a backward.
+    ///
+    /// # Errors
+    /// [`EngineError::TicketUnknown`], [`EngineError::TicketSpent`].
+    pub fn release(&mut self, ticket: TicketId, quota: &mut Quota) -> Result<(), EngineError> {
+        let ticket = self.tickets.remove(&ticket).ok_or_else(|| quota.missing(ticket))?;
+        self.recycle(ticket, quota);
+        Ok(())
+    }
+
+    /// Spends every ticket.
+    pub fn release_all(&mut self, quota: &mut Quota) {
+        for (_, ticket) in std::mem::take(&mut self.tickets) {
+            self.recycle(ticket, quota);
+        }
+        self.pool.trim();
+    }
+
+    /// Tickets outstanding.
+    pub fn tickets(&self) -> usize {
+        self.tickets.len()
+    }
+
+    /// Bytes that tickets and late jobs hold.
+    pub fn held_bytes(&self) -> u64 {
+        self.pool.lent_bytes() as u64
+    }
+
+    /// Rises whenever a seed gets or loses a kernel.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How many seeds are live.
+    pub fn live_seeds(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.attached.is_some()).count()
+    }
+
+    fn slot(&mut self, seed: SeedIndex) -> Result<&mut Slot, EngineError> {
+        let (layer, seeds) = (self.id, self.slots.len());
+        self.slots.get_mut(usize::from(seed.0)).ok_or(EngineError::SeedUnknown { layer, seed, seeds })
+    }
+
+    fn executor(&self, seed: SeedIndex) -> Result<SeedExecutor, EngineError> {
+        SeedExecutor::start(format!("seed {}.{seed}", self.id))
+    }
+
+    fn take_out(&mut self, slot: usize) -> Option<Arc<LiveSeed>> {
+        let attached = self.slots[slot].attached.take()?;
+        // A job still out frees its memory itself when it is done.
+        self.pool.lose(attached.executor.as_ref().map_or(0, SeedExecutor::out_bytes));
+        self.changed();
+        Some(attached.live)
+    }
+
+    fn changed(&mut self) {
+        self.generation += 1;
+        self.pool.trim();
+    }
+
+    /// Counts a failure, and takes the kernel out after too many in a row.
+    fn fail(&mut self, slot: usize, live: &LiveSeed, error: EngineError, failures: &mut Failures) {
+        let kernel = live.kernel().id().clone();
+        let in_a_row = self.slots[slot].counters.failed(&kernel, &error);
+        let attached = &self.slots[slot].attached;
+        let is_current = attached.as_ref().is_some_and(|a| a.live.generation() == live.generation());
+        let unloaded = is_current && in_a_row >= self.config.error_threshold.max(1);
+        if unloaded {
+            self.slots[slot].counters.end_row();
+            self.take_out(slot);
+        }
+        let generation = live.generation();
+        failures.push(SeedFailure { seed: SeedIndex(slot as u16), kernel, generation, error, unloaded });
+    }
+
+    fn recycle(&mut self, ticket: Ticket, quota: &mut Quota) {
+        quota.give_back(ticket.bytes);
+        for seed in ticket.seeds {
+            self.pool.give(seed.output);
+            self.pool.give(seed.saved);
+        }
+        self.pool.give(ticket.blend_saved);
+    }
+
+    /// Takes a job's memory back: gradients and scratch; what its ticket keeps is the caller's.
+    fn take_back_scratch(&mut self, slot: usize, live: &Arc<LiveSeed>, scratch: Box<Scratch>) {
+        if let Some(attached) = &mut self.slots[slot].attached
+            && Arc::ptr_eq(&attached.live, live)
+        {
+            attached.scratch = Some(scratch);
+        }
+    }
+
+    fn give_target(&mut self, target: Target) {
+        if let Target::Own(memory) = target {
+            self.pool.give(memory);
+        }
+    }
+
+    /// The plan of a blend: most of the time remembered.
+    fn blend_plan(&mut self, key: BlendKey) -> Result<Arc<BlendPlan>, EngineError> {
+        if let Some((_, plan)) = self.blends.iter().find(|(known, _)| *known == key) {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(BlendPlan::build(&key, &*self.backend, &self.config)?);
+        let backward = plan.backward.as_ref().map_or(0, |b| b.needs().workspace_bytes);
+        self.fit_workspace(plan.forward.needs().workspace_bytes.max(backward));
+        if self.blends.len() == REMEMBERED_BLENDS {
+            self.blends.remove(0);
+        }
+        self.blends.push((key, plan.clone()));
+        Ok(plan)
+    }
+
+    fn fit_workspace(&mut self, bytes: usize) {
+        if self.blend_workspace.len_bytes() < bytes {
+            self.blend_workspace = HostMemory::new(bytes);
+        }
+    }
+
+    /// The n-th scalar: factors first, then their gradients.
+    fn scalar(&self, n: usize) -> Region<'_> {
+        self.scalars.region().part(n * ALIGNMENT_BYTES, 4).expect("there are two scalars a seed")
+    }
+
+    fn write_factors(&self, factors: &Factors) {
+        for (n, factor) in factors.iter().enumerate() {
+            self.scalar(n).write(&factor.to_le_bytes());
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        now.checked_add(self.config.time_limit).unwrap_or(now + Duration::from_secs(3600))
+    }
+}
