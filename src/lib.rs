@@ -5,7 +5,7 @@
 //!
 //! - words: [`id`], [`digest`], [`fault`], [`backoff`]
 //! - settings and self-report: [`config`], [`telemetry`]
-//! - compute, pure: [`tensor`], [`graph`], [`backend`], [`validation`]
+//! - compute, pure: [`tensor`], [`graph`], [`artifact`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`], [`engine`]
 //! - supply: [`cache`], [`origin`]
 //! - edges: [`client`]
@@ -23,6 +23,8 @@ pub mod telemetry;
 pub mod tensor;
 
 pub mod graph;
+
+pub mod artifact;
 
 pub mod backend;
 

@@ -1,0 +1,16 @@
+//! PyTorch's operations in terms of the graph's: one table for both formats.
+//!
+//! What stands in [`ops`] is the whitelist. A format's reader brings a name and arguments by place or by
+//! name; the schema binds them, and the operation appends to the graph.
+
+mod call;
+mod lowering;
+mod ops;
+mod schema;
+mod value;
+
+pub(super) use call::call;
+use call::{Call, Operand, Outcome};
+pub(super) use lowering::{Lowering, Ready};
+pub(super) use schema::{Given, is_known};
+pub(super) use value::{Scalar, SequenceRef, Value};

@@ -1,0 +1,146 @@
+//! Functions of one tensor, element by element.
+
+use super::{Call, Entry, Outcome, Value, entry};
+use crate::{
+    artifact::Problem,
+    graph::{Binary, Op, Unary, ValueId},
+    tensor::DType,
+};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry("abs(self)", |call| simple(call, Unary::Abs)),
+    entry("rsqrt(self)", |call| simple(call, Unary::Rsqrt)),
+    entry("reciprocal(self)", |call| simple(call, Unary::Reciprocal)),
+    entry("exp(self)", |call| simple(call, Unary::Exp)),
+    entry("log(self)", |call| simple(call, Unary::Log)),
+    entry("sin(self)", |call| simple(call, Unary::Sin)),
+    entry("cos(self)", |call| simple(call, Unary::Cos)),
+    entry("erf(self)", |call| simple(call, Unary::Erf)),
+    entry("relu(self)", |call| simple(call, Unary::Relu)),
+    entry("sigmoid(self)", |call| simple(call, Unary::Sigmoid)),
+    entry("tanh(self)", |call| simple(call, Unary::Tanh)),
+    entry("silu(self)", |call| simple(call, Unary::Silu)),
+    entry("hardswish(self)", |call| simple(call, Unary::Hardswish)),
+    entry("hardsigmoid(self)", |call| simple(call, Unary::Hardsigmoid)),
+    entry("relu6(self)", |call| simple(call, Unary::Hardtanh { min: 0.0, max: 6.0 })),
+    entry("square(self)", |call| simple(call, Unary::PowScalar { exponent: 2.0 })),
+    entry("leaky_relu(self, negative_slope=0.01)", |call| {
+        let slope = call.float("negative_slope")?;
+        simple(call, Unary::LeakyRelu { slope })
+    }),
+    entry("elu(self, alpha=1.0, scale=1.0, input_scale=1.0)", |call| {
+        if call.float("input_scale")? != 1.0 {
+            return Err(Problem::unsupported("elu with an input scale"));
+        }
+        let (alpha, scale) = (call.float("alpha")?, call.float("scale")?);
+        let y = map(call, Unary::Elu { alpha })?;
+        let y = call.scale(y, scale)?;
+        call.fresh(y)
+    }),
+    entry("selu(self)", |call| {
+        let y = map(call, Unary::Elu { alpha: 1.673_263_242_354_377_2 })?;
+        let y = call.scale(y, 1.050_700_987_355_480_5)?;
+        call.fresh(y)
+    }),
+    entry("gelu(self, *, approximate='none')", |call| match &*call.text("approximate")? {
+        "none" => simple(call, Unary::Gelu),
+        "tanh" => simple(call, Unary::GeluTanh),
+        other => Err(Problem::unsupported(format!("gelu approximated by {other:?}"))),
+    }),
+    entry("softplus(self, beta=1, threshold=20)", |call| {
+        let (beta, threshold) = (call.float("beta")?, call.float("threshold")?);
+        simple(call, Unary::Softplus { beta, threshold })
+    }),
+    entry("hardtanh(self, min_val=-1, max_val=1)", |call| {
+        let (min, max) = (call.float("min_val")?, call.float("max_val")?);
+        simple(call, Unary::Hardtanh { min, max })
+    }),
+    entry("clamp(self, min=None, max=None)", |call| {
+        let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
+        simple(call, Unary::Clamp { min, max })
+    }),
+    entry("clamp_min(self, min)", |call| {
+        let min = call.float("min")?;
+        simple(call, Unary::Clamp { min, max: f64::INFINITY })
+    }),
+    entry("clamp_max(self, max)", |call| {
+        let max = call.float("max")?;
+        simple(call, Unary::Clamp { min: f64::NEG_INFINITY, max })
+    }),
+    entry("mish(self)", |call| {
+        let x = floating(call, "self")?;
+        let soft = call.unary(Unary::Softplus { beta: 1.0, threshold: 20.0 }, x)?;
+        let gate = call.unary(Unary::Tanh, soft)?;
+        let y = call.apply(Op::Binary(Binary::Mul), &[x, gate])?;
+        call.fresh(y)
+    }),
+    entry("log1p(self)", |call| {
+        let x = floating(call, "self")?;
+        let shifted = call.unary(Unary::AddScalar { value: 1.0 }, x)?;
+        let y = call.unary(Unary::Log, shifted)?;
+        call.fresh(y)
+    }),
+    entry("log_sigmoid(self)", |call| {
+        let x = floating(call, "self")?;
+        let negated = call.unary(Unary::Neg, x)?;
+        let soft = call.unary(Unary::Softplus { beta: 1.0, threshold: 20.0 }, negated)?;
+        let y = call.unary(Unary::Neg, soft)?;
+        call.fresh(y)
+    }),
+    entry("prelu(self, weight)", prelu),
+    entry("_prelu_kernel(self, weight)", prelu),
+    entry("glu(self, dim=-1)", |call| {
+        let x = floating(call, "self")?;
+        let shape = call.shape(x);
+        let dim = call.dim("dim", &shape)?;
+        if shape.rank() == 0 || !shape[dim].is_multiple_of(2) {
+            return Err(Problem::argument(format!("dimension {dim} of shape {shape} cannot be halved")));
+        }
+        let len = shape[dim] / 2;
+        let half = |start| Op::Slice { dim, start, len, step: 1 };
+        let (a, b) = (call.apply(half(0), &[x])?, call.apply(half(len), &[x])?);
+        let gate = call.unary(Unary::Sigmoid, b)?;
+        let y = call.apply(Op::Binary(Binary::Mul), &[a, gate])?;
+        call.fresh(y)
+    }),
+];
+
+/// A tensor argument as floating-point numbers, which integers become.
+pub(super) fn floating(call: &mut Call<'_, '_>, name: &str) -> Result<ValueId, Problem> {
+    let x = call.tensor(name)?;
+    if call.dtype_of(x).is_floating_point() { Ok(x) } else { call.cast(x, DType::F32) }
+}
+
+fn map(call: &mut Call<'_, '_>, unary: Unary) -> Result<ValueId, Problem> {
+    let x = floating(call, "self")?;
+    call.unary(unary, x)
+}
+
+fn simple(call: &mut Call<'_, '_>, unary: Unary) -> Outcome {
+    let y = map(call, unary)?;
+    call.fresh(y)
+}
+
+fn bound(call: &Call<'_, '_>, name: &str, otherwise: f64) -> Result<f64, Problem> {
+    match call.get(name) {
+        Value::None => Ok(otherwise),
+        Value::Tensor(_) => Err(Problem::unsupported("clamping by a tensor")),
+        _ => call.float(name),
+    }
+}
+
+fn prelu(call: &mut Call<'_, '_>) -> Outcome {
+    let (x, mut weight) = (floating(call, "self")?, call.tensor("weight")?);
+    let (shape, slopes) = (call.shape(x), call.shape(weight));
+    if slopes.rank() == 1 && slopes[0] != 1 && shape.rank() >= 2 {
+        let along = (0..shape.rank()).map(|i| if i == 1 { slopes[0] } else { 1 }).collect();
+        weight = call.reshape(weight, along)?;
+    }
+    // prelu(x) = relu(x) − weight·relu(−x): gradients at 0 go to x's slope side as PyTorch's do.
+    let positive = call.unary(Unary::Relu, x)?;
+    let negated = call.unary(Unary::Neg, x)?;
+    let negative = call.unary(Unary::Relu, negated)?;
+    let scaled = call.apply(Op::Binary(Binary::Mul), &[negative, weight])?;
+    let y = call.apply(Op::Binary(Binary::Sub), &[positive, scaled])?;
+    call.fresh(y)
+}

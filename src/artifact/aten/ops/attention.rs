@@ -1,0 +1,82 @@
+//! Scaled dot-product attention.
+
+use super::{
+    Call, Entry, Operand, Outcome, Value, arithmetic::combine, contraction::matmul, entry, logic::band,
+    random::drop, view::swap,
+};
+use crate::{
+    artifact::{Mode, Problem},
+    graph::{Binary, Compare, Op, ValueId},
+    tensor::{DType, Shape},
+};
+
+pub(super) const ENTRIES: &[Entry] = &[entry(
+    "scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False)",
+    attention,
+)];
+
+/// softmax(scale·q·kᵀ + mask)·v, as PyTorch's reference computes it.
+fn attention(call: &mut Call<'_, '_>) -> Outcome {
+    let (query, mut key, mut value) = (call.tensor("query")?, call.tensor("key")?, call.tensor("value")?);
+    let (q, k) = (call.shape(query), call.shape(key));
+    if q.rank() < 2 || k.rank() < 2 || call.shape(value).rank() < 2 {
+        return Err(Problem::argument(format!("query {q} and key {k} are no matrices")));
+    }
+    let (length, width, others) = (q[q.rank() - 2], q[q.rank() - 1], k[k.rank() - 2]);
+    let scale = if call.get("scale") == Value::None {
+        1.0 / (width.max(1) as f64).sqrt()
+    } else {
+        call.float("scale")?
+    };
+    if call.flag("enable_gqa")? {
+        let heads = q.rank().checked_sub(3).map_or(1, |i| q[i]);
+        key = shared(call, key, heads)?;
+        value = shared(call, value, heads)?;
+    }
+    let rank = call.shape(key).rank();
+    let transposed = swap(call, key, rank - 2, rank - 1)?;
+    let query = call.scale(query, scale)?;
+    let mut scores = matmul(call, query, transposed)?;
+    let dtype = call.dtype_of(scores);
+    let mut masks = Vec::new();
+    if call.flag("is_causal")? {
+        masks.push(band(call, [length, others], Compare::Le, 0)?);
+    }
+    if let Some(mask) = call.optional_tensor("attn_mask")? {
+        if call.dtype_of(mask) == DType::Bool {
+            masks.push(mask);
+        } else {
+            scores = combine(call, Binary::Add, Operand::Tensor(scores), Operand::Tensor(mask))?;
+        }
+    }
+    for mask in masks {
+        let nothing = call.full(Shape::scalar(), dtype, f64::NEG_INFINITY)?;
+        scores = call.apply(Op::Where, &[mask, scores, nothing])?;
+    }
+    let dim = call.shape(scores).rank() - 1;
+    let mut weights = call.apply(Op::Softmax { dim }, &[scores])?;
+    let p = call.float("dropout_p")?;
+    if p > 0.0 && call.mode() == Mode::Train {
+        weights = drop(call, weights, p)?;
+    }
+    let y = matmul(call, weights, value)?;
+    call.fresh(y)
+}
+
+/// Each head of keys and values, repeated for the queries that share it.
+fn shared(call: &mut Call<'_, '_>, x: ValueId, heads: usize) -> Result<ValueId, Problem> {
+    let shape = call.shape(x);
+    let Some(at) = shape.rank().checked_sub(3) else { return Ok(x) };
+    let own = shape[at];
+    if own == 0 || !heads.is_multiple_of(own) {
+        return Err(Problem::argument(format!("{own} key heads do not divide {heads} query heads")));
+    }
+    let mut sizes = shape.to_vec();
+    sizes.insert(at + 1, 1);
+    let split = call.reshape(x, sizes.clone().into())?;
+    sizes[at + 1] = heads / own;
+    let wide = call.expand(split, &sizes.into())?;
+    let mut merged = shape.to_vec();
+    merged[at] = heads;
+    call.reshape(wide, merged.into())
+}

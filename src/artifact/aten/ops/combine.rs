@@ -1,0 +1,79 @@
+//! Several tensors into one.
+
+use super::{Call, Entry, Operand, Outcome, arithmetic::result_type, entry, view::unsqueeze};
+use crate::{
+    artifact::Problem,
+    graph::{Op, ValueId},
+    tensor::Shape,
+};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry("cat(tensors, dim=0)", |call| {
+        let tensors = call.tensors("tensors")?;
+        cat(call, tensors)
+    }),
+    entry("concat(tensors, dim=0)", |call| {
+        let tensors = call.tensors("tensors")?;
+        cat(call, tensors)
+    }),
+    entry("stack(tensors, dim=0)", |call| {
+        let tensors = call.tensors("tensors")?;
+        let Some(&first) = tensors.first() else {
+            return Err(Problem::argument("it takes at least one tensor"));
+        };
+        let longer: Shape = call.shape(first).iter().copied().chain([1]).collect();
+        let dim = call.dim("dim", &longer)?;
+        let tensors = tensors.into_iter().map(|x| unsqueeze(call, x, dim)).collect::<Result<Vec<_>, _>>()?;
+        let y = join(call, &tensors, dim)?;
+        call.fresh(y)
+    }),
+    entry("repeat(self, repeats)", |call| {
+        let x = call.tensor("self")?;
+        let repeats = call.sizes("repeats")?;
+        let shape = call.shape(x);
+        let Some(new) = repeats.len().checked_sub(shape.rank()) else {
+            return Err(Problem::argument(format!("{repeats:?} are fewer than the dimensions of {shape}")));
+        };
+        let sizes: Vec<usize> = vec![1; new].into_iter().chain(shape.iter().copied()).collect();
+        let paired: Shape = sizes.iter().flat_map(|&n| [1, n]).collect();
+        let wide: Shape = repeats.iter().zip(&sizes).flat_map(|(&r, &n)| [r, n]).collect();
+        wide.checked_elements()?;
+        let merged: Shape = repeats.iter().zip(&sizes).map(|(&r, &n)| r.saturating_mul(n)).collect();
+        let y = call.reshape(x, paired)?;
+        let y = call.expand(y, &wide)?;
+        let y = call.reshape(y, merged)?;
+        call.fresh(y)
+    }),
+    entry("broadcast_tensors(tensors)", |call| {
+        let tensors = call.tensors("tensors")?;
+        let mut shape = Shape::scalar();
+        for &x in &tensors {
+            shape = shape.broadcast(&call.shape(x))?;
+        }
+        let tensors = tensors.into_iter().map(|x| call.expand(x, &shape)).collect::<Result<Vec<_>, _>>()?;
+        call.fresh_tuple(&tensors)
+    }),
+];
+
+/// Tensors end to end along one dimension.
+pub(super) fn join(call: &mut Call<'_, '_>, tensors: &[ValueId], dim: usize) -> Result<ValueId, Problem> {
+    let operands: Vec<Operand> = tensors.iter().map(|&x| Operand::Tensor(x)).collect();
+    let dtype = result_type(call, &operands);
+    let tensors = tensors.iter().map(|&x| call.cast(x, dtype)).collect::<Result<Vec<_>, _>>()?;
+    match tensors[..] {
+        [one] => Ok(one),
+        _ => call.apply(Op::Cat { dim }, &tensors),
+    }
+}
+
+fn cat(call: &mut Call<'_, '_>, mut tensors: Vec<ValueId>) -> Outcome {
+    // PyTorch passes over empty tensors of one dimension, whatever the others' shapes.
+    if tensors.iter().any(|&x| call.shape(x).rank() > 1) {
+        tensors.retain(|&x| call.shape(x).dims() != [0]);
+    }
+    let Some(&first) = tensors.first() else { return Err(Problem::argument("it takes at least one tensor")) };
+    let shape = call.shape(first);
+    let dim = call.dim("dim", &shape)?;
+    let y = join(call, &tensors, dim)?;
+    call.fresh(y)
+}

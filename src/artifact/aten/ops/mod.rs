@@ -1,0 +1,50 @@
+//! The operations themselves, one family a file.
+
+mod activation;
+mod arithmetic;
+mod attention;
+mod combine;
+mod contraction;
+mod convolution;
+mod create;
+mod identity;
+mod logic;
+mod norm;
+mod number;
+mod pad;
+mod pool;
+mod random;
+mod reduce;
+mod resize;
+mod view;
+
+use super::{Call, Operand, Outcome, Scalar, Value, schema::Entry};
+
+/// Every entry of the table.
+pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
+    [
+        activation::ENTRIES,
+        arithmetic::ENTRIES,
+        attention::ENTRIES,
+        combine::ENTRIES,
+        contraction::ENTRIES,
+        convolution::ENTRIES,
+        create::ENTRIES,
+        identity::ENTRIES,
+        logic::ENTRIES,
+        norm::ENTRIES,
+        number::ENTRIES,
+        pad::ENTRIES,
+        pool::ENTRIES,
+        random::ENTRIES,
+        reduce::ENTRIES,
+        resize::ENTRIES,
+        view::ENTRIES,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+const fn entry(signature: &'static str, lower: fn(&mut Call<'_, '_>) -> Outcome) -> Entry {
+    Entry { signature, lower }
+}

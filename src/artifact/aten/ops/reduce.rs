@@ -1,0 +1,156 @@
+//! Reductions and the softmax family.
+
+use super::{Call, Entry, Outcome, Value, activation::floating, entry, view::volume};
+use crate::{
+    artifact::Problem,
+    graph::{Binary, Op, Reduction, Unary, ValueId},
+    tensor::{DType, Shape},
+};
+
+pub(super) const ENTRIES: &[Entry] = &[
+    entry("sum(self, dim=None, keepdim=False, *, dtype=None)", |call| {
+        let mut x = call.tensor("self")?;
+        let own = call.dtype_of(x);
+        let dtype = call.dtype("dtype")?.unwrap_or(if own.is_floating_point() { own } else { DType::I64 });
+        x = call.cast(x, dtype)?;
+        reduce(call, x, Reduction::Sum)
+    }),
+    entry("mean(self, dim=None, keepdim=False, *, dtype=None)", |call| {
+        let mut x = call.tensor("self")?;
+        if let Some(dtype) = call.dtype("dtype")? {
+            x = call.cast(x, dtype)?;
+        }
+        reduce(call, x, Reduction::Mean)
+    }),
+    entry("amax(self, dim=[], keepdim=False)", |call| {
+        let x = call.tensor("self")?;
+        reduce(call, x, Reduction::Amax)
+    }),
+    entry("amin(self, dim=[], keepdim=False)", smallest),
+    entry("max.other(self, other)", |call| pairwise(call, Binary::Maximum)),
+    entry("min.other(self, other)", |call| pairwise(call, Binary::Minimum)),
+    entry("max.default(self)", |call| {
+        let x = call.tensor("self")?;
+        reduce(call, x, Reduction::Amax)
+    }),
+    entry("min.default(self)", smallest),
+    entry("var.correction(self, dim=None, *, correction=1, keepdim=False)", |call| spread(call, false)),
+    entry("var.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, false)),
+    entry("std.correction(self, dim=None, *, correction=1, keepdim=False)", |call| spread(call, true)),
+    entry("std.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, true)),
+    entry("softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::Softmax { dim })),
+    entry("_softmax(self, dim, half_to_float)", |call| soft(call, |dim| Op::Softmax { dim })),
+    entry("log_softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::LogSoftmax { dim })),
+    entry("_log_softmax(self, dim, half_to_float)", |call| soft(call, |dim| Op::LogSoftmax { dim })),
+    entry("norm(self, p=2, dim=None, keepdim=False)", length),
+    entry("linalg_vector_norm(self, ord=2, dim=None, keepdim=False, *, dtype=None)", length),
+];
+
+/// The shape without its reduced dimensions.
+fn without(shape: &Shape, dims: &[usize]) -> Shape {
+    shape.iter().enumerate().filter(|(i, _)| !dims.contains(i)).map(|(_, &n)| n).collect()
+}
+
+/// Drops the reduced dimensions, unless the call keeps them.
+fn settle(call: &mut Call<'_, '_>, y: ValueId, shape: &Shape, dims: &[usize]) -> Result<ValueId, Problem> {
+    if call.flag("keepdim")? { Ok(y) } else { call.reshape(y, without(shape, dims)) }
+}
+
+fn reduce(call: &mut Call<'_, '_>, x: ValueId, reduction: Reduction) -> Outcome {
+    let shape = call.shape(x);
+    let dims = call.dims("dim", &shape)?;
+    let y = call.apply(Op::Reduce { reduction, dims: dims.clone() }, &[x])?;
+    let y = settle(call, y, &shape, &dims)?;
+    call.fresh(y)
+}
+
+fn smallest(call: &mut Call<'_, '_>) -> Outcome {
+    let x = call.tensor("self")?;
+    let shape = call.shape(x);
+    let dims = call.dims("dim", &shape)?;
+    let negated = call.unary(Unary::Neg, x)?;
+    let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[negated])?;
+    let y = call.unary(Unary::Neg, largest)?;
+    let y = settle(call, y, &shape, &dims)?;
+    call.fresh(y)
+}
+
+fn pairwise(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
+    let (a, b) = (call.operand("self")?, call.operand("other")?);
+    let y = super::arithmetic::combine(call, op, a, b)?;
+    call.fresh(y)
+}
+
+/// Mean and variance over dimensions that are kept, the variance divided by n − `correction`.
+pub(super) fn moments(
+    call: &mut Call<'_, '_>,
+    x: ValueId,
+    dims: &[usize],
+    correction: f64,
+) -> Result<(ValueId, ValueId), Problem> {
+    let shape = call.shape(x);
+    let count = volume(&dims.iter().map(|&d| shape[d]).collect::<Vec<_>>())?;
+    let mean = call.apply(Op::Reduce { reduction: Reduction::Mean, dims: dims.to_vec() }, &[x])?;
+    let centred = call.apply(Op::Binary(Binary::Sub), &[x, mean])?;
+    let squares = call.apply(Op::Binary(Binary::Mul), &[centred, centred])?;
+    let sum = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.to_vec() }, &[squares])?;
+    // As PyTorch: too few elements give a division by zero, not an error.
+    let variance = call.scale(sum, 1.0 / (count as f64 - correction).max(0.0))?;
+    Ok((mean, variance))
+}
+
+fn spread(call: &mut Call<'_, '_>, root: bool) -> Outcome {
+    let x = floating(call, "self")?;
+    let shape = call.shape(x);
+    // `var(x, unbiased)` without dimensions arrives with a bool where the dimensions would stand.
+    let whole = matches!(call.get("dim"), Value::Number(super::Scalar::Bool(_)));
+    let dims = if whole { (0..shape.rank()).collect() } else { call.dims("dim", &shape)? };
+    let correction = if whole {
+        call.float("dim")?
+    } else if call.get("unbiased") != Value::None {
+        call.float("unbiased")?
+    } else if call.get("correction") == Value::None {
+        1.0
+    } else {
+        call.float("correction")?
+    };
+    let (_, variance) = moments(call, x, &dims, correction)?;
+    let y = if root { call.unary(Unary::Sqrt, variance)? } else { variance };
+    let y = settle(call, y, &shape, &dims)?;
+    call.fresh(y)
+}
+
+fn soft(call: &mut Call<'_, '_>, op: fn(usize) -> Op) -> Outcome {
+    let mut x = call.tensor("self")?;
+    if let Some(dtype) = call.dtype("dtype")? {
+        x = call.cast(x, dtype)?;
+    }
+    let shape = call.shape(x);
+    let dim = call.dim("dim", &shape)?;
+    if shape.rank() == 0 {
+        return Err(Problem::unsupported("softmax of a tensor without dimensions"));
+    }
+    let y = call.apply(op(dim), &[x])?;
+    call.fresh(y)
+}
+
+/// The Euclidean or the absolute norm.
+fn length(call: &mut Call<'_, '_>) -> Outcome {
+    let x = floating(call, "self")?;
+    let name = if call.get("p") == Value::None { "ord" } else { "p" };
+    let order = if call.get(name) == Value::None { 2.0 } else { call.float(name)? };
+    let shape = call.shape(x);
+    let dims = call.dims("dim", &shape)?;
+    let (before, after) = match order {
+        1.0 => (Unary::Abs, None),
+        2.0 => (Unary::PowScalar { exponent: 2.0 }, Some(Unary::Sqrt)),
+        _ => return Err(Problem::unsupported(format!("the norm of order {order}"))),
+    };
+    let terms = call.unary(before, x)?;
+    let mut y = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.clone() }, &[terms])?;
+    if let Some(after) = after {
+        y = call.unary(after, y)?;
+    }
+    let y = settle(call, y, &shape, &dims)?;
+    call.fresh(y)
+}

@@ -1,0 +1,53 @@
+//! How much an artifact may ask of its reader.
+
+/// Bounds on everything that an artifact's bytes decide while they are read and lowered.
+///
+/// Depths are bounded so that recursive descent stays within a thread's stack; counts and sizes so that
+/// memory and time stay within the daemon's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadLimits {
+    /// Bytes of the whole archive.
+    pub archive_bytes: usize,
+    /// Files in the archive.
+    pub entries: usize,
+    /// Bytes of one file, unpacked.
+    pub entry_bytes: usize,
+    /// Bytes that all compressed files together may unpack to, as a multiple of the archive's own.
+    pub inflate_ratio: usize,
+    /// Bytes of a file's name.
+    pub name_bytes: usize,
+    /// Instructions of one pickle.
+    pub pickle_steps: usize,
+    /// Values that one pickle may have on its stack at a time.
+    pub pickle_stack: usize,
+    /// Values that one pickle may remember.
+    pub pickle_memo: usize,
+    /// Bytes of a JSON file. Its depth is bounded by the JSON reader itself, at 128.
+    pub json_bytes: usize,
+    /// Bytes of all source files of a program together.
+    pub code_bytes: usize,
+    /// How deep expressions, blocks, calls and modules may nest.
+    pub nesting: usize,
+    /// Statements, expressions and loop turns that lowering a program may take.
+    pub fuel: u64,
+}
+
+impl Default for ReadLimits {
+    /// 256 MiB of archive, 10,000 files, 64 times its size unpacked, 1 million steps.
+    fn default() -> Self {
+        Self {
+            archive_bytes: 256 << 20,
+            entries: 10_000,
+            entry_bytes: 256 << 20,
+            inflate_ratio: 64,
+            name_bytes: 1024,
+            pickle_steps: 1_000_000,
+            pickle_stack: 100_000,
+            pickle_memo: 200_000,
+            json_bytes: 32 << 20,
+            code_bytes: 8 << 20,
+            nesting: 100,
+            fuel: 1_000_000,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! From an artifact's bytes to a graph: reading, and lowering for one input shape and mode.
+//!
+//! Two formats come in, TorchScript archives and PT2 archives of `torch.export`; both are zip files. Their
+//! programs are interpreted with tensors as symbols and everything else concrete, and every tensor
+//! operation goes through one table of what is allowed. Nothing of an artifact is ever executed.
+
+mod aten;
+mod error;
+mod limits;
+mod module;
+mod pickle;
+mod pt2;
+mod storage;
+mod torchscript;
+mod zip;
+
+use std::sync::Arc;
+
+pub use error::{ArtifactError, Problem};
+pub use limits::ReadLimits;
+pub use module::{DeclaredInput, Format, Mode, Module, ModuleType, NamedTensor, Parameter};
+
+/// Reads an artifact of either format.
+///
+/// # Errors
+/// [`ArtifactError`] naming the file within the archive, what is wrong and what to do.
+pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
+    let archive = zip::Archive::open(&bytes, limits)?;
+    if archive.names().any(|name| name.starts_with("models/")) {
+        pt2::read(&archive, limits)
+    } else if archive.contains("data.pkl") && archive.names().any(|name| name.starts_with("code/")) {
+        torchscript::read(&archive, limits)
+    } else {
+        Err(ArtifactError::rejected(
+            "archive",
+            "a zip archive that is neither a TorchScript program nor a PT2 program",
+            "write it with torch.jit.save or torch.export.save (PyTorch 2.8 or newer); torch.save is not enough",
+        ))
+    }
+}
+
+/// Whether an operation, named as [`Module::ops`] names it, is on the whitelist.
+pub fn is_known_op(name: &str) -> bool {
+    name.strip_prefix("aten.").is_some_and(aten::is_known)
+}

@@ -1,0 +1,158 @@
+//! A parsed artifact.
+
+use std::collections::BTreeSet;
+
+use super::{
+    ArtifactError, ReadLimits,
+    aten::{Lowering, Ready},
+    pt2, torchscript,
+};
+use crate::{
+    graph::{Graph, Limits},
+    tensor::{DType, HostTensor, Shape},
+};
+
+/// How an artifact was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// By `torch.jit.save`.
+    TorchScript,
+    /// By `torch.export.save`.
+    Pt2,
+}
+
+impl Format {
+    /// The format's short name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TorchScript => "torchscript",
+            Self::Pt2 => "pt2",
+        }
+    }
+}
+
+/// Whether a kernel trains: what `module.train()` and `module.eval()` choose between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Batch statistics, running statistics updated, dropout active.
+    Train,
+    /// Running statistics, dropout off.
+    Eval,
+}
+
+/// A tensor that training changes.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its path, as `named_parameters` gives it.
+    pub name: String,
+    /// Its value in the artifact.
+    pub tensor: HostTensor,
+    /// Whether it wants a gradient.
+    pub requires_grad: bool,
+}
+
+/// A tensor that the forward pass itself may change.
+#[derive(Clone, Debug)]
+pub struct NamedTensor {
+    /// Its path, as `named_buffers` gives it.
+    pub name: String,
+    /// Its value in the artifact.
+    pub tensor: HostTensor,
+}
+
+/// One module of the tree and its class, such as `conv` and `torch.nn.modules.conv.Conv2d`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ModuleType {
+    /// The path from the root, which is the empty path.
+    pub path: String,
+    /// The class's qualified name, without TorchScript's mangling.
+    pub class: String,
+}
+
+/// The shape that an input was exported with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeclaredInput {
+    /// The sizes; `None` where the size is free.
+    pub sizes: Vec<Option<usize>>,
+    /// The element type.
+    pub dtype: DType,
+}
+
+/// A parsed artifact: named parameters and buffers, and a program. Immutable, and shared between threads.
+#[derive(Debug)]
+pub struct Module {
+    pub(super) format: Format,
+    pub(super) parameters: Vec<Parameter>,
+    pub(super) buffers: Vec<NamedTensor>,
+    pub(super) types: Vec<ModuleType>,
+    pub(super) ops: BTreeSet<String>,
+    pub(super) declared: Option<Vec<DeclaredInput>>,
+    pub(super) program: Program,
+    pub(super) limits: ReadLimits,
+}
+
+/// The program in its own format.
+#[derive(Debug)]
+pub(super) enum Program {
+    Pt2(pt2::Program),
+    TorchScript(torchscript::Program),
+}
+
+impl Module {
+    /// How the artifact was written.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The parameters, in the module's own order; `Source::Parameter(n)` is the n-th.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The buffers, in the module's own order; `Source::Buffer(n)` is the n-th.
+    pub fn buffers(&self) -> &[NamedTensor] {
+        &self.buffers
+    }
+
+    /// Every module of the tree that is known, sorted by path.
+    pub fn types(&self) -> &[ModuleType] {
+        &self.types
+    }
+
+    /// The names of all operations in the program, such as `aten.conv2d`, whether lowering reaches them or
+    /// not.
+    pub fn ops(&self) -> &BTreeSet<String> {
+        &self.ops
+    }
+
+    /// The inputs that the program was exported for, where the format says.
+    pub fn declared_inputs(&self) -> Option<&[DeclaredInput]> {
+        self.declared.as_deref()
+    }
+
+    /// The program for given inputs, as a graph.
+    ///
+    /// `mode` decides for batch norm and dropout whatever flag was exported with them, so that a layer's
+    /// `train()` and `eval()` reach its kernels.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] naming the operation and where it stands.
+    pub fn lower(
+        &self,
+        inputs: &[(Shape, DType)],
+        mode: Mode,
+        limits: &Limits,
+    ) -> Result<Graph, ArtifactError> {
+        let mut lowering = Lowering::new(&self.parameters, &self.buffers, mode, *limits, self.limits.fuel);
+        let inputs = inputs
+            .iter()
+            .enumerate()
+            .map(|(index, (shape, dtype))| lowering.input(index, shape.clone(), *dtype))
+            .collect::<Result<Vec<_>, _>>()?;
+        let outputs = match &self.program {
+            Program::Pt2(program) => program.run(&mut lowering, &inputs)?,
+            Program::TorchScript(program) => program.run(&mut lowering, &inputs, &self.limits)?,
+        };
+        lowering.finish(&outputs).map(|Ready { graph }| graph)
+    }
+}

@@ -1,0 +1,8 @@
+//! PT2 archives of `torch.export.save`: a graph in JSON and raw weights.
+
+mod program;
+mod reader;
+mod schema;
+
+pub(super) use program::Program;
+pub(super) use reader::read;

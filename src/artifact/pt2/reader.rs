@@ -1,0 +1,258 @@
+//! From an archive to parameters, buffers and a program.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{
+    Program,
+    program::Binding,
+    schema::{
+        Argument, ExportedProgram, InputSpec, OutputSpec, Payload, PayloadConfig, Size, TensorMeta, Versioned,
+    },
+};
+use crate::{
+    artifact::{
+        ArtifactError, DeclaredInput, Module, NamedTensor, Parameter, ReadLimits,
+        module::{self, Format, ModuleType},
+        storage::{Storages, View},
+        zip::Archive,
+    },
+    tensor::HostTensor,
+};
+
+/// The schema's major version that is understood.
+const MAJOR: u64 = 8;
+
+/// Reads a PT2 archive.
+///
+/// # Errors
+/// [`ArtifactError`] naming the file and what is wrong with it.
+pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
+    if archive.contains("byteorder") && archive.text("byteorder", 64, "bytes")?.trim() != "little" {
+        return Err(ArtifactError::rejected(
+            "byteorder",
+            "a big-endian archive",
+            "save it on a little-endian machine",
+        ));
+    }
+    let mut models = archive.names().filter(|name| name.starts_with("models/") && name.ends_with(".json"));
+    let (Some(place), None) = (models.next(), models.next()) else {
+        return Err(ArtifactError::rejected(
+            "models",
+            "an archive without exactly one model",
+            "save one program with torch.export.save of PyTorch 2.8 or newer",
+        ));
+    };
+    let name = place.trim_start_matches("models/").trim_end_matches(".json");
+    let text = archive.text(place, limits.json_bytes, "bytes of JSON")?;
+    let version: Versioned = json(place, &text)?;
+    let version = version.schema_version;
+    if version.major != MAJOR {
+        return Err(ArtifactError::rejected(
+            place,
+            format!("export schema version {}.{}", version.major, version.minor),
+            format!("export it with a PyTorch that writes version {MAJOR}"),
+        ));
+    }
+    let program: ExportedProgram = json(place, &text)?;
+    drop(text);
+    let mut reader = Reader {
+        storages: Storages::new(archive, limits),
+        weights: payloads(archive, "weights", name, limits)?,
+        constants: payloads(archive, "constants", name, limits)?,
+        parameters: Vec::new(),
+        buffers: Vec::new(),
+        by_place: HashMap::new(),
+    };
+    let mut bindings = Vec::new();
+    let mut declared = Vec::new();
+    for spec in &program.graph_module.signature.input_specs {
+        bindings.push(reader.binding(place, spec, &program, &mut declared)?);
+    }
+    for spec in &program.graph_module.signature.output_specs {
+        check_output(place, spec)?;
+    }
+    let types = module_types(&program);
+    let ops =
+        program.graph_module.graph.nodes.iter().filter_map(|node| node.target.strip_prefix("torch.ops."));
+    let ops = ops.map(|target| target.rsplit_once('.').map_or(target, |(name, _)| name).to_owned()).collect();
+    let shapes = declared.iter().map(|(declared, _)| declared.clone()).collect();
+    let sizes = declared.into_iter().map(|(_, symbols)| symbols).collect();
+    Ok(Module {
+        format: Format::Pt2,
+        parameters: reader.parameters,
+        buffers: reader.buffers,
+        types,
+        ops,
+        declared: Some(shapes),
+        program: module::Program::Pt2(Program::new(place.to_owned(), program, bindings, sizes)),
+        limits: *limits,
+    })
+}
+
+fn json<'t, T: serde::Deserialize<'t>>(place: &str, text: &'t str) -> Result<T, ArtifactError> {
+    serde_json::from_str(text).map_err(|error| ArtifactError::malformed(place, error.to_string()))
+}
+
+fn payloads(
+    archive: &Archive<'_>,
+    kind: &str,
+    name: &str,
+    limits: &ReadLimits,
+) -> Result<BTreeMap<String, Payload>, ArtifactError> {
+    let place = format!("data/{kind}/{name}_{kind}_config.json");
+    if !archive.contains(&place) {
+        return Ok(BTreeMap::new());
+    }
+    let text = archive.text(&place, limits.json_bytes, "bytes of JSON")?;
+    let config: PayloadConfig = json(&place, &text)?;
+    Ok(config.config)
+}
+
+struct Reader<'a, 'b> {
+    storages: Storages<'a, 'b>,
+    weights: BTreeMap<String, Payload>,
+    constants: BTreeMap<String, Payload>,
+    parameters: Vec<Parameter>,
+    buffers: Vec<NamedTensor>,
+    /// Which parameter a file is already: tied weights are one parameter.
+    by_place: HashMap<String, usize>,
+}
+
+/// What an input may look like: the shape without symbols, and the symbols.
+type Declared = (DeclaredInput, Vec<Option<String>>);
+
+impl Reader<'_, '_> {
+    fn tensor(&mut self, name: &str) -> Result<(HostTensor, String, bool), ArtifactError> {
+        let (kind, payload) = match (self.weights.get(name), self.constants.get(name)) {
+            (Some(payload), _) => ("weights", payload),
+            (None, Some(payload)) => ("constants", payload),
+            (None, None) => return Err(ArtifactError::malformed(name, "the archive holds no such tensor")),
+        };
+        if payload.use_pickle {
+            return Err(ArtifactError::rejected(name, "a pickled tensor", "export plain tensors"));
+        }
+        let file = format!("data/{kind}/{}", payload.path_name);
+        let meta =
+            payload.tensor_meta.as_ref().ok_or_else(|| ArtifactError::malformed(name, "it is no tensor"))?;
+        let view = view(name, meta)?;
+        let tensor = self.storages.tensor(&file, &view)?;
+        let place = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
+        Ok((tensor, place, meta.requires_grad))
+    }
+
+    fn binding(
+        &mut self,
+        place: &str,
+        spec: &InputSpec,
+        program: &ExportedProgram,
+        declared: &mut Vec<Declared>,
+    ) -> Result<Binding, ArtifactError> {
+        Ok(match spec {
+            InputSpec::Parameter { arg, parameter_name } => {
+                let (tensor, at, requires_grad) = self.tensor(parameter_name)?;
+                let index = match self.by_place.get(&at) {
+                    Some(&index) => index,
+                    None => {
+                        let name = parameter_name.clone();
+                        self.parameters.push(Parameter { name, tensor, requires_grad });
+                        self.by_place.insert(at, self.parameters.len() - 1);
+                        self.parameters.len() - 1
+                    }
+                };
+                Binding::Parameter(arg.name.clone(), index)
+            }
+            InputSpec::Buffer { arg, buffer_name } => {
+                let (tensor, ..) = self.tensor(buffer_name)?;
+                self.buffers.push(NamedTensor { name: buffer_name.clone(), tensor });
+                Binding::Buffer(arg.name.clone(), self.buffers.len() - 1)
+            }
+            InputSpec::TensorConstant { arg, tensor_constant_name } => {
+                let (tensor, ..) = self.tensor(tensor_constant_name)?;
+                Binding::Constant(arg.name.clone(), tensor)
+            }
+            InputSpec::UserInput(user) => match &user.arg {
+                Argument::AsTensor(name) => {
+                    let meta = program.graph_module.graph.tensor_values.get(&name.name);
+                    let meta = meta.ok_or_else(|| {
+                        ArtifactError::malformed(place, format!("input {:?} has no description", name.name))
+                    })?;
+                    declared.push(declare(&name.name, meta)?);
+                    Binding::Input(name.name.clone(), declared.len() - 1)
+                }
+                // A constant that the program was specialised for.
+                _ => Binding::Unused,
+            },
+            InputSpec::ConstantInput(_) => Binding::Unused,
+            InputSpec::CustomObj(_) | InputSpec::Token(_) => {
+                return Err(ArtifactError::rejected(
+                    place,
+                    "a custom object or token input",
+                    "export tensors only",
+                ));
+            }
+        })
+    }
+}
+
+fn view(name: &str, meta: &TensorMeta) -> Result<View, ArtifactError> {
+    let malformed = |reason: &str| ArtifactError::malformed(name, reason);
+    let dtype = meta.dtype().ok_or_else(|| {
+        ArtifactError::rejected(
+            name,
+            format!("element type {}", meta.dtype),
+            "use float32 or another plain type",
+        )
+    })?;
+    let fixed = |sizes: &[Size]| sizes.iter().map(Size::fixed).collect::<Option<Vec<_>>>();
+    Ok(View {
+        dtype,
+        sizes: fixed(&meta.sizes).ok_or_else(|| malformed("a weight's size is not a number"))?,
+        strides: fixed(&meta.strides).ok_or_else(|| malformed("a weight's stride is not a number"))?,
+        offset: meta.storage_offset.fixed().ok_or_else(|| malformed("a weight's offset is not a number"))?,
+    })
+}
+
+fn declare(name: &str, meta: &TensorMeta) -> Result<Declared, ArtifactError> {
+    let dtype = meta.dtype().ok_or_else(|| {
+        ArtifactError::rejected(
+            name,
+            format!("element type {}", meta.dtype),
+            "use float32 or another plain type",
+        )
+    })?;
+    let sizes = meta.sizes.iter().map(Size::fixed).collect();
+    let symbols = meta.sizes.iter().map(|size| size.symbol().map(str::to_owned)).collect();
+    Ok((DeclaredInput { sizes, dtype }, symbols))
+}
+
+fn check_output(place: &str, spec: &OutputSpec) -> Result<(), ArtifactError> {
+    let what = match spec {
+        OutputSpec::UserOutput(_) | OutputSpec::BufferMutation { .. } | OutputSpec::UserInputMutation(_) => {
+            return Ok(());
+        }
+        OutputSpec::LossOutput(_)
+        | OutputSpec::GradientToParameter(_)
+        | OutputSpec::GradientToUserInput(_) => "a joint forward and backward program",
+        OutputSpec::ParameterMutation(_) => "a program that changes its parameters",
+        OutputSpec::Token(_) => "a program with side effects",
+    };
+    Err(ArtifactError::rejected(place, what, "export the forward pass alone"))
+}
+
+/// The modules that the nodes were traced from, as their metadata tells.
+fn module_types(program: &ExportedProgram) -> Vec<ModuleType> {
+    let mut types = BTreeSet::new();
+    for node in &program.graph_module.graph.nodes {
+        let Some(stack) = node.metadata.get("nn_module_stack") else { continue };
+        for frame in stack.split(';') {
+            let mut parts = frame.splitn(3, ',');
+            // The exporter fills in a frame of its own where it knows no module.
+            if let (Some(_), Some(path), Some(class)) = (parts.next(), parts.next(), parts.next())
+                && !path.starts_with("_empty_nn_module_stack")
+            {
+                types.insert(ModuleType { path: path.to_owned(), class: class.to_owned() });
+            }
+        }
+    }
+    types.into_iter().collect()
+}

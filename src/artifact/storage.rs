@@ -1,0 +1,87 @@
+//! Tensors cut out of the raw storages in an archive.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use super::{ArtifactError, ReadLimits, zip::Archive};
+use crate::tensor::{DType, HostTensor, Layout, Shape};
+
+/// How a tensor lies in its storage, in elements.
+pub(super) struct View {
+    pub(super) dtype: DType,
+    pub(super) sizes: Vec<usize>,
+    pub(super) strides: Vec<usize>,
+    pub(super) offset: usize,
+}
+
+/// Reads tensors, within a budget of bytes for all of them: many could share one storage.
+pub(super) struct Storages<'a, 'b> {
+    archive: &'b Archive<'a>,
+    files: HashMap<String, Cow<'a, [u8]>>,
+    budget: usize,
+    limit: usize,
+}
+
+impl<'a, 'b> Storages<'a, 'b> {
+    pub(super) fn new(archive: &'b Archive<'a>, limits: &ReadLimits) -> Self {
+        let limit = limits.archive_bytes;
+        Self { archive, files: HashMap::new(), budget: limit, limit }
+    }
+
+    /// A contiguous copy of a tensor.
+    ///
+    /// # Errors
+    /// [`ArtifactError`] when the file is missing or the tensor does not lie within it.
+    pub(super) fn tensor(&mut self, file: &str, view: &View) -> Result<HostTensor, ArtifactError> {
+        if !self.files.contains_key(file) {
+            let bytes = self.archive.file(file)?;
+            self.files.insert(file.to_owned(), bytes);
+        }
+        let storage = &self.files[file][..];
+        let malformed = |reason: &str| ArtifactError::malformed(file, reason);
+        let shape = Shape::from(&view.sizes[..]);
+        let elements = shape.checked_elements().map_err(|error| malformed(&error.to_string()))?;
+        let size = view.dtype.size_bytes();
+        let bytes = elements * size;
+        self.budget = self
+            .budget
+            .checked_sub(bytes)
+            .ok_or_else(|| ArtifactError::limit(file, "bytes in all tensors", self.limit))?;
+        let layout = Layout::strided(shape.clone(), &view.strides, view.offset)
+            .ok_or_else(|| malformed("sizes and strides differ in number"))?;
+        let end = layout.end().and_then(|end| end.checked_mul(size));
+        if end.is_none_or(|end| end > storage.len()) {
+            return Err(malformed("a tensor reaches past the end of its storage"));
+        }
+        let mut content = if layout.is_contiguous() {
+            let start = view.offset * size;
+            storage.get(start..start + bytes).unwrap_or(&[]).to_vec()
+        } else {
+            gather(storage, &layout, size, bytes)
+        };
+        if view.dtype == DType::Bool {
+            content.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+        }
+        HostTensor::new(shape, view.dtype, content).map_err(|error| malformed(&error.to_string()))
+    }
+}
+
+/// Copies elements in the order of their indices; the layout was checked against the storage.
+fn gather(storage: &[u8], layout: &Layout, size: usize, bytes: usize) -> Vec<u8> {
+    let mut content = Vec::with_capacity(bytes);
+    let (sizes, strides) = (layout.shape().dims(), layout.strides());
+    let mut index = vec![0usize; sizes.len()];
+    let mut at = layout.offset();
+    while content.len() < bytes {
+        content.extend_from_slice(&storage[at * size..(at + 1) * size]);
+        for dim in (0..sizes.len()).rev() {
+            index[dim] += 1;
+            at += strides[dim];
+            if index[dim] < sizes[dim] {
+                break;
+            }
+            at -= strides[dim] * sizes[dim];
+            index[dim] = 0;
+        }
+    }
+    content
+}

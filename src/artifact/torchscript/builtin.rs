@@ -1,0 +1,256 @@
+//! Functions of the language itself: lists, texts, None and conversions.
+
+use crate::artifact::{
+    Problem,
+    aten::{Given, Lowering, Scalar, Value},
+};
+
+const NAMES: &[&str] = &[
+    "Bool",
+    "Float",
+    "Int",
+    "__and__",
+    "__contains__",
+    "__getitem__",
+    "__is__",
+    "__isnot__",
+    "__not__",
+    "__or__",
+    "append",
+    "device",
+    "dtype",
+    "format",
+    "is_floating_point",
+    "len",
+    "layout",
+    "list",
+    "max",
+    "min",
+    "requires_grad",
+    "unchecked_unwrap_optional",
+    "warn",
+];
+
+/// Whether `torch.name` is of the language and no tensor operation.
+pub(super) fn is_builtin(name: &str) -> bool {
+    NAMES.contains(&name) && !matches!(name, "max" | "min")
+}
+
+/// Calls a function of the language; `None` where the name, or the name with these arguments, is none.
+pub(super) fn call(
+    lowering: &mut Lowering<'_>,
+    name: &str,
+    given: &[Given<'_>],
+    max_items: usize,
+) -> Option<Result<Value, Problem>> {
+    let values: Vec<&Value> = given.iter().map(|(_, value)| value).collect();
+    Some(match (name, &values[..]) {
+        ("int" | "Int", [value]) => convert(value, |scalar| match scalar {
+            Scalar::Float(value) if value.abs() < 9e18 => Some(Scalar::Int(value as i64)),
+            Scalar::Float(_) => None,
+            other => other.to_i64().map(Scalar::Int),
+        }),
+        ("float" | "Float", [value]) => match value {
+            Value::Str(text) => {
+                let number = text.parse().map_err(|_| Problem::argument(format!("{text:?} is no float")));
+                number.map(Value::float)
+            }
+            value => convert(value, |scalar| Some(Scalar::Float(scalar.to_f64()))),
+        },
+        ("bool" | "Bool", [value]) => convert(value, |scalar| Some(Scalar::Bool(scalar.to_f64() != 0.0))),
+        ("str", [value]) => Ok(Value::Str(display(lowering, value).into())),
+        ("len", [Value::List(items) | Value::Tuple(items)]) => {
+            Ok(Value::int(lowering.items(*items).len() as i64))
+        }
+        ("len", [Value::Str(text)]) => Ok(Value::int(text.chars().count() as i64)),
+        ("len", [tensor]) => match lowering.info(tensor) {
+            Some((shape, _)) if shape.rank() > 0 => Ok(Value::int(shape[0] as i64)),
+            _ => Err(Problem::argument("it has no length")),
+        },
+        ("__is__", [a, b]) => Ok(Value::bool((**a == Value::None) == (**b == Value::None) && *a == *b)),
+        ("__isnot__", [a, b]) => Ok(Value::bool(*a != *b)),
+        ("__not__", [value]) => convert(value, |scalar| Some(Scalar::Bool(scalar.to_f64() == 0.0))),
+        ("__and__", [a, b]) if a.scalar().is_some() => truth(a, b, |a, b| a && b),
+        ("__or__", [a, b]) if a.scalar().is_some() => truth(a, b, |a, b| a || b),
+        ("__getitem__", [base, index]) => item(lowering, base, index),
+        ("__contains__", [Value::List(items), value]) => {
+            lowering.spend(lowering.items(*items).len());
+            Ok(Value::bool(lowering.items(*items).contains(value)))
+        }
+        ("append", [list @ Value::List(items), value]) => {
+            let (items, value) = (*items, (*value).clone());
+            if lowering.items(items).len() >= max_items {
+                return Some(Err(Problem::argument("the list grows past the limit")));
+            }
+            let list = (*list).clone();
+            lowering.spend(1);
+            lowering.items_mut(items).push(value);
+            Ok(list)
+        }
+        ("list", [Value::List(items) | Value::Tuple(items)]) => {
+            let items = lowering.items(*items).to_vec();
+            Ok(lowering.list(items))
+        }
+        ("add" | "add_", [Value::List(a), Value::List(b)]) => {
+            let items: Vec<Value> = lowering.items(*a).iter().chain(lowering.items(*b)).cloned().collect();
+            if items.len() > max_items {
+                return Some(Err(Problem::argument("the list grows past the limit")));
+            }
+            Ok(lowering.list(items))
+        }
+        ("mul", [Value::List(list), count]) | ("mul", [count, Value::List(list)]) => {
+            let items = lowering.items(*list);
+            let count = count.scalar().and_then(Scalar::to_i64).and_then(|n| usize::try_from(n.max(0)).ok());
+            match count.filter(|n| n.saturating_mul(items.len()) <= 65_536) {
+                Some(count) => {
+                    let items = items.iter().cycle().take(count * items.len()).cloned().collect();
+                    Ok(lowering.list(items))
+                }
+                None => Err(Problem::argument("the list grows past the limit")),
+            }
+        }
+        ("slice", [Value::List(items), bounds @ ..]) => slice(lowering, *items, bounds),
+        ("eq" | "ne", [a, b]) if !comparable(a) || !comparable(b) => {
+            let same = equal(lowering, a, b, 8);
+            Ok(Value::bool(same == (name == "eq")))
+        }
+        ("max" | "min", [a, b]) if a.scalar().is_some() && b.scalar().is_some() => {
+            extreme(&[(*a).clone(), (*b).clone()], name == "max")
+        }
+        ("max" | "min", [Value::List(items)]) => {
+            let items = lowering.items(*items).to_vec();
+            lowering.spend(items.len());
+            extreme(&items, name == "max")
+        }
+        ("format", [Value::Str(pattern), values @ ..]) => {
+            let mut text = pattern.to_string();
+            for value in values {
+                text = text.replacen("{}", &display(lowering, value), 1);
+            }
+            Ok(Value::Str(text.chars().take(1000).collect::<String>().into()))
+        }
+        ("warn", _) => Ok(Value::None),
+        ("device" | "layout", _) => Ok(Value::Placement),
+        ("dtype", [value]) => match lowering.info(value) {
+            Some((_, dtype)) => Ok(Value::DType(dtype)),
+            None => Err(Problem::argument("it takes a tensor")),
+        },
+        ("is_floating_point", [value]) => match lowering.info(value) {
+            Some((_, dtype)) => Ok(Value::bool(dtype.is_floating_point())),
+            None => Err(Problem::argument("it takes a tensor")),
+        },
+        ("requires_grad", [_]) => Ok(Value::bool(true)),
+        ("unchecked_unwrap_optional", [value]) => Ok((*value).clone()),
+        _ => return None,
+    })
+}
+
+fn convert(value: &Value, f: impl Fn(Scalar) -> Option<Scalar>) -> Result<Value, Problem> {
+    match value.scalar() {
+        Some(scalar) => match f(scalar) {
+            Some(result) => Ok(Value::Number(result)),
+            None => Err(Problem::argument("the number does not fit")),
+        },
+        None if matches!(value, Value::Tensor(_)) => {
+            Err(Problem::unsupported("reading a tensor's data as a number"))
+        }
+        None => Err(Problem::argument(format!("{} is no number", value.kind()))),
+    }
+}
+
+fn truth(a: &Value, b: &Value, f: fn(bool, bool) -> bool) -> Result<Value, Problem> {
+    match (a.scalar(), b.scalar()) {
+        (Some(a), Some(b)) => Ok(Value::bool(f(a.to_f64() != 0.0, b.to_f64() != 0.0))),
+        _ => Err(Problem::argument("it takes two bools")),
+    }
+}
+
+/// Whether the table of tensor operations compares such a value.
+fn comparable(value: &Value) -> bool {
+    matches!(value, Value::Tensor(_) | Value::Known(..) | Value::Number(_))
+}
+
+fn equal(lowering: &Lowering<'_>, a: &Value, b: &Value, depth: usize) -> bool {
+    match (a, b) {
+        (Value::List(x) | Value::Tuple(x), Value::List(y) | Value::Tuple(y)) => {
+            let (x, y) = (lowering.items(*x), lowering.items(*y));
+            depth > 0
+                && x.len() == y.len()
+                && x.len() <= 1000
+                && x.iter().zip(y).all(|(a, b)| equal(lowering, a, b, depth - 1))
+        }
+        _ => a == b,
+    }
+}
+
+fn extreme(values: &[Value], largest: bool) -> Result<Value, Problem> {
+    let mut best: Option<Scalar> = None;
+    for value in values {
+        let Some(scalar) = value.scalar() else { return Err(Problem::argument("it takes numbers")) };
+        let better = best.is_none_or(|best| {
+            if largest { scalar.to_f64() > best.to_f64() } else { scalar.to_f64() < best.to_f64() }
+        });
+        if better {
+            best = Some(scalar);
+        }
+    }
+    best.map(Value::Number).ok_or_else(|| Problem::argument("it takes at least one number"))
+}
+
+/// An element of a list or tuple.
+pub(super) fn item(lowering: &Lowering<'_>, base: &Value, index: &Value) -> Result<Value, Problem> {
+    let (Value::List(items) | Value::Tuple(items)) = base else {
+        return Err(Problem::unsupported(format!("indexing {}", base.kind())));
+    };
+    let items = lowering.items(*items);
+    let Some(index) = index.scalar().and_then(Scalar::to_i64) else {
+        return Err(Problem::argument("an index must be an int"));
+    };
+    let at = if index < 0 { index.checked_add(items.len() as i64) } else { Some(index) };
+    let found = at.and_then(|at| usize::try_from(at).ok()).and_then(|at| items.get(at));
+    found
+        .cloned()
+        .ok_or_else(|| Problem::argument(format!("index {index} is out of range for {} items", items.len())))
+}
+
+fn slice(
+    lowering: &mut Lowering<'_>,
+    items: crate::artifact::aten::SequenceRef,
+    bounds: &[&Value],
+) -> Result<Value, Problem> {
+    let len = lowering.items(items).len();
+    let bound = |i: usize, otherwise: usize| match bounds.get(i).map(|value| (value.scalar(), value)) {
+        None | Some((None, Value::None)) => Ok(otherwise),
+        Some((Some(Scalar::Int(n)), _)) => {
+            let n = if n < 0 { n.saturating_add(len as i64) } else { n };
+            Ok(usize::try_from(n.max(0)).unwrap_or(0).min(len))
+        }
+        Some(_) => Err(Problem::argument("a slice takes ints")),
+    };
+    let (start, end) = (bound(0, 0)?, bound(1, len)?);
+    if bounds.get(2).is_some_and(|step| step.scalar() != Some(Scalar::Int(1))) {
+        return Err(Problem::unsupported("slicing a list with a step"));
+    }
+    let part = lowering.items(items).get(start..end.max(start)).unwrap_or(&[]).to_vec();
+    Ok(lowering.list(part))
+}
+
+/// A value as text for messages; long lists are cut.
+pub(super) fn display(lowering: &Lowering<'_>, value: &Value) -> String {
+    match value {
+        Value::Number(scalar) | Value::Known(scalar, _) => match scalar {
+            Scalar::Bool(value) => value.to_string(),
+            Scalar::Int(value) => value.to_string(),
+            Scalar::Float(value) => value.to_string(),
+        },
+        Value::Str(text) => text.chars().take(1000).collect(),
+        Value::List(items) | Value::Tuple(items) => {
+            let parts = lowering.items(*items).iter().take(16).map(|item| match item {
+                Value::List(_) | Value::Tuple(_) => "[…]".to_owned(),
+                item => display(lowering, item),
+            });
+            format!("[{}]", parts.collect::<Vec<_>>().join(", "))
+        }
+        other => other.kind().to_owned(),
+    }
+}

@@ -1,0 +1,238 @@
+//! The module tree of an archive's `data.pkl`: objects, their attributes, and the tensors among them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{program::Sources, syntax::Class};
+use crate::{
+    artifact::{
+        ArtifactError, ModuleType, NamedTensor, Parameter,
+        pickle::{Document, Item, ItemId},
+        storage::{Storages, View},
+    },
+    tensor::{DType, HostTensor},
+};
+
+/// An attribute of a module.
+#[derive(Clone, Debug)]
+pub(super) enum Attribute {
+    None,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(Arc<str>),
+    List(Vec<Attribute>),
+    Tuple(Vec<Attribute>),
+    Parameter(usize),
+    Buffer(usize),
+    Constant(HostTensor),
+    Module(u32),
+    /// Something that no kernel needs; reading it is an error, having it is not.
+    Opaque(&'static str),
+}
+
+/// One module of the tree.
+#[derive(Debug)]
+pub(super) struct Object {
+    pub(super) class: String,
+    pub(super) attributes: HashMap<String, Attribute>,
+}
+
+/// The tree, flat, and what it holds.
+#[derive(Default)]
+pub(super) struct Tree {
+    pub(super) objects: Vec<Object>,
+    pub(super) parameters: Vec<Parameter>,
+    pub(super) buffers: Vec<NamedTensor>,
+    pub(super) types: Vec<ModuleType>,
+}
+
+/// Builds the tree; the root is object 0.
+pub(super) struct TreeReader<'d, 'a, 'b> {
+    pub(super) place: &'d str,
+    pub(super) document: &'d Document,
+    pub(super) storages: &'d mut Storages<'a, 'b>,
+    pub(super) sources: &'d Sources,
+    pub(super) nesting: usize,
+    pub(super) tree: Tree,
+    /// Objects by item, so that a module that is reached twice stays one.
+    pub(super) known: HashMap<ItemId, u32>,
+    /// Parameters by storage and place in it, so that tied weights stay one parameter.
+    pub(super) tied: HashMap<String, usize>,
+}
+
+impl TreeReader<'_, '_, '_> {
+    fn malformed<T>(&self, reason: impl Into<String>) -> Result<T, ArtifactError> {
+        Err(ArtifactError::malformed(self.place, reason))
+    }
+
+    /// Reads an object and everything below it.
+    pub(super) fn object(&mut self, id: ItemId, path: &str, depth: usize) -> Result<u32, ArtifactError> {
+        if let Some(&known) = self.known.get(&id) {
+            return Ok(known);
+        }
+        if depth > self.nesting {
+            return Err(ArtifactError::limit(self.place, "levels of modules", self.nesting));
+        }
+        let Item::Object { class, state } = self.document.get(id) else {
+            return self.malformed(format!("module {path:?} is no object"));
+        };
+        let Some((module, name)) = self.document.global(*class) else {
+            return self.malformed(format!("module {path:?} has no class"));
+        };
+        let class_name = format!("{module}.{name}");
+        let index = self.tree.objects.len() as u32;
+        self.known.insert(id, index);
+        self.tree.objects.push(Object { class: class_name.clone(), attributes: HashMap::new() });
+        self.tree.types.push(ModuleType { path: path.to_owned(), class: plain_class(&class_name) });
+        let class = self.sources.class(&class_name);
+        let class = class.ok_or_else(|| {
+            ArtifactError::malformed(self.place, format!("the archive has no code for class {class_name:?}"))
+        })?;
+        let pairs = match state.map(|state| self.document.get(state)) {
+            Some(Item::Dict(pairs)) => pairs.as_slice(),
+            None => &[],
+            Some(_) => return self.malformed(format!("the state of module {path:?} is no dictionary")),
+        };
+        // Own tensors before those of submodules, which is PyTorch's order of names.
+        let mut modules = Vec::new();
+        for &(key, value) in pairs {
+            let Some(key) = self.document.text(key) else {
+                return self.malformed(format!("an attribute of module {path:?} has no name"));
+            };
+            if matches!(self.document.get(value), Item::Object { .. }) {
+                modules.push((key, value));
+                continue;
+            }
+            let attribute = self.attribute(value, key, path, class, depth)?;
+            self.tree.objects[index as usize].attributes.insert(key.to_owned(), attribute);
+        }
+        for (key, value) in modules {
+            let child = self.object(value, &join(path, key), depth + 1)?;
+            let attributes = &mut self.tree.objects[index as usize].attributes;
+            attributes.insert(key.to_owned(), Attribute::Module(child));
+        }
+        Ok(index)
+    }
+
+    fn attribute(
+        &mut self,
+        id: ItemId,
+        key: &str,
+        path: &str,
+        class: &Class,
+        depth: usize,
+    ) -> Result<Attribute, ArtifactError> {
+        if depth > self.nesting {
+            return Err(ArtifactError::limit(self.place, "levels of nesting", self.nesting));
+        }
+        Ok(match self.document.get(id) {
+            Item::None => Attribute::None,
+            Item::Bool(value) => Attribute::Bool(*value),
+            Item::Int(value) => Attribute::Int(*value),
+            Item::Float(value) => Attribute::Float(*value),
+            Item::Str(text) => Attribute::Str(text.as_str().into()),
+            Item::List(items) => Attribute::List(self.attributes(items, path, class, depth)?),
+            Item::Tuple(items) => Attribute::Tuple(self.attributes(items, path, class, depth)?),
+            Item::Call { function, arguments } => match self.document.global(*function) {
+                Some(("torch._utils", _)) => {
+                    let name = join(path, key);
+                    let named = |names: &[String]| names.iter().any(|known| known == key);
+                    let (tensor, requires_grad, at) =
+                        tensor(self.place, self.document, self.storages, id, "data")?;
+                    if named(&class.parameters) {
+                        let new = self.tree.parameters.len();
+                        let index = *self.tied.entry(at).or_insert(new);
+                        if index == new {
+                            self.tree.parameters.push(Parameter { name, tensor, requires_grad });
+                        }
+                        Attribute::Parameter(index)
+                    } else if named(&class.buffers) {
+                        self.tree.buffers.push(NamedTensor { name, tensor });
+                        Attribute::Buffer(self.tree.buffers.len() - 1)
+                    } else {
+                        Attribute::Constant(tensor)
+                    }
+                }
+                Some(("torch.jit._pickle", _)) => match self.document.elements(*arguments) {
+                    Some(&[value, ..]) => self.attribute(value, key, path, class, depth + 1)?,
+                    _ => return self.malformed(format!("attribute {key:?} has no value")),
+                },
+                _ => Attribute::Opaque("a constructed object"),
+            },
+            Item::Dict(_) => Attribute::Opaque("a dictionary"),
+            Item::Object { .. } => Attribute::Opaque("a module in a list"),
+            Item::Global { .. } | Item::Persistent(_) => Attribute::Opaque("a reference"),
+        })
+    }
+
+    fn attributes(
+        &mut self,
+        items: &[ItemId],
+        path: &str,
+        class: &Class,
+        depth: usize,
+    ) -> Result<Vec<Attribute>, ArtifactError> {
+        // A list that is remembered and named many times may unfold to a large one.
+        if items.len() > 10_000 {
+            return Err(ArtifactError::limit(self.place, "elements in an attribute", 10_000));
+        }
+        items.iter().map(|&item| self.attribute(item, "", path, class, depth + 10)).collect()
+    }
+}
+
+/// Reads a tensor: its content, whether it wants a gradient, and a text for its place.
+pub(super) fn tensor(
+    place: &str,
+    document: &Document,
+    storages: &mut Storages<'_, '_>,
+    id: ItemId,
+    folder: &str,
+) -> Result<(HostTensor, bool, String), ArtifactError> {
+    let malformed = || ArtifactError::malformed(place, "a tensor is not written as torch writes it");
+    let Item::Call { function, arguments } = document.get(id) else { return Err(malformed()) };
+    let arguments = document.elements(*arguments).ok_or_else(malformed)?;
+    if document.global(*function) != Some(("torch._utils", "_rebuild_tensor_v2")) {
+        return Err(malformed());
+    }
+    let &[storage, offset, sizes, strides, requires_grad, ..] = arguments else { return Err(malformed()) };
+    let Item::Persistent(storage) = document.get(storage) else { return Err(malformed()) };
+    let &[_, kind, key, ..] = document.elements(*storage).ok_or_else(malformed)? else {
+        return Err(malformed());
+    };
+    let (_, kind) = document.global(kind).ok_or_else(malformed)?;
+    let view = View {
+        dtype: storage_dtype(kind).ok_or_else(malformed)?,
+        sizes: document.sizes(sizes).ok_or_else(malformed)?,
+        strides: document.sizes(strides).ok_or_else(malformed)?,
+        offset: document.int(offset).and_then(|n| usize::try_from(n).ok()).ok_or_else(malformed)?,
+    };
+    let file = format!("{folder}/{}", document.text(key).ok_or_else(malformed)?);
+    let tensor = storages.tensor(&file, &view)?;
+    let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
+    Ok((tensor, *document.get(requires_grad) == Item::Bool(true), at))
+}
+
+fn storage_dtype(kind: &str) -> Option<DType> {
+    Some(match kind {
+        "FloatStorage" => DType::F32,
+        "DoubleStorage" => DType::F64,
+        "HalfStorage" => DType::F16,
+        "BFloat16Storage" => DType::BF16,
+        "LongStorage" => DType::I64,
+        "IntStorage" => DType::I32,
+        "ByteStorage" => DType::U8,
+        "BoolStorage" => DType::Bool,
+        _ => return None,
+    })
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// The class as its author named it: without `__torch__.` and without the marks that keep equal names apart.
+pub(super) fn plain_class(qualified: &str) -> String {
+    let parts =
+        qualified.split('.').filter(|part| *part != "__torch__" && !part.starts_with("___torch_mangle_"));
+    parts.collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,86 @@
+//! From an archive to a module tree and its code.
+
+use std::collections::HashMap;
+
+use super::{
+    Program,
+    objects::{Tree, TreeReader, tensor},
+    parser::parse,
+    program::Sources,
+};
+use crate::artifact::{
+    ArtifactError, Format, Module, ReadLimits, module,
+    pickle::{self, Item},
+    storage::Storages,
+    zip::Archive,
+};
+
+/// Reads a TorchScript archive.
+///
+/// # Errors
+/// [`ArtifactError`] naming the file and what is wrong with it.
+pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
+    if archive.contains("byteorder") && archive.text("byteorder", 64, "bytes")?.trim() != "little" {
+        return Err(ArtifactError::rejected(
+            "byteorder",
+            "a big-endian archive",
+            "save it on a little-endian machine",
+        ));
+    }
+    let sources = sources(archive, limits)?;
+    let mut storages = Storages::new(archive, limits);
+    let data = pickle::read("data.pkl", &archive.file("data.pkl")?, limits)?;
+    let mut reader = TreeReader {
+        place: "data.pkl",
+        document: &data,
+        storages: &mut storages,
+        sources: &sources,
+        nesting: limits.nesting,
+        tree: Tree::default(),
+        known: HashMap::new(),
+        tied: HashMap::new(),
+    };
+    reader.object(data.root(), "", 0)?;
+    let Tree { objects, parameters, buffers, mut types } = reader.tree;
+    types.sort();
+    let constants = constants(archive, &mut storages, limits)?;
+    let ops = sources.ops();
+    Ok(Module {
+        format: Format::TorchScript,
+        parameters,
+        buffers,
+        types,
+        ops,
+        declared: None,
+        program: module::Program::TorchScript(Program { sources, objects, constants }),
+        limits: *limits,
+    })
+}
+
+fn sources(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Sources, ArtifactError> {
+    let mut sources = Sources::default();
+    let mut left = limits.code_bytes;
+    for name in archive.names().filter(|name| name.starts_with("code/") && name.ends_with(".py")) {
+        let text = archive.text(name, left, "bytes of code")?;
+        left -= text.len();
+        sources.add(name, parse(name, &text, limits.nesting)?);
+    }
+    Ok(sources)
+}
+
+fn constants(
+    archive: &Archive<'_>,
+    storages: &mut Storages<'_, '_>,
+    limits: &ReadLimits,
+) -> Result<Vec<crate::tensor::HostTensor>, ArtifactError> {
+    const PLACE: &str = "constants.pkl";
+    if !archive.contains(PLACE) {
+        return Ok(Vec::new());
+    }
+    let document = pickle::read(PLACE, &archive.file(PLACE)?, limits)?;
+    let Item::Tuple(items) = document.get(document.root()) else {
+        return Err(ArtifactError::malformed(PLACE, "the constants are no tuple"));
+    };
+    let tensors = items.iter().map(|&item| tensor(PLACE, &document, storages, item, "constants"));
+    tensors.map(|tensor| tensor.map(|(tensor, ..)| tensor)).collect()
+}
