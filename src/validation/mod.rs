@@ -2,9 +2,16 @@
 
 mod error;
 mod metadata;
+mod policy;
 pub mod rules;
+mod validate;
 mod verdict;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::ValidationError;
 pub use metadata::{Metadata, MetadataError, Status};
+pub use policy::Policy;
+pub use validate::{Outcome, validate};
 pub use verdict::{ModuleUse, RuleResult, Verdict};

@@ -1,0 +1,98 @@
+//! The results of the rules while they come in.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    artifact::{ArtifactError, Problem},
+    graph::GraphError,
+    validation::RuleResult,
+};
+
+/// One result a rule: a failure replaces a pass, and the first failure stays.
+#[derive(Debug, Default)]
+pub(in crate::validation) struct Report(BTreeMap<&'static str, (bool, String)>);
+
+impl Report {
+    pub(in crate::validation) fn pass(&mut self, rule: &'static str, detail: impl Into<String>) {
+        self.0.entry(rule).or_insert_with(|| (true, detail.into()));
+    }
+
+    pub(in crate::validation) fn fail(&mut self, rule: &'static str, detail: impl Into<String>) {
+        let result = self.0.entry(rule).or_insert((true, String::new()));
+        if result.0 {
+            *result = (false, detail.into());
+        }
+    }
+
+    pub(in crate::validation) fn note(&mut self, rule: &'static str, result: Result<String, String>) {
+        match result {
+            Ok(detail) => self.pass(rule, detail),
+            Err(detail) => self.fail(rule, detail),
+        }
+    }
+
+    /// Blames the rule that an error of reading or lowering is about.
+    pub(in crate::validation) fn blame(&mut self, error: &ArtifactError, lowering: bool) {
+        self.fail(rule_of(error, lowering), error.to_string());
+    }
+
+    /// The results in the order of [`ALL`].
+    pub(in crate::validation) fn finish(mut self) -> Vec<RuleResult> {
+        let taken = ALL.into_iter().filter_map(|name| Some((name, self.0.remove(name)?)));
+        taken.map(|(name, (passed, detail))| RuleResult { name: name.to_owned(), passed, detail }).collect()
+    }
+}
+
+fn rule_of(error: &ArtifactError, lowering: bool) -> &'static str {
+    let graph = |error: &GraphError| match error {
+        GraphError::Limit { .. } => MEMORY_LIMIT,
+        _ => SHAPES_DECLARED,
+    };
+    match error {
+        ArtifactError::Malformed { .. } => ARCHIVE_READABLE,
+        ArtifactError::Limit { .. } => ARCHIVE_LIMITS,
+        ArtifactError::Rejected { .. } if lowering => OPS_WHITELIST,
+        ArtifactError::Rejected { .. } => ARCHIVE_WHITELIST,
+        ArtifactError::Operation { source: Problem::Unknown | Problem::Unsupported { .. }, .. } => {
+            OPS_WHITELIST
+        }
+        ArtifactError::Operation { source: Problem::Graph(source), .. }
+        | ArtifactError::Graph { source, .. } => graph(source),
+        ArtifactError::Operation { source: Problem::Argument { .. }, .. }
+        | ArtifactError::Raised { .. }
+        | ArtifactError::InputCount { .. }
+        | ArtifactError::InputShape { .. } => SHAPES_DECLARED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failure_of_a_rule_stays_and_the_order_is_fixed() {
+        let mut report = Report::default();
+        report.pass(WEIGHTS_FINITE, "fine");
+        report.pass(ARCHIVE_READABLE, "read");
+        report.fail(ARCHIVE_READABLE, "the code does not parse");
+        report.fail(ARCHIVE_READABLE, "again");
+        report.pass(ARCHIVE_READABLE, "read");
+        let rules: Vec<_> = report.finish().into_iter().map(|r| (r.name, r.passed, r.detail)).collect();
+        assert_eq!(rules[0], (ARCHIVE_READABLE.into(), false, "the code does not parse".into()));
+        assert_eq!(rules[1].0, WEIGHTS_FINITE);
+        assert_eq!(rules.len(), 2);
+    }
+
+    #[test]
+    fn errors_blame_the_rule_they_are_about() {
+        let operation = |source| ArtifactError::Operation { place: "p".into(), op: "o".into(), source };
+        assert_eq!(rule_of(&operation(Problem::Unknown), true), OPS_WHITELIST);
+        let limit = GraphError::Limit { what: "elements", limit: 1 };
+        assert_eq!(rule_of(&operation(Problem::Graph(limit)), true), MEMORY_LIMIT);
+        let rejected =
+            ArtifactError::Rejected { place: "data.pkl".into(), what: "os.system".into(), hint: "no".into() };
+        assert_eq!(rule_of(&rejected, false), ARCHIVE_WHITELIST);
+        assert_eq!(rule_of(&rejected, true), OPS_WHITELIST);
+    }
+}

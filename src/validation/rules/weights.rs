@@ -1,0 +1,87 @@
+//! `weights.finite`: no weight is infinite or not a number.
+
+use half::{bf16, f16};
+
+use crate::{
+    artifact::{NamedTensor, Parameter},
+    tensor::{DType, HostTensor},
+};
+
+/// Holds parameters to finite numbers and buffers to numbers: an attention mask, which is a buffer, is
+/// full of −∞.
+pub(in crate::validation) fn weights_finite(
+    parameters: &[Parameter],
+    buffers: &[NamedTensor],
+) -> Result<String, String> {
+    let report = |name: &str, tensor: &HostTensor, (at, value): (usize, f64)| {
+        format!("{name} of shape {} has {value} at element {at}", tensor.shape())
+    };
+    for Parameter { name, tensor, .. } in parameters {
+        if let Some(bad) = first(tensor, |value| !value.is_finite()) {
+            return Err(report(name, tensor, bad));
+        }
+    }
+    for NamedTensor { name, tensor } in buffers {
+        if let Some(bad) = first(tensor, f64::is_nan) {
+            return Err(report(name, tensor, bad));
+        }
+    }
+    Ok(format!("{} parameters and {} buffers looked through", parameters.len(), buffers.len()))
+}
+
+/// The first element of a kind, where the type has such elements; nothing is copied.
+fn first(tensor: &HostTensor, is_bad: fn(f64) -> bool) -> Option<(usize, f64)> {
+    fn search<const N: usize>(
+        bytes: &[u8],
+        value: fn([u8; N]) -> f64,
+        is_bad: fn(f64) -> bool,
+    ) -> Option<(usize, f64)> {
+        let values = bytes.as_chunks::<N>().0.iter().map(|&chunk| value(chunk));
+        values.enumerate().find(|&(_, value)| is_bad(value))
+    }
+    let bytes = tensor.bytes();
+    match tensor.dtype() {
+        DType::F32 => search(bytes, |b| f32::from_le_bytes(b).into(), is_bad),
+        DType::F64 => search(bytes, f64::from_le_bytes, is_bad),
+        DType::BF16 => search(bytes, |b| bf16::from_le_bytes(b).to_f64(), is_bad),
+        DType::F16 => search(bytes, |b| f16::from_le_bytes(b).to_f64(), is_bad),
+        DType::I64 | DType::I32 | DType::U8 | DType::Bool => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Element;
+
+    fn parameter<T: Element>(values: &[T]) -> Parameter {
+        let tensor = HostTensor::from_values([values.len()].into(), values).unwrap();
+        Parameter { name: "conv.weight".into(), tensor, requires_grad: true }
+    }
+
+    #[test]
+    fn every_floating_type_is_looked_through() {
+        let bad = [
+            parameter(&[0.0, 1.0, f32::NAN]),
+            parameter(&[0.0, 1.0, f64::INFINITY]),
+            parameter(&[bf16::ZERO, bf16::ONE, bf16::NEG_INFINITY]),
+            parameter(&[f16::ZERO, f16::MAX, f16::NAN]),
+        ];
+        for bad in bad {
+            let refusal = weights_finite(&[parameter(&[1.0f32]), bad], &[]).unwrap_err();
+            assert!(refusal.starts_with("conv.weight of shape [3] has "), "{refusal}");
+            assert!(refusal.ends_with("at element 2"), "{refusal}");
+        }
+        assert!(weights_finite(&[parameter(&[f32::MAX]), parameter(&[i64::MAX])], &[]).is_ok());
+    }
+
+    #[test]
+    fn a_buffer_may_be_infinite_but_not_nan() {
+        let buffer = |value: f32| NamedTensor {
+            name: "mask".into(),
+            tensor: HostTensor::from_values([1].into(), &[value]).unwrap(),
+        };
+        assert!(weights_finite(&[], &[buffer(f32::NEG_INFINITY)]).is_ok());
+        assert!(weights_finite(&[], &[buffer(f32::NAN)]).is_err());
+    }
+}

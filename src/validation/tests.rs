@@ -1,0 +1,71 @@
+//! The validator as a whole, on bytes.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::{Policy, RuleResult, ValidationError, Verdict, rules, validate};
+use crate::fault::Fault;
+
+fn judge(bytes: &[u8]) -> Verdict {
+    let outcome = validate(Arc::from(bytes), None, &Policy::default());
+    assert_eq!(outcome.module.is_some(), outcome.verdict.accepted);
+    outcome.verdict
+}
+
+#[test]
+fn bytes_that_are_no_archive_are_unreadable_and_say_so() {
+    for bytes in [&b""[..], b"PK\x05\x06", b"not a zip file at all, but long enough to look for one in it"] {
+        let verdict = judge(bytes);
+        assert!(!verdict.accepted);
+        assert_eq!(verdict.first_failure().unwrap().name, rules::ARCHIVE_READABLE);
+        let rejection = verdict.rejection(&"k".parse().unwrap()).unwrap();
+        assert_eq!(rejection.code(), "kernel.deserialize");
+        assert!(rejection.to_string().starts_with("kernel k cannot be read"), "{rejection}");
+    }
+}
+
+#[test]
+fn an_archive_over_its_limit_names_the_limit() {
+    let mut policy = Policy::default();
+    policy.read.archive_bytes = 10;
+    let verdict = validate(Arc::from([0; 11]), None, &policy).verdict;
+    let rule = verdict.rule(rules::ARCHIVE_LIMITS).unwrap();
+    assert!(!rule.passed && rule.detail.contains("10"), "{}", rule.detail);
+}
+
+#[test]
+fn a_verdict_survives_json_and_maps_its_first_failure_to_a_code() {
+    let mut verdict = judge(b"");
+    let failed = |name: &str| RuleResult { name: name.into(), passed: false, detail: "why".into() };
+    let code = |verdict: &Verdict| verdict.rejection(&"k".parse().unwrap()).map(|error| error.code());
+    for (rule, expected) in [
+        (rules::ARCHIVE_LIMITS, "kernel.deserialize"),
+        (rules::ARCHIVE_WHITELIST, "kernel.rejected"),
+        (rules::SHAPES_DECLARED, "kernel.shape"),
+        (rules::OPS_WHITELIST, "kernel.rejected"),
+        (rules::WEIGHTS_FINITE, "kernel.rejected"),
+    ] {
+        verdict.rules = vec![failed(rule), failed(rules::MEMORY_LIMIT)];
+        assert_eq!(code(&verdict), Some(expected), "{rule}");
+    }
+    let json = serde_json::to_value(&verdict).unwrap();
+    assert_eq!(json["accepted"], false);
+    assert_eq!(json["rules"][0]["name"], rules::WEIGHTS_FINITE);
+    assert_eq!(json["rules"][0]["passed"], false);
+    assert_eq!(json["rules"][0]["detail"], "why");
+    assert_eq!(serde_json::from_value::<Verdict>(json).unwrap(), verdict);
+    verdict.rules.clear();
+    assert_eq!(code(&verdict), None);
+    let error = ValidationError::Rejected { kernel: "k".into(), rule: "r".into(), detail: "d".into() };
+    assert!(error.to_string().contains("rejected by rule r: d"));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let verdict = judge(&bytes);
+        prop_assert!(!verdict.accepted);
+        prop_assert!(verdict.rule(rules::VALIDATION_COMPLETED).is_none());
+    }
+}

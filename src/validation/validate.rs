@@ -1,0 +1,133 @@
+//! From bytes to a verdict.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use super::{
+    Metadata, ModuleUse, Policy, Verdict,
+    rules::{self, Measure, Probe, Probed, Report},
+};
+use crate::{
+    artifact::{self, Module},
+    digest::Digest,
+};
+
+/// A verdict, and the module where it was accepted.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was found.
+    pub verdict: Verdict,
+    /// The module, ready to be lowered; only where the verdict accepts it.
+    pub module: Option<Arc<Module>>,
+}
+
+/// Judges an artifact.
+///
+/// Blocking: until done, in time and memory that the policy's limits bound. Nothing of the artifact is
+/// executed, and a defect of the validator itself is a failed rule, not a panic.
+pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) -> Outcome {
+    let mut verdict = Verdict {
+        accepted: false,
+        rules: Vec::new(),
+        digest: Digest::of(&bytes),
+        size_bytes: bytes.len() as u64,
+        format: None,
+        parameters: 0,
+        buffers: 0,
+        modules: Vec::new(),
+        ops: Vec::new(),
+        input_shape: None,
+        output_shape: None,
+        flops: None,
+        peak_bytes: None,
+    };
+    // Nothing that the closure may have left half done is used after a panic: the report is dropped with
+    // it, and the verdict's facts are written as a whole.
+    let judged = catch_unwind(AssertUnwindSafe(|| judge(bytes, metadata, policy, &mut verdict)));
+    let (report, module) = judged.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let mut report = Report::default();
+        report.fail(rules::VALIDATION_COMPLETED, format!("the validator failed, please report it: {text}"));
+        (report, None)
+    });
+    verdict.rules = report.finish();
+    verdict.accepted = !verdict.rules.is_empty() && verdict.rules.iter().all(|rule| rule.passed);
+    let module = module.filter(|_| verdict.accepted).map(Arc::new);
+    Outcome { verdict, module }
+}
+
+fn judge(
+    bytes: Arc<[u8]>,
+    metadata: Option<&Metadata>,
+    policy: &Policy,
+    verdict: &mut Verdict,
+) -> (Report, Option<Module>) {
+    let mut report = Report::default();
+    let module = match artifact::read(bytes, &policy.read) {
+        Ok(module) => module,
+        Err(error) => {
+            report.blame(&error, false);
+            return (report, None);
+        }
+    };
+    let format = module.format().name();
+    verdict.format = Some(format.to_owned());
+    report.pass(rules::ARCHIVE_LIMITS, format!("{} bytes, within every limit", verdict.size_bytes));
+    report.pass(rules::ARCHIVE_READABLE, format!("read as {format}"));
+    report.pass(rules::ARCHIVE_WHITELIST, "nothing in it is off the list");
+
+    let use_of =
+        |module: &artifact::ModuleType| ModuleUse { path: module.path.clone(), class: module.class.clone() };
+    verdict.modules = module.types().iter().map(use_of).collect();
+    verdict.ops = module.ops().iter().cloned().collect();
+    verdict.parameters = rules::count(module.parameters().iter().map(|parameter| &parameter.tensor));
+    verdict.buffers = rules::count(module.buffers().iter().map(|buffer| &buffer.tensor));
+
+    report.note(rules::MODULES_WHITELIST, rules::modules_allowed(module.types(), &policy.allowed_modules));
+    let declared_count = metadata.and_then(|metadata| metadata.parameter_count);
+    report.note(
+        rules::PARAMETERS_LIMIT,
+        rules::parameters_limited(verdict.parameters, declared_count, policy.max_parameters),
+    );
+    if policy.require_finite {
+        report.note(rules::WEIGHTS_FINITE, rules::weights_finite(module.parameters(), module.buffers()));
+    }
+    if let Some(Probed { output, measure }) = judge_program(&module, metadata, policy, verdict, &mut report) {
+        verdict.output_shape = Some(output);
+        let Measure { flops, peak_bytes } = measure;
+        (verdict.flops, verdict.peak_bytes) = (Some(flops), Some(peak_bytes));
+        rules::within_limits(&mut report, measure, policy);
+        report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", verdict.ops.len()));
+    }
+    (report, Some(module))
+}
+
+/// Lowers the program for what is declared; without a declaration that waits until a layer names its shape.
+fn judge_program(
+    module: &Module,
+    metadata: Option<&Metadata>,
+    policy: &Policy,
+    verdict: &mut Verdict,
+    report: &mut Report,
+) -> Option<Probed> {
+    match Probe::declared(metadata, module.declared_inputs()) {
+        Err(reason) => {
+            report.fail(rules::SHAPES_DECLARED, reason);
+            None
+        }
+        Ok(None) => {
+            let detail = "no input shape is declared, the program is lowered when a layer names one";
+            report.pass(rules::SHAPES_DECLARED, detail);
+            None
+        }
+        Ok(Some(probe)) => {
+            verdict.input_shape = Some(probe.shape.clone());
+            let output = metadata.and_then(|metadata| metadata.output_shape.as_ref());
+            let lower = |inputs: &[_], mode| module.lower(inputs, mode, &policy.graph);
+            rules::probe(report, &probe, output, &lower)
+        }
+    }
+}
