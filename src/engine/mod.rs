@@ -12,6 +12,7 @@ mod error;
 mod executor;
 mod job;
 mod kernel;
+mod lane;
 mod live;
 mod plan_set;
 mod pool;
@@ -26,6 +27,10 @@ pub use alpha::Alpha;
 pub use config::EngineConfig;
 pub use error::EngineError;
 pub use kernel::{Kernel, KernelParts, Program, Weight};
+pub use lane::{
+    Answer, EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneHandle, LaneLimits, LaneParts,
+    LaneSnapshot, LayerSnapshot,
+};
 pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
 pub use state::{is_active, transition};

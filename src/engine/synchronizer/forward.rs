@@ -275,6 +275,7 @@ impl GradientSynchronizer {
         Ok(ForwardReport {
             ticket,
             blend_weight,
+            alpha_total: alphas.iter().sum(),
             live_mask,
             failures,
             saved_bytes,

@@ -71,6 +71,8 @@ pub struct ForwardReport {
     pub ticket: TicketId,
     /// A, the part of the layer's output that the seeds take.
     pub blend_weight: f32,
+    /// T, the sum of the blend factors of the seeds that ran.
+    pub alpha_total: f32,
     /// Bit s is set if seed s ran and went into the blend.
     pub live_mask: u64,
     /// Seeds that failed and were left out.

@@ -1,0 +1,74 @@
+//! What a lane tells the control plane unasked.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::EngineError,
+    fault::Fault,
+    id::{Generation, LayerId, SeedIndex},
+    wire::WireError,
+};
+
+/// Where a lane's events go. Called on the lane's thread between two passes, so it must not block.
+pub type EventSink = Box<dyn Fn(LaneEvent) + Send>;
+
+/// Something that happened on a lane.
+#[derive(Clone, Debug)]
+pub enum LaneEvent {
+    /// A pass of a seed failed for the first time since its kernel was attached. Later failures are counted
+    /// and kept as the seed's last error, but not told here, or a kernel that fails on every second pass
+    /// would flood the control plane.
+    SeedFailed {
+        /// The layer.
+        layer: LayerId,
+        /// The slot.
+        seed: SeedIndex,
+        /// Which of its kernels.
+        generation: Generation,
+        /// Why.
+        error: EngineError,
+    },
+    /// As many passes in a row have failed as the configuration allows: the lane has taken the kernel out.
+    SeedUnloaded {
+        /// The layer.
+        layer: LayerId,
+        /// The slot.
+        seed: SeedIndex,
+        /// Which of its kernels.
+        generation: Generation,
+        /// Why the last pass failed.
+        error: EngineError,
+    },
+    /// The lane has ended and what it held is free. Always the last event, and there is always one.
+    Ended(LaneEnd),
+}
+
+/// Why a lane ended.
+#[derive(Clone, Debug)]
+pub enum LaneEnd {
+    /// It was told to.
+    Stopped,
+    /// The trainer is gone.
+    PeerGone,
+    /// The trainer broke the protocol, or the system failed the lane.
+    Wire(Arc<WireError>),
+    /// A request contradicts its layer or its ticket.
+    Request(EngineError),
+    /// A defect of ours.
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+impl LaneEnd {
+    /// The stable code of the error it ended with, if it did.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Stopped | Self::PeerGone => None,
+            Self::Wire(error) => Some(error.code()),
+            Self::Request(error) => Some(error.code()),
+            Self::Panicked { .. } => Some("internal.bug"),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The control plane's end of a lane.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::{EventSink, LaneCommand, LaneGauges, thread::LaneThread};
+use crate::{
+    backend::Backend,
+    engine::{EngineConfig, EngineError},
+    id::SessionId,
+    wire::{DaemonLane, Waker},
+};
+
+/// Commands that may wait for a lane's thread.
+const MAILBOX: usize = 256;
+
+/// A running lane. Dropping it tells the lane to stop and does not wait until it has.
+#[derive(Debug)]
+pub struct LaneHandle {
+    commands: Sender<LaneCommand>,
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    gauges: Arc<LaneGauges>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What one session may hold on its lane, and how the lane waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLimits {
+    /// Layers open at once.
+    pub max_layers: usize,
+    /// Tickets taken and not yet spent, over all layers.
+    pub max_tickets: usize,
+    /// Bytes that those tickets may hold.
+    pub max_saved_bytes: u64,
+    /// How long the thread looks for the next submission before it sleeps; zero sleeps at once.
+    pub spin: Duration,
+}
+
+impl Default for LaneLimits {
+    /// 1,024 layers, 65,536 tickets, 4 GiB, no spinning.
+    fn default() -> Self {
+        Self { max_layers: 1024, max_tickets: 65_536, max_saved_bytes: 4 << 30, spin: Duration::ZERO }
+    }
+}
+
+/// What a lane is started with.
+#[derive(Debug)]
+pub struct LaneParts {
+    /// Whose lane it is; names its thread.
+    pub session: SessionId,
+    /// The daemon's side of the session's shared memory.
+    pub lane: DaemonLane,
+    /// Where kernels run.
+    pub backend: Arc<dyn Backend>,
+    /// How seeds run.
+    pub config: Arc<EngineConfig>,
+    /// What the session may hold.
+    pub limits: LaneLimits,
+}
+
+impl LaneHandle {
+    /// Starts a session's lane on a thread of its own.
+    ///
+    /// # Errors
+    /// [`EngineError::Thread`] when the system gives no thread.
+    pub fn start(parts: LaneParts, events: EventSink) -> Result<Self, EngineError> {
+        // Bounded by `send`: a bounded channel would keep what waits in it when the lane ends, and with it
+        // the live seeds inside, for as long as the handle lives; this one lets go of it.
+        let (commands, mailbox) = unbounded();
+        let stop = Arc::new(AtomicBool::new(false));
+        let gauges = Arc::new(LaneGauges::default());
+        let waker = parts.lane.waker();
+        let name = format!("lane-{}", parts.session);
+        let lane = LaneThread::new(parts, mailbox, stop.clone(), gauges.clone(), events);
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || lane.run())
+            .map_err(|error| EngineError::Thread { name, reason: error.to_string() })?;
+        Ok(Self { commands, stop, waker, gauges, thread: Some(thread) })
+    }
+
+    /// Asks something of the lane. Never blocks; the lane comes to it between two passes.
+    ///
+    /// # Errors
+    /// [`EngineError::LaneGone`] when the lane has ended, [`EngineError::Quota`] when it is so far behind
+    /// that nothing more may wait.
+    pub fn send(&self, command: LaneCommand) -> Result<(), EngineError> {
+        if self.commands.len() >= MAILBOX {
+            return Err(EngineError::Quota { what: "commands waiting", limit: MAILBOX as u64 });
+        }
+        self.commands.send(command).map_err(|_| EngineError::LaneGone)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// The lane's numbers.
+    pub fn gauges(&self) -> &Arc<LaneGauges> {
+        &self.gauges
+    }
+
+    /// Whether the lane has ended.
+    pub fn is_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Tells the lane to stop and waits until it has.
+    ///
+    /// Blocking: until the pass under way is over.
+    pub fn stop(mut self) {
+        self.tell();
+        if let Some(thread) = self.thread.take() {
+            // A lane's thread catches its own panics and reports them as its end.
+            let _ = thread.join();
+        }
+    }
+
+    fn tell(&self) {
+        // Beside the mailbox, which may be full.
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+impl Drop for LaneHandle {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}

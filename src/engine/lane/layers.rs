@@ -1,0 +1,187 @@
+//! A session's layers, and what its requests and commands do to them. Knows no thread and no ring.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot};
+use crate::{
+    backend::{Backend, Memory},
+    engine::{
+        Alpha, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, SeedFailure,
+    },
+    id::{Generation, LayerId, SeedIndex},
+    wire::{Backward, Completion, Forward, MAX_SEEDS, Release},
+};
+
+/// All layers that one session has open.
+#[derive(Debug)]
+pub(super) struct Layers {
+    open: BTreeMap<LayerId, Layer>,
+    quota: Quota,
+    max_layers: usize,
+    backend: Arc<dyn Backend>,
+    config: Arc<EngineConfig>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    synchronizer: GradientSynchronizer,
+    /// Slots whose present kernel has failed before.
+    told: u64,
+}
+
+impl Layers {
+    pub(super) fn new(backend: Arc<dyn Backend>, config: Arc<EngineConfig>, limits: &LaneLimits) -> Self {
+        Self {
+            open: BTreeMap::new(),
+            quota: Quota::new(limits.max_tickets, limits.max_saved_bytes),
+            max_layers: limits.max_layers,
+            backend,
+            config,
+        }
+    }
+
+    pub(super) fn quota(&self) -> &Quota {
+        &self.quota
+    }
+
+    pub(super) fn open(&mut self, spec: LayerSpec) -> Result<(), EngineError> {
+        let id = spec.id;
+        if self.open.contains_key(&id) {
+            return Err(EngineError::Request { reason: format!("layer {id} is open already") });
+        }
+        if self.open.len() >= self.max_layers {
+            return Err(EngineError::Quota { what: "layers", limit: self.max_layers as u64 });
+        }
+        if spec.counters.len() > MAX_SEEDS {
+            return Err(EngineError::Quota { what: "seeds of one layer", limit: MAX_SEEDS as u64 });
+        }
+        let synchronizer = GradientSynchronizer::new(spec, self.backend.clone(), self.config.clone());
+        self.open.insert(id, Layer { synchronizer, told: 0 });
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self, layer: LayerId) -> Result<(), EngineError> {
+        let mut closed = self.open.remove(&layer).ok_or(EngineError::LayerUnknown { layer })?;
+        closed.synchronizer.release_all(&mut self.quota);
+        Ok(())
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+        live: Arc<LiveSeed>,
+        alpha: Alpha,
+    ) -> Result<(), EngineError> {
+        let layer = find(&mut self.open, layer)?;
+        layer.synchronizer.attach(seed, live, alpha)?;
+        layer.told &= !bit(seed);
+        Ok(())
+    }
+
+    pub(super) fn detach(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+    ) -> Result<Option<Generation>, EngineError> {
+        let layer = find(&mut self.open, layer)?;
+        Ok(layer.synchronizer.detach(seed)?.map(|live| live.generation()))
+    }
+
+    pub(super) fn set_alpha(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+        alpha: Alpha,
+    ) -> Result<(), EngineError> {
+        find(&mut self.open, layer)?.synchronizer.set_alpha(seed, alpha)
+    }
+
+    pub(super) fn snapshot(&self) -> LaneSnapshot {
+        let layers = self.open.iter().map(|(&layer, open)| LayerSnapshot {
+            layer,
+            tickets: open.synchronizer.tickets() as u64,
+            saved_bytes: open.synchronizer.held_bytes(),
+            generation: open.synchronizer.generation(),
+        });
+        LaneSnapshot {
+            layers: layers.collect(),
+            tickets: self.quota.tickets() as u64,
+            saved_bytes: self.quota.saved_bytes(),
+        }
+    }
+
+    /// Runs a forward pass; what there is to say of its result goes into the completion.
+    pub(super) fn forward(
+        &mut self,
+        request: &Forward,
+        arena: &Arc<dyn Memory>,
+        completion: &mut Completion,
+        tell: &dyn Fn(LaneEvent),
+    ) -> Result<(), EngineError> {
+        let layer = find(&mut self.open, request.layer)?;
+        let report = layer.synchronizer.forward(request, arena, &mut self.quota)?;
+        completion.blend_weight = report.blend_weight;
+        completion.alpha_total = report.alpha_total;
+        completion.ticket = report.ticket.0;
+        completion.live_mask = report.live_mask;
+        completion.saved_bytes = report.saved_bytes;
+        completion.generation = report.generation;
+        layer.failed(request.layer, &report.failures, completion, tell);
+        Ok(())
+    }
+
+    /// Runs a backward pass and spends its ticket.
+    pub(super) fn backward(
+        &mut self,
+        request: &Backward,
+        arena: &Arc<dyn Memory>,
+        completion: &mut Completion,
+        tell: &dyn Fn(LaneEvent),
+    ) -> Result<(), EngineError> {
+        let layer = find(&mut self.open, request.layer)?;
+        let report = layer.synchronizer.backward(request, arena, &mut self.quota)?;
+        completion.live_mask = report.live_mask;
+        layer.failed(request.layer, &report.failures, completion, tell);
+        Ok(())
+    }
+
+    /// Spends a ticket without a backward.
+    pub(super) fn release(&mut self, request: &Release) -> Result<(), EngineError> {
+        find(&mut self.open, request.layer)?.synchronizer.release(request.ticket, &mut self.quota)
+    }
+}
+
+impl Layer {
+    fn failed(
+        &mut self,
+        layer: LayerId,
+        failures: &[SeedFailure],
+        completion: &mut Completion,
+        tell: &dyn Fn(LaneEvent),
+    ) {
+        for (n, failure) in failures.iter().enumerate() {
+            let SeedFailure { seed, generation, error, unloaded, .. } = failure;
+            completion.set_failed(*seed, error.failure());
+            if n == 0 {
+                completion.set_message(&error.to_string());
+            }
+            let is_first = self.told & bit(*seed) == 0;
+            self.told |= bit(*seed);
+            let (seed, generation) = (*seed, *generation);
+            if *unloaded {
+                tell(LaneEvent::SeedUnloaded { layer, seed, generation, error: error.clone() });
+            } else if is_first {
+                tell(LaneEvent::SeedFailed { layer, seed, generation, error: error.clone() });
+            }
+        }
+    }
+}
+
+fn find(open: &mut BTreeMap<LayerId, Layer>, layer: LayerId) -> Result<&mut Layer, EngineError> {
+    open.get_mut(&layer).ok_or(EngineError::LayerUnknown { layer })
+}
+
+fn bit(seed: SeedIndex) -> u64 {
+    1u64.checked_shl(seed.0.into()).unwrap_or(0)
+}

@@ -1,0 +1,188 @@
+//! The lane's thread: waits, serves, answers.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Receiver;
+
+use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneParts, layers::Layers};
+use crate::{
+    backend::Memory,
+    engine::EngineError,
+    fault::Fault,
+    wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
+};
+
+/// Everything a lane's thread owns.
+pub(super) struct LaneThread {
+    service: Service,
+    commands: Receiver<LaneCommand>,
+    stop: Arc<AtomicBool>,
+    spin: Duration,
+}
+
+struct Service {
+    lane: DaemonLane,
+    arena: Arc<dyn Memory>,
+    layers: Layers,
+    gauges: Arc<LaneGauges>,
+    events: EventSink,
+    is_draining: bool,
+}
+
+impl LaneThread {
+    pub(super) fn new(
+        parts: LaneParts,
+        commands: Receiver<LaneCommand>,
+        stop: Arc<AtomicBool>,
+        gauges: Arc<LaneGauges>,
+        events: EventSink,
+    ) -> Self {
+        let arena: Arc<dyn Memory> = parts.lane.arena().clone();
+        let layers = Layers::new(parts.backend, parts.config, &parts.limits);
+        let service = Service { lane: parts.lane, arena, layers, gauges, events, is_draining: false };
+        Self { service, commands, stop, spin: parts.limits.spin }
+    }
+
+    /// Serves until the lane ends, frees everything, then tells why it ended.
+    pub(super) fn run(mut self) {
+        let end = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let end = end.unwrap_or_else(|panic| LaneEnd::Panicked { message: message_of(&*panic) });
+        match &end {
+            LaneEnd::Stopped | LaneEnd::PeerGone => tracing::debug!(?end, "lane ended"),
+            LaneEnd::Wire(error) => tracing::warn!(error = %error, "lane ended"),
+            LaneEnd::Request(error) => tracing::warn!(error = %error, "lane ended"),
+            LaneEnd::Panicked { message } => tracing::error!(message, "lane panicked"),
+        }
+        let Self { service: Service { lane, arena, layers, gauges, events, .. }, commands, .. } = self;
+        // The mailbox goes first: a command that comes later is refused instead of forgotten.
+        drop(commands);
+        drop(layers);
+        drop((lane, arena));
+        gauges.hold(0, 0);
+        events(LaneEvent::Ended(end));
+    }
+
+    fn serve(&mut self) -> LaneEnd {
+        loop {
+            let waited = self.service.lane.wait(self.spin, None);
+            // Commands go first: what was sent before a submission was published is obeyed before it runs.
+            while let Ok(command) = self.commands.try_recv() {
+                if matches!(command, LaneCommand::Stop) {
+                    return LaneEnd::Stopped;
+                }
+                self.service.obey(command);
+            }
+            if self.stop.load(Ordering::Acquire) {
+                return LaneEnd::Stopped;
+            }
+            let result = match waited {
+                Ok(Wake::Item(submission)) => self.service.answer(&submission),
+                Ok(Wake::Gone) => Err(LaneEnd::PeerGone),
+                Ok(Wake::Woken | Wake::TimedOut) => Ok(()),
+                Err(error) => Err(ended_by(error)),
+            };
+            if let Err(end) = result {
+                return end;
+            }
+        }
+    }
+}
+
+impl Service {
+    fn obey(&mut self, command: LaneCommand) {
+        let layers = &mut self.layers;
+        match command {
+            LaneCommand::OpenLayer { spec, answer } => answer(layers.open(spec)),
+            LaneCommand::CloseLayer { layer, answer } => answer(layers.close(layer)),
+            LaneCommand::Attach { layer, seed, live, alpha, answer } => {
+                answer(layers.attach(layer, seed, live, alpha));
+            }
+            LaneCommand::Detach { layer, seed, answer } => answer(layers.detach(layer, seed)),
+            LaneCommand::SetAlpha { layer, seed, alpha, answer } => {
+                answer(layers.set_alpha(layer, seed, alpha));
+            }
+            LaneCommand::Snapshot { answer } => answer(layers.snapshot()),
+            LaneCommand::Drain => self.is_draining = true,
+            LaneCommand::Stop => {}
+        }
+        self.measure();
+    }
+
+    /// Runs one submission and publishes its completion.
+    fn answer(&mut self, submission: &Submission) -> Result<(), LaneEnd> {
+        let start = Instant::now();
+        let mut completion = Completion { sequence: submission.sequence, ..Completion::default() };
+        let end = match submission.check(self.lane.arena().layout()) {
+            Ok(command) => self.run(&command, &mut completion),
+            Err(error) => {
+                refuse(&mut completion, Status::Protocol, &error.to_string());
+                Err(LaneEnd::Wire(Arc::new(error)))
+            }
+        };
+        self.measure();
+        let time = start.elapsed();
+        completion.duration_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // Before it is published: whoever has seen a completion finds it counted.
+        self.gauges.service().record(completion.duration_ns);
+        self.lane.publish(&completion).map_err(ended_by)?;
+        end
+    }
+
+    fn run(&mut self, command: &Command, completion: &mut Completion) -> Result<(), LaneEnd> {
+        let Self { layers, arena, events, .. } = self;
+        let result = match command {
+            Command::Forward(_) if self.is_draining => {
+                let message = "the daemon is shutting down: spend the tickets and reconnect";
+                self.gauges.count_refusal();
+                refuse(completion, Status::Draining, message);
+                return Ok(());
+            }
+            Command::Forward(request) => layers.forward(request, arena, completion, events),
+            Command::Backward(request) => layers.backward(request, arena, completion, events),
+            Command::Release(request) => layers.release(request),
+        };
+        let Err(error) = result else {
+            match command {
+                Command::Forward(_) => self.gauges.count_forward(),
+                Command::Backward(_) => self.gauges.count_backward(),
+                Command::Release(_) => {}
+            }
+            return Ok(());
+        };
+        self.gauges.count_refusal();
+        refuse(completion, Status::from_code(error.code()), &error.to_string());
+        match error {
+            EngineError::Request { .. } => Err(LaneEnd::Request(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn measure(&self) {
+        let quota = self.layers.quota();
+        self.gauges.hold(quota.tickets() as u64, quota.saved_bytes());
+    }
+}
+
+fn refuse(completion: &mut Completion, status: Status, message: &str) {
+    *completion = Completion::refused(completion.sequence, status, message);
+}
+
+fn ended_by(error: WireError) -> LaneEnd {
+    match error {
+        WireError::Closed => LaneEnd::PeerGone,
+        other => LaneEnd::Wire(Arc::new(other)),
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
