@@ -1,1 +1,7 @@
-//! Tests of the engine over real graphs.
+//! Tests of the engine over real graphs on the CPU.
+
+mod equivalence;
+mod fallback;
+mod fixture;
+mod interleaving;
+mod tickets;
