@@ -1,0 +1,40 @@
+"""Client of kasminad, the daemon that runs small compiled kernels beside a trainer.
+
+``connect`` opens a session. ``kasmina.torch`` has the layers for PyTorch; without PyTorch,
+``Client.open_layer`` runs passes on NumPy arrays.
+"""
+
+from ._layer import Gradients, Layer, Pass
+from ._operator import Operator
+from ._session import Client, connect
+from ._version import __version__
+from .errors import (
+    ArenaFull,
+    ConnectionLost,
+    KasminaError,
+    KernelError,
+    OriginError,
+    SeedFailureWarning,
+    SessionError,
+    TicketError,
+    UsageError,
+)
+
+__all__ = [
+    "ArenaFull",
+    "Client",
+    "ConnectionLost",
+    "Gradients",
+    "KasminaError",
+    "KernelError",
+    "Layer",
+    "Operator",
+    "OriginError",
+    "Pass",
+    "SeedFailureWarning",
+    "SessionError",
+    "TicketError",
+    "UsageError",
+    "__version__",
+    "connect",
+]

@@ -1,0 +1,258 @@
+"""The data path: descriptors in shared memory, a doorbell for whoever sleeps.
+
+Ordering. A descriptor is written before the counter that publishes it, and x86 keeps the order of stores.
+Between publishing and asking whether the daemon sleeps stands an atomic operation (``_fence``), because x86 may
+let a load overtake an earlier store. Elsewhere neither can be had from pure Python: there the client always
+rings and always sleeps, and the system calls on both ends are the barriers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import threading
+import time
+import weakref
+from collections import deque, namedtuple
+from typing import Any, Deque, Tuple
+
+from ._layout import (
+    COMPLETION,
+    DESCRIPTOR_BYTES,
+    HEADER_WORDS,
+    LAYOUT,
+    RELEASE,
+    RING_ENTRIES,
+    STATUS_CODES,
+    SUBMISSION,
+)
+from .errors import ConnectionLost, KasminaError, SessionError, UsageError, from_code
+
+Completion = namedtuple(  # type: ignore[misc]
+    "Completion", [f["name"] for f in LAYOUT["completion"] if not f["name"].startswith("reserved")]
+)
+
+_SUBMISSION_TAIL = HEADER_WORDS["submission_tail"]
+_COMPLETION_TAIL = HEADER_WORDS["completion_tail"]
+_COMPLETION_HEAD = HEADER_WORDS["completion_head"]
+_DAEMON_SLEEPING = HEADER_WORDS["daemon_sleeping"]
+_CLIENT_SLEEPING = HEADER_WORDS["client_sleeping"]
+_MASK = RING_ENTRIES - 1
+_RING_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_TSO = platform.machine() in ("x86_64", "AMD64", "i686")
+_NO_DIMS: Tuple[int, ...] = (0,) * 18
+
+_lanes: "weakref.WeakSet[Lane]" = weakref.WeakSet()
+
+
+class Lane:
+    """One session's data path. Threads may share it; they take turns."""
+
+    def __init__(self, memory: Any, doorbell: socket.socket, arena: Any, spin_us: int) -> None:
+        self._buffer = memoryview(memory)
+        self._words = self._buffer.cast("Q")
+        self._doorbell = doorbell
+        self._submissions: int = arena["submissions_offset"]
+        self._completions: int = arena["completions_offset"]
+        self._tail = 0
+        self._head = 0
+        self._spin_s = spin_us / 1e6 if _TSO else 0.0
+        self._lock = threading.Lock()
+        self._barrier = threading.Lock()
+        self._releases: Deque[Tuple[int, int]] = deque()
+        self._lost = ""
+        self._forked = False
+        # Without spinning the client sleeps in every wait, so the flag stays up.
+        self._words[_CLIENT_SLEEPING] = 0 if self._spin_s else 1
+        _lanes.add(self)
+
+    @property
+    def alive(self) -> bool:
+        return not self._lost and not self._forked
+
+    def run(
+        self,
+        verb: int,
+        flags: int,
+        layer: int,
+        dtype: int = 0,
+        ticket: int = 0,
+        rng_seed: int = 0,
+        blocks: Tuple[int, ...] = (0,) * 12,
+        dims: Tuple[int, ...] = _NO_DIMS,
+    ) -> Completion:
+        """Publishes a submission and waits for its completion. Every submission has one, in order.
+
+        ``blocks`` are offset and bytes of input, output, grad_output, grad_input, grad_parameters and
+        grad_alphas; ``dims`` are both ranks, then eight sizes of the input and eight of the output.
+
+        Raises the refusal's exception; ``ConnectionLost`` when the daemon is gone, whose ``in_flight`` tells
+        whether it was when the submission was already on its way.
+        """
+        with self._lock:
+            if self._releases:
+                self._flush()
+            sequence = self._publish(verb, flags, layer, dtype, ticket, rng_seed, blocks, dims)
+            completion = self._wait(sequence)
+        if self._releases:
+            self._try_flush()
+        if completion.status:
+            code = STATUS_CODES.get(completion.status, "internal.bug")
+            message = completion.message[: completion.message_bytes].decode("utf-8", "replace")
+            raise from_code(code, message, layer=layer)
+        return completion
+
+    def release(self, layer: int, ticket: int) -> None:
+        """Gives a ticket back. Never blocks and never raises: finalizers call it, at any moment."""
+        self._releases.append((layer, ticket))
+        self._try_flush()
+
+    def close(self, reason: str) -> None:
+        """Ends the data path."""
+        self._lost = self._lost or reason
+        self._doorbell.close()
+
+    def _try_flush(self) -> None:
+        # Whoever holds the lock flushes after it; it may be this very thread, interrupted by a collection.
+        if self._lock.acquire(False):
+            try:
+                if self.alive:
+                    self._flush()
+            except (KasminaError, OSError):
+                pass
+            finally:
+                self._lock.release()
+
+    def _flush(self) -> None:
+        while self._releases:
+            layer, ticket = self._releases.popleft()
+            self._publish(RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS)
+
+    def _publish(
+        self,
+        verb: int,
+        flags: int,
+        layer: int,
+        dtype: int,
+        ticket: int,
+        rng_seed: int,
+        blocks: Tuple[int, ...],
+        dims: Tuple[int, ...],
+    ) -> int:
+        if self._lost or self._forked:
+            self._refuse()
+        # With at most a ring's worth under way neither ring can overflow.
+        while self._tail - self._head >= RING_ENTRIES:
+            self._next()
+        tail = self._tail
+        offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
+        SUBMISSION.pack_into(
+            self._buffer, offset, verb, flags, tail, layer, dtype, ticket, rng_seed, *blocks, *dims
+        )
+        self._tail = tail + 1
+        self._words[_SUBMISSION_TAIL] = tail + 1
+        self._fence()
+        if self._words[_DAEMON_SLEEPING] or not _TSO:
+            try:
+                self._doorbell.send(b"\1", _RING_FLAGS)
+            except BlockingIOError:
+                pass  # its buffer is full: it has been rung often enough
+            except OSError as error:
+                self._lose(str(error), in_flight=False)
+        return tail
+
+    def _fence(self) -> None:
+        # Taking a lock that nobody else takes is an atomic read-modify-write, on x86 a full barrier.
+        self._barrier.acquire()
+        self._barrier.release()
+
+    def _wait(self, sequence: int) -> Completion:
+        interrupts = 0
+        while True:
+            try:
+                completion = self._next()
+            except KeyboardInterrupt:
+                # The daemon still writes to this pass's blocks, and they are freed as this exception leaves:
+                # it must wait until the daemon is done, which its time limit bounds. Who insists ends the
+                # session.
+                interrupts += 1
+                if interrupts == 3:
+                    self._lost = "the session was interrupted in the middle of a pass"
+                    raise
+                if self._head > sequence:
+                    raise
+                continue
+            if completion.sequence == sequence:
+                if interrupts:
+                    raise KeyboardInterrupt
+                return completion
+
+    def _next(self) -> Completion:
+        words = self._words
+        head = self._head
+        while True:
+            tail = words[_COMPLETION_TAIL]
+            if tail != head:
+                break
+            if not self._spin_s or not self._spin(head):
+                self._sleep(head)
+        if tail - head > RING_ENTRIES or tail < head:
+            self._lost = f"the completion ring's counters are impossible: head {head}, tail {tail}"
+            raise SessionError(self._lost, code="session.protocol")
+        offset = self._completions + (head & _MASK) * DESCRIPTOR_BYTES
+        completion = Completion._make(COMPLETION.unpack_from(self._buffer, offset))
+        self._head = head + 1
+        words[_COMPLETION_HEAD] = head + 1
+        return completion
+
+    def _spin(self, head: int) -> bool:
+        words = self._words
+        until = time.perf_counter() + self._spin_s
+        while time.perf_counter() < until:
+            if words[_COMPLETION_TAIL] != head:
+                return True
+        return False
+
+    def _sleep(self, head: int) -> None:
+        if self._spin_s:
+            self._words[_CLIENT_SLEEPING] = 1
+            self._fence()
+            if self._words[_COMPLETION_TAIL] != head:
+                self._words[_CLIENT_SLEEPING] = 0
+                return
+        try:
+            rung = self._doorbell.recv(64)
+        except OSError as error:
+            rung, reason = b"", str(error)
+        else:
+            reason = "the connection was closed"
+        if self._spin_s:
+            self._words[_CLIENT_SLEEPING] = 0
+        # What was published before the daemon died still counts.
+        if not rung and self._words[_COMPLETION_TAIL] == head:
+            self._lose(reason, in_flight=True)
+
+    def _lose(self, reason: str, in_flight: bool) -> None:
+        self._lost = self._lost or f"the daemon is gone: {reason}"
+        raise ConnectionLost(self._lost, in_flight=in_flight)
+
+    def _refuse(self) -> None:
+        if self._forked:
+            raise UsageError(
+                "this process was forked from the one that connected and shares its memory: "
+                "call kasmina.connect again here"
+            )
+        raise ConnectionLost(self._lost, in_flight=False)
+
+
+def _after_fork() -> None:
+    """In the child: let go of the sockets, so that the parent's death does not go unnoticed."""
+    for lane in list(_lanes):
+        lane._forked = True
+        lane._lock = threading.Lock()
+        lane._barrier = threading.Lock()
+        lane._doorbell.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,331 @@
+"""A layer in the daemon, and passes on NumPy arrays. ``kasmina.torch`` builds on the first half of this."""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ._heap import Block
+from ._lane import Completion
+from ._layout import (
+    BACKWARD,
+    DTYPE_CODES,
+    DTYPE_SIZES,
+    FAILURE_CODES,
+    FORWARD,
+    MAX_RANK,
+    TAKE_TICKET,
+    TRAIN,
+    WANT_GRAD_ALPHAS,
+    WANT_GRAD_INPUT,
+    WANT_GRAD_PARAMETERS,
+)
+from .errors import SessionError, TicketError, UsageError
+
+if TYPE_CHECKING:
+    from ._session import Client
+
+
+class Entry(NamedTuple):
+    """One parameter or buffer of a grafted kernel."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+    offset: int
+    requires_grad: bool
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPE_SIZES[self.dtype]
+
+
+class Grafted:
+    """A kernel in a seed: its tables, and its memory, mapped as long as anything looks at it."""
+
+    def __init__(self, reply: Dict[str, Any], memory: Any) -> None:
+        self.kernel: str = reply["kernel"]
+        self.generation: int = reply["generation"]
+        self.gradient_bytes: int = reply["gradient_bytes"]
+        self.parameters = _entries(reply["parameters"], reply["memory_bytes"])
+        self.buffers = _entries(reply["buffers"], reply["memory_bytes"])
+        self.memory = memory
+
+    def array(self, entry: Entry) -> np.ndarray:
+        """A parameter's or buffer's elements, shared with the daemon."""
+        array = np.frombuffer(self.memory, np.dtype(entry.dtype), entry.elements, entry.offset)
+        return array.reshape(entry.shape)
+
+
+class Layer:
+    """A layer opened in the daemon. Closed there when this dies or by ``close``."""
+
+    def __init__(
+        self, client: Client, number: int, name: str, seeds: int, blend: str, dtype: str
+    ) -> None:
+        self.client = client
+        self.number = number
+        self.name = name
+        self.seeds = seeds
+        self.blend = blend
+        self.dtype = dtype
+        self.grafted: List[Optional[Grafted]] = [None] * seeds
+        self._open = True
+
+    def graft(
+        self, seed: int, kernel: str, alpha: float, input_shape: Sequence[int], dtype: Optional[str] = None
+    ) -> Grafted:
+        """Puts a kernel into a seed; returns when it is live. ``input_shape`` is without the batch.
+
+        Raises ``KernelError``, ``OriginError`` or ``SessionError`` and leaves the seed as it was.
+        """
+        from ._frames import close_all
+        from ._session import map_sealed
+
+        self._check_seed(seed)
+        # With a weight of 0 at first no pass runs it before its tables are known here.
+        reply, descriptors = self.client.request_with_descriptors(
+            "graft",
+            layer=self.number,
+            seed=seed,
+            kernel=str(kernel),
+            alpha=0.0,
+            input_shape=[int(size) for size in input_shape],
+            dtype=dtype or self.dtype,
+        )
+        try:
+            if len(descriptors) != 1:
+                raise SessionError("one memory file was expected beside the reply", code="session.protocol")
+            grafted = Grafted(reply, map_sealed(descriptors[0], reply["memory_bytes"]))
+        finally:
+            close_all(descriptors)
+        self.grafted[seed] = grafted
+        if alpha != 0:
+            self.set_alpha(seed, alpha)
+        return grafted
+
+    def set_alpha(self, seed: int, alpha: float) -> Dict[str, Any]:
+        """Sets a seed's blend factor, in [0, 1]."""
+        return self._ask("set_alpha", seed, alpha=check_alpha(alpha))
+
+    def prune(self, seed: int) -> Dict[str, Any]:
+        """Takes a seed's kernel out. Passes whose backward is due finish with it."""
+        reply = self._ask("prune", seed)
+        self.grafted[seed] = None
+        return reply
+
+    def seed_state(self, seed: int) -> Dict[str, Any]:
+        """``state``, ``alpha``, ``kernel`` and ``generation`` of a seed."""
+        return self._ask("seed_state", seed)
+
+    def stats(self, seed: int) -> Dict[str, Any]:
+        """A seed's numbers: executions, successes, failures by kind, success_rate, mean_us, p50_us, p99_us,
+        asynchronous_passes, synchronous_passes."""
+        return self._ask("seed_stats", seed)
+
+    def last_error(self, seed: int) -> Optional[Dict[str, Any]]:
+        """A seed's most recent failure: ``code`` and ``message``."""
+        return self._ask("last_error", seed)["error"]
+
+    def close(self) -> None:
+        """Closes the layer in the daemon."""
+        if self._open:
+            self._open = False
+            self.client._close_layer(self.number)
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self.close()
+
+    def forward(
+        self,
+        x: np.ndarray,
+        output_shape: Optional[Iterable[int]] = None,
+        *,
+        train: bool = False,
+        gradients: bool = False,
+        rng_seed: Optional[int] = None,
+    ) -> Pass:
+        """Runs the live seeds on a batch. ``output_shape`` is the host's own output's, by default x's.
+
+        With ``gradients`` a backward may follow, for x, the parameters and the alphas.
+        """
+        if x.dtype != self.dtype:
+            raise UsageError(f"the layer is for {self.dtype}, the array is of {x.dtype}", layer=self.number)
+        shape = tuple(x.shape) if output_shape is None else tuple(int(size) for size in output_shape)
+        client, itemsize = self.client, x.dtype.itemsize
+        source, target = client._allocate(x.nbytes), client._allocate(math.prod(shape) * itemsize)
+        client._array(source, x.dtype, x.shape)[...] = x
+        flags = TRAIN if train else 0
+        if gradients:
+            flags |= TAKE_TICKET | WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
+        seed = int.from_bytes(os.urandom(8), "little") if rng_seed is None else rng_seed
+        completion = client._lane.run(
+            FORWARD,
+            flags,
+            self.number,
+            DTYPE_CODES[self.dtype],
+            0,
+            seed,
+            (source.offset, x.nbytes, target.offset, math.prod(shape) * itemsize) + (0,) * 8,
+            dims(tuple(x.shape), shape),
+        )
+        return Pass(self, completion, source, tuple(x.shape), client._array(target, x.dtype, shape).copy())
+
+    def _ask(self, verb: str, seed: int, **fields: Any) -> Dict[str, Any]:
+        self._check_seed(seed)
+        return self.client.request(verb, layer=self.number, seed=seed, **fields)
+
+    def _check_seed(self, seed: int) -> None:
+        if not 0 <= seed < self.seeds:
+            raise UsageError(f"layer {self.name!r} has the seeds 0 to {self.seeds - 1}, not {seed}")
+
+
+class Ticket:
+    """A forward pass awaiting its backward. Given back when this dies."""
+
+    __slots__ = ("_lane", "_layer", "number", "held", "__weakref__")
+
+    def __init__(self, lane: Any, layer: int, number: int, held: Any) -> None:
+        self._lane = lane
+        self._layer = layer
+        self.number = number
+        #: x's memory, which the daemon reads again in the backward.
+        self.held = held
+
+    def spend(self) -> int:
+        """The ticket's number, once. Raises ``TicketError`` afterwards."""
+        number, self.number = self.number, 0
+        if not number:
+            raise TicketError(
+                "this pass has had its backward: run the forward again (retain_graph does not reach the seeds)",
+                code="ticket.spent",
+                layer=self._layer,
+            )
+        return number
+
+    def __del__(self) -> None:
+        if self.number:
+            self._lane.release(self._layer, self.number)
+
+
+class Pass:
+    """A forward pass on NumPy arrays."""
+
+    def __init__(
+        self, layer: Layer, completion: Completion, source: Block, shape: Tuple[int, ...], output: np.ndarray
+    ) -> None:
+        self._layer = layer
+        self._shape = shape
+        #: The seeds that ran.
+        self.live = seeds_of(completion.live_mask)
+        #: The seeds that failed, with the code of the failure.
+        self.failures = failures_of(completion)
+        #: A, the total blend weight of the seeds that ran, and T, the sum of their alphas.
+        self.blend_weight: float = completion.blend_weight
+        self.alpha_total: float = completion.alpha_total
+        #: S (convex, residual) or P (multiply).
+        self.output = output
+        self._grafted = [(seed, layer.grafted[seed]) for seed in self.live]
+        self._ticket = None
+        if completion.ticket:
+            self._ticket = Ticket(layer.client._lane, layer.number, completion.ticket, source)
+
+    def backward(self, grad_output: np.ndarray) -> Gradients:
+        """The gradients of what ``output`` led to. Spends the pass."""
+        if self._ticket is None:
+            raise TicketError("the pass was run without gradients=True", code="ticket.unknown")
+        if grad_output.shape != self.output.shape or grad_output.dtype != self.output.dtype:
+            raise UsageError(f"a gradient of {self.output.shape}, {self.output.dtype} is needed")
+        layer, client, dtype = self._layer, self._layer.client, self.output.dtype
+        sizes = [(seed, grafted) for seed, grafted in self._grafted if grafted is not None]
+        parameter_bytes = sum(grafted.gradient_bytes for _, grafted in sizes)
+        input_bytes = math.prod(self._shape) * dtype.itemsize
+        blocks = [
+            client._allocate(count)
+            for count in (grad_output.nbytes, input_bytes, parameter_bytes, layer.seeds * 4)
+        ]
+        client._array(blocks[0], dtype, grad_output.shape)[...] = grad_output
+        places = (0, 0, 0, 0, blocks[0].offset, grad_output.nbytes, blocks[1].offset, input_bytes)
+        places += (blocks[2].offset, parameter_bytes, blocks[3].offset, layer.seeds * 4)
+        flags = WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
+        client._lane.run(BACKWARD, flags, layer.number, 0, self._ticket.spend(), 0, places)
+        self._ticket.held = None
+        parameters: Dict[int, Dict[str, np.ndarray]] = {}
+        gradients = client._array(blocks[2], np.uint8, (parameter_bytes,))
+        start = 0
+        for seed, grafted in sizes:
+            parameters[seed] = {
+                entry.name: gradients[start + entry.offset : start + entry.offset + entry.nbytes]
+                .view(entry.dtype)
+                .reshape(entry.shape)
+                .copy()
+                for entry in grafted.parameters
+                if entry.requires_grad
+            }
+            start += grafted.gradient_bytes
+        return Gradients(
+            client._array(blocks[1], dtype, self._shape).copy(),
+            parameters,
+            client._array(blocks[3], np.float32, (layer.seeds,)).copy(),
+        )
+
+
+class Gradients(NamedTuple):
+    """What a backward yields."""
+
+    #: Of x.
+    input: np.ndarray
+    #: By seed, then by the parameter's name.
+    parameters: Dict[int, Dict[str, np.ndarray]]
+    #: By seed, the daemon's part: for a convex blend with T at most 1 subtract <h, g>.
+    alphas: np.ndarray
+
+
+def check_alpha(alpha: float) -> float:
+    """A blend factor, or ``UsageError``."""
+    value = float(alpha)
+    if not 0.0 <= value <= 1.0:
+        raise UsageError(f"alpha must lie in [0, 1], {alpha} does not")
+    return value
+
+
+@lru_cache(maxsize=4096)
+def dims(input_shape: Tuple[int, ...], output_shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    """Both ranks and both shapes as a submission has them."""
+    for shape in (input_shape, output_shape):
+        if len(shape) > MAX_RANK or any(size >= 1 << 32 for size in shape):
+            raise UsageError(f"a tensor of {list(shape)} does not fit a descriptor")
+    pad = [shape + (0,) * (MAX_RANK - len(shape)) for shape in (input_shape, output_shape)]
+    return (len(input_shape), len(output_shape), *pad[0], *pad[1])
+
+
+def seeds_of(mask: int) -> List[int]:
+    """The seeds whose bits are set."""
+    return [seed for seed in range(mask.bit_length()) if mask >> seed & 1]
+
+
+def failures_of(completion: Completion) -> Dict[int, str]:
+    """The seeds that failed, with the codes."""
+    return {
+        seed: FAILURE_CODES.get(completion.seed_status[seed], "kernel.runtime")
+        for seed in seeds_of(completion.failed_mask)
+    }
+
+
+def _entries(table: List[Dict[str, Any]], memory_bytes: int) -> List[Entry]:
+    entries = []
+    for row in table:
+        entry = Entry(row["name"], row["dtype"], tuple(row["shape"]), row["offset"], row["requires_grad"])
+        if entry.offset + entry.nbytes > memory_bytes:
+            raise SessionError(f"{entry.name} does not lie in its memory", code="session.protocol")
+        entries.append(entry)
+    return entries

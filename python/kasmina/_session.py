@@ -1,0 +1,239 @@
+"""A session: the control connection, the arena and the lane."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import sys
+import threading
+import weakref
+from collections import deque
+from typing import Any, Deque, Dict, Iterable, List, Optional, Tuple
+
+import numpy as np
+
+from . import _frames
+from ._heap import Block, Heap
+from ._lane import Lane
+from ._layer import Layer
+from ._layout import ARENA_MAGIC, PROTOCOL
+from ._version import __version__
+from .errors import ConnectionLost, SessionError, UsageError, from_reply
+
+DEFAULT_SOCKET = "/run/kasmina/kasmina.sock"
+DEFAULT_ARENA_BYTES = 256 << 20
+_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
+_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+def connect(path: Optional[str] = None, *, arena_bytes: int = DEFAULT_ARENA_BYTES) -> Client:
+    """Opens a session at ``path``, by default ``$KASMINA_SOCKET``, else ``/run/kasmina/kasmina.sock``.
+
+    ``arena_bytes`` is how much shared memory to ask for; memory is taken as it is first used. Raises
+    ``SessionError``: ``session.unavailable`` when nobody answers, ``session.quota`` and others when the daemon
+    does not want this process.
+    """
+    return Client(path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET, arena_bytes)
+
+
+class Client:
+    """A session with the daemon. Threads may share it. It ends with ``close`` or with the process."""
+
+    def __init__(self, path: str, arena_bytes: int) -> None:
+        if sys.byteorder != "little":
+            raise UsageError("shared memory is little endian, this machine is not")
+        self.path = path
+        self._lock = threading.Lock()
+        self._forked = False
+        self._closings: Deque[int] = deque()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                self._socket.connect(path)
+            except OSError as error:
+                raise SessionError(
+                    f"cannot connect to {path}: {error}; is kasminad running, and may this user connect?",
+                    code="session.unavailable",
+                ) from error
+            hello, descriptors = self._ask(
+                {
+                    "verb": "hello",
+                    "protocol": PROTOCOL,
+                    "client": f"kasmina-python/{__version__}",
+                    "pid": os.getpid(),
+                    "arena_bytes": arena_bytes,
+                }
+            )
+            doorbell = None
+            try:
+                if len(descriptors) != 2:
+                    raise SessionError("an arena and a doorbell were expected", code="session.protocol")
+                self._memory = map_sealed(descriptors[0], hello["arena"]["arena_bytes"])
+                doorbell = socket.socket(fileno=os.dup(descriptors[1]))
+            finally:
+                _frames.close_all(descriptors)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.session: int = hello["session"]
+        self.server: str = hello["server"]
+        self.device: str = hello["device"]
+        self.limits: Dict[str, int] = hello["limits"]
+        arena = hello["arena"]
+        if int.from_bytes(self._memory[:8], "little") != ARENA_MAGIC:
+            raise SessionError("the arena's layout is not known here", code="session.protocol")
+        self._heap = Heap(arena["heap_offset"], arena["heap_bytes"])
+        self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"])
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._base = self._bytes.ctypes.data
+        self._held: Dict[int, _Holder] = {}
+        #: Tensors over blocks, kept by kasmina.torch.
+        self._views: Dict[Any, Any] = {}
+        _clients.add(self)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the session is open, as far as this side has noticed."""
+        return self._lane.alive
+
+    def open_layer(
+        self,
+        name: str,
+        seeds: int = 1,
+        blend: str = "convex",
+        input_shape: Optional[Iterable[int]] = None,
+        dtype: str = "float32",
+    ) -> Layer:
+        """Opens a layer with dormant seeds. ``input_shape`` is without the batch, if it is known."""
+        shape = None if input_shape is None else [int(size) for size in input_shape]
+        reply = self.request(
+            "open_layer", name=name, seeds=seeds, blend=blend, input_shape=shape, dtype=dtype
+        )
+        return Layer(self, reply["layer"], name, seeds, blend, dtype)
+
+    def prefetch(self, kernels: Iterable[str]) -> int:
+        """Has kernels fetched and proven, so that a later graft finds them resident. Returns how many were
+        not."""
+        return self.request("prefetch", kernels=list(kernels))["started"]
+
+    def close(self) -> None:
+        """Ends the session. Tensors that lie in its memory stay valid."""
+        self._lane.close("the session was closed")
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"session {self.session}" if self.connected else "not connected"
+        return f"<kasmina.Client {self.path!r}, {state}>"
+
+    def __deepcopy__(self, memo: Any) -> Client:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise UsageError("a session cannot be pickled: connect again where it is needed")
+
+    def request(self, verb: str, **fields: Any) -> Any:
+        """Asks on the control connection. Raises what the daemon refuses."""
+        reply, descriptors = self.request_with_descriptors(verb, **fields)
+        _frames.close_all(descriptors)
+        return reply
+
+    def request_with_descriptors(self, verb: str, **fields: Any) -> Tuple[Any, List[int]]:
+        """The same, with the file descriptors beside the reply, which are the caller's to close."""
+        with self._lock:
+            self._flush_closings()
+            return self._ask({"verb": verb, **fields})
+
+    def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
+        if self._forked:
+            raise UsageError(
+                "this process was forked from the one that connected: call kasmina.connect again here"
+            )
+        if self._socket.fileno() < 0:
+            raise ConnectionLost("the session was closed", in_flight=False)
+        try:
+            _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+            reply, descriptors = _frames.receive(self._socket)
+        except KeyboardInterrupt:
+            # The reply to this request would be taken for the next one's.
+            self._socket.close()
+            raise
+        if isinstance(reply, dict) and "ok" in reply:
+            return reply["ok"], descriptors
+        _frames.close_all(descriptors)
+        raise from_reply(reply.get("error", {}) if isinstance(reply, dict) else {})
+
+    def _close_layer(self, layer: int) -> None:
+        """Closes a layer now or later. Never raises: finalizers call it, at any moment."""
+        self._closings.append(layer)
+        if self.connected and self._lock.acquire(False):
+            try:
+                self._flush_closings()
+            except Exception:  # noqa: BLE001 - the daemon closes what a session leaves
+                pass
+            finally:
+                self._lock.release()
+
+    def _flush_closings(self) -> None:
+        while self._closings:
+            layer = self._closings.popleft()
+            _, descriptors = self._ask({"verb": "close_layer", "layer": layer})
+            _frames.close_all(descriptors)
+
+    def _allocate(self, count: int) -> Block:
+        return self._heap.allocate(count)
+
+    def _array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
+        """A block as an array. The block must be kept alive beside it."""
+        dtype = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._bytes[block.offset : block.offset + count].view(dtype).reshape(shape)
+
+    def _owning_array(self, block: Block, dtype: Any, count: int) -> np.ndarray:
+        """A block's first elements as an array that holds the block as long as anything looks at it."""
+        array = np.frombuffer(self._memory, dtype, count, block.offset)
+        holder = _Holder(array, self._drop)
+        holder.block = block
+        self._held[id(holder)] = holder
+        return array
+
+    def _drop(self, holder: _Holder) -> None:
+        self._held.pop(id(holder), None)
+
+
+class _Holder(weakref.ref):
+    """A weak reference that holds a block until its array is gone."""
+
+    __slots__ = ("block",)
+
+
+def map_sealed(descriptor: int, size: int) -> mmap.mmap:
+    """Maps a memory file that nobody can shrink under our feet. Raises ``SessionError`` for any other."""
+    try:
+        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
+    except OSError as error:
+        raise SessionError(f"the daemon sent no memory file: {error}", code="session.protocol") from error
+    if not seals & _F_SEAL_SHRINK or os.fstat(descriptor).st_size != size:
+        raise SessionError("the daemon sent a memory file that is not sealed or not as long as it said",
+                           code="session.protocol")
+    return mmap.mmap(descriptor, size)
+
+
+def _after_fork() -> None:
+    """In the child: let go of the socket, so that the parent's death does not go unnoticed."""
+    for client in list(_clients):
+        client._forked = True
+        client._lock = threading.Lock()
+        client._socket.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

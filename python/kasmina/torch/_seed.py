@@ -1,0 +1,184 @@
+"""A seed as a module: its parameters and buffers are tensors over memory shared with the daemon."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional
+
+import torch
+from torch import nn
+
+from .._layer import Entry, Grafted, check_alpha
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ._layer import SeededLayer
+
+
+class _Shared(nn.Module):
+    """A module whose tensors must stay where they are: the daemon reads them there."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        for child in self.children():
+            child._apply(fn)
+        with torch.no_grad():
+            for tensor in [*self._parameters.values(), *self._buffers.values()]:
+                if tensor is None:
+                    continue
+                moved = fn(tensor.detach())
+                if moved.data_ptr() != tensor.data_ptr() or moved.dtype != tensor.dtype:
+                    raise UsageError(
+                        "the parameters of a grafted kernel lie in memory shared with the daemon and can be "
+                        "neither moved nor cast: move the model before grafting, or prune the seed first"
+                    )
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        # assign=True would put other tensors in place of the shared ones.
+        metadata = {**(local_metadata or {}), "assign_to_params_buffers": False}
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise UsageError(
+            "a grafted seed cannot be copied, its parameters are shared with the daemon: use state_dict()"
+        )
+
+
+class Seed(_Shared):
+    """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
+
+    #: What belongs to the seed even where a parameter of its kernel has the same name.
+    _OWN = frozenset({"alpha", "alpha_grad", "index", "_alpha", "_grafted", "_tensors"})
+
+    def __init__(self, layer: SeededLayer, index: int) -> None:
+        super().__init__()
+        # Not a child module: the layer holds its seeds, not the other way round.
+        object.__setattr__(self, "_layer", layer)
+        self.index = index
+        self._alpha = 0.0
+        self._grafted: Optional[Grafted] = None
+        self._tensors: List[nn.Parameter] = []
+        #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
+        self.alpha_grad: Optional[float] = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OWN:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def graft(self, kernel: str, alpha: float = 0.0, input_shape: Optional[Iterable[int]] = None) -> Seed:
+        """Puts a kernel into this seed; returns when it is live.
+
+        ``input_shape`` is without the batch; by default the one the layer has seen. Raises ``KernelError``,
+        ``OriginError`` or ``SessionError`` and leaves the seed as it was.
+        """
+        layer = self._layer
+        check_alpha(alpha)
+        if input_shape is not None:
+            layer.input_shape = tuple(int(size) for size in input_shape)
+        if layer.input_shape is None:
+            raise UsageError(
+                "the input's shape is not known yet: run the layer once, or give input_shape",
+                layer=layer.remote.number,
+                seed=self.index,
+                kernel=str(kernel),
+            )
+        grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
+        self._clear()
+        self._register(grafted)
+        if alpha != 0:
+            layer.remote.set_alpha(self.index, alpha)
+        self._alpha = float(alpha)
+        layer._refresh()
+        return self
+
+    def prune(self) -> None:
+        """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
+        self._layer.remote.prune(self.index)
+        self._clear()
+        self._layer._refresh()
+
+    @property
+    def kernel(self) -> Optional[str]:
+        """The kernel's name, or None."""
+        return self._grafted.kernel if self._grafted is not None else None
+
+    @property
+    def alpha(self) -> float:
+        """The blend factor, in [0, 1]. Setting it takes effect with the next pass."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        value = check_alpha(value)
+        self._layer.remote.set_alpha(self.index, value)
+        self._alpha = value
+        self._layer._refresh()
+
+    @property
+    def state(self) -> str:
+        """Where the seed stands, as the daemon says: ``dormant``, ``blending``, ``holding`` and so on."""
+        return self._layer.remote.seed_state(self.index)["state"]
+
+    def stats(self) -> Dict[str, Any]:
+        """The seed's numbers: executions, successes, failures by kind, success_rate, mean_us, p50_us, p99_us,
+        asynchronous_passes, synchronous_passes."""
+        return self._layer.remote.stats(self.index)
+
+    def last_error(self) -> Optional[Dict[str, Any]]:
+        """The most recent failure: ``code`` and ``message``."""
+        return self._layer.remote.last_error(self.index)
+
+    def forward(self, *_: Any) -> Any:
+        """A seed does not run by itself: call its layer."""
+        raise UsageError("a seed does not run by itself: call its layer")
+
+    def extra_repr(self) -> str:
+        return f"{self.index}, kernel={self.kernel!r}, alpha={self._alpha:g}"
+
+    def _register(self, grafted: Grafted) -> None:
+        for entry in grafted.parameters:
+            tensor = shared_tensor(grafted, entry)
+            trains = entry.requires_grad and tensor.is_floating_point()
+            parameter = nn.Parameter(tensor, requires_grad=trains)
+            owner, name = self._container(entry.name)
+            # Straight into the table: a kernel may name a parameter as this class names a property.
+            owner._parameters[name] = parameter
+            self._tensors.append(parameter)
+        for entry in grafted.buffers:
+            owner, name = self._container(entry.name)
+            owner._buffers[name] = shared_tensor(grafted, entry)
+        self._grafted = grafted
+
+    def _container(self, dotted: str) -> Any:
+        *path, name = dotted.split(".")
+        owner: nn.Module = self
+        for part in path:
+            child = owner._modules.get(part)
+            if child is None:
+                child = owner._modules[part] = _Shared()
+                child.train(self.training)
+            owner = child
+        return owner, name
+
+    def _clear(self) -> None:
+        self._parameters.clear()
+        self._buffers.clear()
+        self._modules.clear()
+        self._tensors = []
+        self._grafted = None
+        self._alpha = 0.0
+        self.alpha_grad = None
+
+
+def shared_tensor(grafted: Grafted, entry: Entry) -> torch.Tensor:
+    """A tensor over the memory a parameter or buffer lies in; keeps that mapped as long as it lives."""
+    dtype = getattr(torch, entry.dtype)
+    if entry.elements == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    # Grafting may happen in inference mode; the parameters are to be trained all the same.
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")
+        flat = torch.frombuffer(grafted.memory, dtype=dtype, count=entry.elements, offset=entry.offset)
+        return flat.view(entry.shape)
