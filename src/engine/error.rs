@@ -5,7 +5,7 @@ use crate::{
     fault::{ErrorClass, Fault},
     graph::GraphError,
     id::{KernelId, LayerId, SeedIndex, TicketId},
-    tensor::{DType, Shape},
+    tensor::{DType, Shape, ShapeError},
     wire::{FailureKind, SeedState},
 };
 
@@ -25,6 +25,14 @@ pub enum EngineError {
     Alpha {
         /// What was given.
         value: f32,
+    },
+    /// The kernel's weights do not fit the address space.
+    #[error("kernel {kernel} is too large: {source}")]
+    TooLarge {
+        /// The kernel.
+        kernel: KernelId,
+        /// Why.
+        source: ShapeError,
     },
     /// The program cannot be lowered for this input.
     #[error("kernel {kernel} does not take {dtype} {input}: {reason}")]
@@ -213,7 +221,7 @@ impl Fault for EngineError {
             Self::Build { source: BuildError::TooMuchMemory { .. }, .. } | Self::Quota { .. } => {
                 "session.quota"
             }
-            Self::Build { .. } => "kernel.rejected",
+            Self::Build { .. } | Self::TooLarge { .. } => "kernel.rejected",
             Self::Run { source: RunError::Timeout { .. }, .. } | Self::Busy { .. } => "kernel.timeout",
             Self::Run { .. } | Self::Panicked { .. } => "kernel.runtime",
             Self::NonFinite { .. } => "kernel.non_finite",

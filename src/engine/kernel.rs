@@ -8,11 +8,11 @@ use std::{
     },
 };
 
-use super::{EngineConfig, EngineError, PlanKey, PlanSet};
+use super::{EngineConfig, EngineError, PlanKey, PlanSet, Program};
 use crate::{
+    artifact::{Module, NamedTensor, Parameter},
     backend::{Backend, Region},
     digest::Digest,
-    fault::Fault,
     graph::{Graph, Limits},
     id::KernelId,
     tensor::{HostTensor, PackedLayout, Shape, ShapeError},
@@ -31,15 +31,6 @@ pub struct Weight {
     pub tensor: HostTensor,
     /// Whether it wants a gradient; never true of a buffer.
     pub requires_grad: bool,
-}
-
-/// What lowers a kernel's program for one input.
-pub trait Program: Send + Sync + fmt::Debug {
-    /// The program as a graph over the kernel's own parameters and buffers.
-    ///
-    /// # Errors
-    /// What stands in the way, with a stable code.
-    fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>>;
 }
 
 /// A kernel: immutable but for the plans that gather with use.
@@ -64,6 +55,12 @@ struct Entry {
     used: u64,
 }
 
+impl Entry {
+    fn made(&self) -> Option<&PlanSet> {
+        self.cell.get()?.as_deref().ok()
+    }
+}
+
 /// What a kernel is made of.
 #[derive(Debug)]
 pub struct KernelParts {
@@ -84,6 +81,35 @@ pub struct KernelParts {
 }
 
 impl Kernel {
+    /// A kernel of an artifact that was read and judged.
+    ///
+    /// # Errors
+    /// [`EngineError::TooLarge`] when its weights do not fit the address space.
+    pub fn from_module(
+        id: KernelId,
+        metadata: Metadata,
+        verdict: Verdict,
+        module: Arc<Module>,
+    ) -> Result<Self, EngineError> {
+        let buffer =
+            |b: &NamedTensor| Weight { name: b.name.clone(), tensor: b.tensor.clone(), requires_grad: false };
+        let parameter = |p: &Parameter| Weight {
+            name: p.name.clone(),
+            tensor: p.tensor.clone(),
+            requires_grad: p.requires_grad,
+        };
+        let parts = KernelParts {
+            digest: verdict.digest,
+            metadata,
+            verdict: Some(verdict),
+            parameters: module.parameters().iter().map(parameter).collect(),
+            buffers: module.buffers().iter().map(buffer).collect(),
+            program: Box::new(module),
+            id: id.clone(),
+        };
+        Self::new(parts).map_err(|source| EngineError::TooLarge { kernel: id, source })
+    }
+
     /// A kernel of its parts.
     ///
     /// # Errors
@@ -159,8 +185,22 @@ impl Kernel {
     }
 
     /// Bytes that stay resident with the kernel itself, whoever uses it.
+    ///
+    /// Its weights and the constants of its plans: it grows when a plan is made and shrinks when one is
+    /// dropped. What a pass works on belongs to the seeds.
     pub fn resident_bytes(&self) -> usize {
-        self.parameter_layout.total_bytes() + self.buffer_layout.total_bytes()
+        let weights = self.parameter_layout.total_bytes() + self.buffer_layout.total_bytes();
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans
+            .iter()
+            .filter_map(Entry::made)
+            .fold(weights, |sum, plans| sum.saturating_add(plans.constant_bytes))
+    }
+
+    /// How many plans it has.
+    pub fn plan_count(&self) -> u32 {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.iter().filter_map(Entry::made).count() as u32
     }
 
     /// Writes the artifact's values into a seed's memory; `false` where that is too small.

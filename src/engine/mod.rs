@@ -16,6 +16,7 @@ mod lane;
 mod live;
 mod plan_set;
 mod pool;
+mod program;
 mod state;
 mod stats;
 mod synchronizer;
@@ -26,13 +27,14 @@ mod ticket;
 pub use alpha::Alpha;
 pub use config::EngineConfig;
 pub use error::EngineError;
-pub use kernel::{Kernel, KernelParts, Program, Weight};
+pub use kernel::{Kernel, KernelParts, Weight};
 pub use lane::{
     Answer, EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneHandle, LaneLimits, LaneParts,
     LaneSnapshot, LayerSnapshot,
 };
 pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
+pub use program::Program;
 pub use state::{is_active, transition};
 pub use stats::{RanOn, SeedCounters};
 pub use synchronizer::{

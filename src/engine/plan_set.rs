@@ -42,6 +42,8 @@ pub struct PlanSet {
     pub guarded: bool,
     /// What the forward pass costs.
     pub cost: Cost,
+    /// Bytes of the constants that the plans hold.
+    pub constant_bytes: usize,
 }
 
 /// A kernel's gradient.
@@ -80,6 +82,8 @@ impl PlanSet {
             let built = backend.compile(graph, &options);
             built.map_err(|source| EngineError::Build { kernel: kernel.id().clone(), source })
         };
+        let constants = |graph: &Graph| graph.constants.iter().map(|c| c.bytes().len()).sum::<usize>();
+        let mut constant_bytes = 0;
         let mut backward = None;
         if key.wants_input || key.wants_parameters {
             let graded: Vec<bool> =
@@ -89,6 +93,7 @@ impl PlanSet {
             simplify(&mut both.backward);
             if !both.backward.sinks.is_empty() {
                 let gives = |sink| both.backward.sink(sink).is_some();
+                constant_bytes += constants(&both.backward);
                 backward = Some(Backward {
                     executable: compile(&both.backward)?,
                     gives_input: gives(Sink::GradInput(0)),
@@ -107,7 +112,9 @@ impl PlanSet {
         });
         let updates = updates.collect();
         let cost = cost(&graph);
-        Ok(Self { output, forward: compile(&graph)?, backward, updates, guarded, cost })
+        constant_bytes += constants(&graph);
+        let forward = compile(&graph)?;
+        Ok(Self { output, forward, backward, updates, guarded, cost, constant_bytes })
     }
 
     /// Bytes that a pass holds until its backward, beside the output.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    kernels::{FEATURES, kernel, live, passes, too_wide},
+    kernels::{FEATURES, GRADIENT_BYTES, kernel, live, passes, too_wide},
     trainer::{ALL, Backward, Forward, Trainer, status},
 };
 use crate::{
@@ -109,6 +109,23 @@ fn alphas_change_and_a_batch_never_seen_is_planned_on_the_way() {
     let pass = trainer.forward(&X, false, None);
     assert_eq!((pass.completion.live_mask, pass.completion.blend_weight), (0, 0.0));
     assert_eq!((pass.output, pass.completion.ticket), (vec![0.0; 6], 0));
+}
+
+#[test]
+fn a_plan_is_made_once_for_each_batch_and_mode() {
+    let mut trainer = Trainer::with_layer(Blend::Convex, 2, EngineConfig::default());
+    let kernel = kernel("first", FIRST.0, FIRST.1);
+    for seed in [0, 1] {
+        trainer.attach(seed, live(&kernel, 1).0, 0.5).unwrap();
+    }
+    assert_eq!(kernel.plan_count(), 0);
+    for _ in 0..3 {
+        trainer.forward(&X, false, None);
+        trainer.forward(&X, true, None);
+        trainer.forward(&X[..3], true, None);
+    }
+    assert_eq!(kernel.plan_count(), 3);
+    assert_eq!(kernel.resident_bytes(), GRADIENT_BYTES + 64, "two blocks of weights, no constants");
 }
 
 #[test]

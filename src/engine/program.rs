@@ -1,0 +1,27 @@
+//! Programs: what a kernel lowers to a graph for each input it meets.
+
+use std::{fmt, sync::Arc};
+
+use super::PlanKey;
+use crate::{
+    artifact::{Mode, Module},
+    fault::Fault,
+    graph::{Graph, Limits},
+};
+
+/// What lowers a kernel's program for one input.
+pub trait Program: Send + Sync + fmt::Debug {
+    /// The program as a graph over the kernel's own parameters and buffers.
+    ///
+    /// # Errors
+    /// What stands in the way, with a stable code.
+    fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>>;
+}
+
+impl Program for Arc<Module> {
+    fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
+        let mode = if key.train { Mode::Train } else { Mode::Eval };
+        let input = (key.input_shape.clone(), key.dtype);
+        Module::lower(self, &[input], mode, limits).map_err(|error| Box::new(error) as _)
+    }
+}
