@@ -328,6 +328,17 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// What a value holds, where it is a constant or a buffer, and whether that will never change.
+    pub(super) fn content(&self, value: ValueId) -> Option<(HostTensor, bool)> {
+        let graph = self.builder.graph();
+        let (source, _) = graph.sources.iter().find(|(_, id)| *id == value)?;
+        match *source {
+            Source::Constant(n) => Some((graph.constants.get(n as usize)?.clone(), true)),
+            Source::Buffer(n) => Some((self.buffers.get(n as usize)?.tensor.clone(), false)),
+            _ => None,
+        }
+    }
+
     /// Whether a gradient could flow to a value.
     pub(super) fn is_differentiable(&mut self, value: ValueId) -> Result<bool, Problem> {
         self.charge(self.builder.graph().nodes.len() as u64)?;

@@ -10,3 +10,6 @@ mod opcode;
 
 pub(super) use document::{Document, Item, ItemId};
 pub(super) use machine::read;
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,11 @@ const ASSERTIONS: &[&str] = &[
     "_functional_sym_constrain_range",
 ];
 
+/// Whether an operation, such as `aten._assert_scalar`, only states what holds.
+pub(super) fn is_assertion(op: &str) -> bool {
+    op.strip_prefix("aten.").is_some_and(|name| ASSERTIONS.contains(&name))
+}
+
 impl Program {
     pub(super) fn new(
         place: String,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     Program,
-    program::Binding,
+    program::{Binding, is_assertion},
     schema::{
         Argument, ExportedProgram, InputSpec, OutputSpec, Payload, PayloadConfig, Size, TensorMeta, Versioned,
     },
@@ -74,7 +74,8 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     let types = module_types(&program);
     let ops =
         program.graph_module.graph.nodes.iter().filter_map(|node| node.target.strip_prefix("torch.ops."));
-    let ops = ops.map(|target| target.rsplit_once('.').map_or(target, |(name, _)| name).to_owned()).collect();
+    let ops = ops.map(|target| target.rsplit_once('.').map_or(target, |(name, _)| name));
+    let ops = ops.filter(|name| !is_assertion(name)).map(str::to_owned).collect();
     let shapes = declared.iter().map(|(declared, _)| declared.clone()).collect();
     let sizes = declared.into_iter().map(|(_, symbols)| symbols).collect();
     Ok(Module {

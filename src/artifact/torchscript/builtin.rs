@@ -11,11 +11,13 @@ const NAMES: &[&str] = &[
     "Int",
     "__and__",
     "__contains__",
+    "__derive_index",
     "__getitem__",
     "__is__",
     "__isnot__",
     "__not__",
     "__or__",
+    "__range_length",
     "append",
     "device",
     "dtype",
@@ -76,6 +78,20 @@ pub(super) fn call(
         ("__contains__", [Value::List(items), value]) => {
             lowering.spend(lowering.items(*items).len());
             Ok(Value::bool(lowering.items(*items).contains(value)))
+        }
+        ("__derive_index" | "__range_length", [a, b, c]) => {
+            let ints = [*a, *b, *c].map(|value| value.scalar().and_then(Scalar::to_i64));
+            let [Some(a), Some(b), Some(c)] = ints else {
+                return Some(Err(Problem::argument("it takes ints")));
+            };
+            let result = if name == "__derive_index" { derive_index(a, b, c) } else { range_length(a, b, c) };
+            result.map(Value::int).ok_or_else(|| Problem::argument("the range overflows or has a step of 0"))
+        }
+        ("any" | "all", [Value::List(items)]) => {
+            let items = lowering.items(*items).to_vec();
+            lowering.spend(items.len());
+            let holds = |value: &Value| value.scalar().is_some_and(|scalar| scalar.to_f64() != 0.0);
+            Ok(Value::bool(if name == "any" { items.iter().any(holds) } else { items.iter().all(holds) }))
         }
         ("append", [list @ Value::List(items), value]) => {
             let (items, value) = (*items, (*value).clone());
@@ -143,6 +159,22 @@ pub(super) fn call(
         ("unchecked_unwrap_optional", [value]) => Ok((*value).clone()),
         _ => return None,
     })
+}
+
+/// The index-th number of a range.
+fn derive_index(index: i64, start: i64, step: i64) -> Option<i64> {
+    index.checked_mul(step)?.checked_add(start)
+}
+
+/// How many numbers a range has.
+fn range_length(low: i64, high: i64, step: i64) -> Option<i64> {
+    let (low, high, step) = (i128::from(low), i128::from(high), i128::from(step));
+    let length = match step {
+        0 => return None,
+        1.. => (high - low + step - 1) / step,
+        _ => (low - high - step - 1) / -step,
+    };
+    i64::try_from(length.max(0)).ok()
 }
 
 fn convert(value: &Value, f: impl Fn(Scalar) -> Option<Scalar>) -> Result<Value, Problem> {

@@ -9,3 +9,8 @@ mod directory;
 mod fields;
 
 pub(super) use archive::Archive;
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(super) mod writer;

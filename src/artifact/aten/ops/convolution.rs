@@ -22,6 +22,14 @@ pub(super) const ENTRIES: &[Entry] = &[
         "conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)",
         |call| transposed(call, 2),
     ),
+    entry("_convolution_mode(input, weight, bias, stride, padding, dilation, groups)", |call| {
+        let weight = call.tensor("weight")?;
+        match call.shape(weight).rank() {
+            3 => plain(call, 1),
+            4 => plain(call, 2),
+            rank => Err(Problem::unsupported(format!("convolution by a weight of {rank} dimensions"))),
+        }
+    }),
     entry(
         "convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)",
         general,

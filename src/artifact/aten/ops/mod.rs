@@ -12,6 +12,7 @@ mod logic;
 mod norm;
 mod number;
 mod pad;
+mod pick;
 mod pool;
 mod random;
 mod reduce;
@@ -35,6 +36,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
         norm::ENTRIES,
         number::ENTRIES,
         pad::ENTRIES,
+        pick::ENTRIES,
         pool::ENTRIES,
         random::ENTRIES,
         reduce::ENTRIES,

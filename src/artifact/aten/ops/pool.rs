@@ -1,6 +1,6 @@
 //! Pooling of one and two dimensions.
 
-use super::{Call, Entry, Outcome, Value, entry};
+use super::{Call, Entry, Outcome, Value, combine::join, entry, view::cut};
 use crate::{
     artifact::Problem,
     graph::{Op, Pool2d, ValueId},
@@ -137,17 +137,46 @@ fn adaptive_average(call: &mut Call<'_, '_>, dims: usize) -> Outcome {
     call.fresh(y)
 }
 
-/// Equal windows only: they are a plain max pool then.
+/// The most windows that are pooled one by one.
+const MAX_WINDOWS: usize = 1024;
+
+/// A plain max pool where all windows are equal, else one for each window. The second result would be the
+/// indices, which are not kept.
 fn adaptive_max(call: &mut Call<'_, '_>, dims: usize) -> Outcome {
     let (frame, x) = Frame::enter(call, dims)?;
     let (output, shape) = (output_size(call, &frame, x)?, call.shape(x));
     let input = [shape[2], shape[3]];
-    if (0..2).any(|i| output[i] == 0 || !input[i].is_multiple_of(output[i])) {
+    let windows = output[0].saturating_mul(output[1]);
+    if windows == 0 || input.contains(&0) {
+        return Err(Problem::argument(format!("it cannot pool {input:?} to {output:?}")));
+    }
+    let even = (0..2).all(|i| input[i].is_multiple_of(output[i]));
+    if !even && windows > MAX_WINDOWS {
         return Err(Problem::unsupported(format!("adaptive max pooling of {input:?} to {output:?}")));
     }
-    let kernel = [input[0] / output[0], input[1] / output[1]];
-    let window = Pool2d { kernel, stride: kernel, padding: [0, 0], dilation: [1, 1], ceil: false };
-    let both = call.push(Op::MaxPool2d(window), &[x])?;
-    let both = both.into_iter().map(|value| frame.leave(call, value)).collect::<Result<Vec<_>, _>>()?;
-    call.fresh_tuple(&both)
+    let whole = |kernel| Pool2d { kernel, stride: kernel, padding: [0, 0], dilation: [1, 1], ceil: false };
+    let y = if even {
+        call.apply(Op::MaxPool2d(whole([input[0] / output[0], input[1] / output[1]])), &[x])?
+    } else {
+        let range = |i: usize, at: usize| {
+            let start = at * input[i] / output[i];
+            (start, ((at + 1) * input[i]).div_ceil(output[i]) - start)
+        };
+        let mut rows = Vec::with_capacity(output[0]);
+        for row in 0..output[0] {
+            let (top, height) = range(0, row);
+            let band = cut(call, x, 2, top, height)?;
+            let mut cells = Vec::with_capacity(output[1]);
+            for column in 0..output[1] {
+                let (left, width) = range(1, column);
+                let cell = cut(call, band, 3, left, width)?;
+                cells.push(call.apply(Op::MaxPool2d(whole([height, width])), &[cell])?);
+            }
+            rows.push(join(call, &cells, 3)?);
+        }
+        join(call, &rows, 2)?
+    };
+    let y = frame.leave(call, y)?;
+    let y = call.lowering.fresh(y);
+    Ok(call.lowering.tuple(vec![y, Value::None]))
 }

@@ -3,7 +3,7 @@
 use super::{Call, Entry, Outcome, Value, activation::floating, entry, view::volume};
 use crate::{
     artifact::Problem,
-    graph::{Binary, Op, Reduction, Unary, ValueId},
+    graph::{Binary, Compare, Op, Reduction, Unary, ValueId},
     tensor::{DType, Shape},
 };
 
@@ -38,6 +38,8 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("var.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, false)),
     entry("std.correction(self, dim=None, *, correction=1, keepdim=False)", |call| spread(call, true)),
     entry("std.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, true)),
+    entry("any(self, dim=None, keepdim=False)", |call| quantified(call, false)),
+    entry("all(self, dim=None, keepdim=False)", |call| quantified(call, true)),
     entry("softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::Softmax { dim })),
     entry("_softmax(self, dim, half_to_float)", |call| soft(call, |dim| Op::Softmax { dim })),
     entry("log_softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::LogSoftmax { dim })),
@@ -71,6 +73,23 @@ fn smallest(call: &mut Call<'_, '_>) -> Outcome {
     let negated = call.unary(Unary::Neg, x)?;
     let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[negated])?;
     let y = call.unary(Unary::Neg, largest)?;
+    let y = settle(call, y, &shape, &dims)?;
+    call.fresh(y)
+}
+
+/// Whether any element, or every one, is not zero.
+fn quantified(call: &mut Call<'_, '_>, every: bool) -> Outcome {
+    let x = call.tensor("self")?;
+    let (shape, dtype) = (call.shape(x), call.dtype_of(x));
+    let dims = call.dims("dim", &shape)?;
+    let zero = call.full(Shape::scalar(), dtype, 0.0)?;
+    // Every element holds where none fails.
+    let compare = if every { Compare::Eq } else { Compare::Ne };
+    let counted = call.apply(Op::Compare(compare), &[x, zero])?;
+    let numbers = call.cast(counted, DType::F32)?;
+    let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[numbers])?;
+    let none = call.full(Shape::scalar(), DType::F32, 0.0)?;
+    let y = call.apply(Op::Compare(compare), &[largest, none])?;
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
 }

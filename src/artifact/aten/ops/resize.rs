@@ -8,10 +8,10 @@ use crate::{
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
-    entry("upsample_nearest2d(self, output_size, scales_h=None, scales_w=None)", nearest),
     entry("upsample_nearest2d.vec(input, output_size, scale_factors)", nearest),
-    entry("upsample_bilinear2d(self, output_size, align_corners, scales_h=None, scales_w=None)", bilinear),
+    entry("upsample_nearest2d(self, output_size, scales_h=None, scales_w=None)", nearest),
     entry("upsample_bilinear2d.vec(input, output_size, align_corners, scale_factors)", bilinear),
+    entry("upsample_bilinear2d(self, output_size, align_corners, scales_h=None, scales_w=None)", bilinear),
 ];
 
 /// The most weights of one dimension's interpolation.
