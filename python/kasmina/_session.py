@@ -50,6 +50,7 @@ class Client:
         self._lock = threading.Lock()
         self._forked = False
         self._closings: Deque[int] = deque()
+        self._unread = 0
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             try:
@@ -150,7 +151,7 @@ class Client:
     def request_with_descriptors(self, verb: str, **fields: Any) -> Tuple[Any, List[int]]:
         """The same, with the file descriptors beside the reply, which are the caller's to close."""
         with self._lock:
-            self._flush_closings()
+            self._post_closings()
             return self._ask({"verb": verb, **fields})
 
     def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
@@ -162,6 +163,10 @@ class Client:
             raise ConnectionLost("the session was closed", in_flight=False)
         try:
             _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+            while self._unread:
+                _, unasked = _frames.receive(self._socket)
+                _frames.close_all(unasked)
+                self._unread -= 1
             reply, descriptors = _frames.receive(self._socket)
         except KeyboardInterrupt:
             # The reply to this request would be taken for the next one's.
@@ -173,21 +178,25 @@ class Client:
         raise from_reply(reply.get("error", {}) if isinstance(reply, dict) else {})
 
     def _close_layer(self, layer: int) -> None:
-        """Closes a layer now or later. Never raises: finalizers call it, at any moment."""
+        """Closes a layer now or later. Never blocks and never raises: finalizers call it, at any moment."""
         self._closings.append(layer)
-        if self.connected and self._lock.acquire(False):
+        if self._lock.acquire(False):
             try:
-                self._flush_closings()
-            except Exception:  # noqa: BLE001 - the daemon closes what a session leaves
-                pass
+                self._post_closings()
             finally:
                 self._lock.release()
 
-    def _flush_closings(self) -> None:
-        while self._closings:
-            layer = self._closings.popleft()
-            _, descriptors = self._ask({"verb": "close_layer", "layer": layer})
-            _frames.close_all(descriptors)
+    def _post_closings(self) -> None:
+        """Sends what finalizers have queued; the replies are read before the next request's."""
+        while self._closings and self._socket.fileno() >= 0 and not self._forked:
+            frame = _frames.encode(_frames.REQUEST, {"verb": "close_layer", "layer": self._closings[0]})
+            try:
+                # A frame this small is taken whole or not at all.
+                self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                return  # its buffer is full, or the daemon is gone and its layers with it
+            self._closings.popleft()
+            self._unread += 1
 
     def _allocate(self, count: int) -> Block:
         return self._heap.allocate(count)

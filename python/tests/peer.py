@@ -87,7 +87,12 @@ class Peer:
     # control
 
     def _session(self, connection):
-        self.connection = connection
+        try:
+            self._serve(connection)
+        except ConnectionError:  # it left with a reply of ours unread
+            pass
+
+    def _serve(self, connection):
         with connection:
             while True:
                 header = connection.recv(8, socket.MSG_WAITALL)
