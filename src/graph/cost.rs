@@ -94,7 +94,6 @@ fn per_element(unary: &Unary) -> u64 {
         | Unary::Relu
         | Unary::LeakyRelu { .. }
         | Unary::Hardtanh { .. }
-        | Unary::Clamp { .. }
         | Unary::AddScalar { .. }
         | Unary::MulScalar { .. }
         | Unary::Sqrt

@@ -134,9 +134,7 @@ impl Attributes {
             Unary::LeakyRelu { slope } => self.with("slope", slope),
             Unary::Elu { alpha } => self.with("alpha", alpha),
             Unary::Softplus { beta, threshold } => self.with("beta", beta).with("threshold", threshold),
-            Unary::Hardtanh { min, max } | Unary::Clamp { min, max } => {
-                self.with("min", min).with("max", max)
-            }
+            Unary::Hardtanh { min, max } => self.with("min", min).with("max", max),
             Unary::AddScalar { value } | Unary::MulScalar { value } => self.with("value", value),
             Unary::PowScalar { exponent } => self.with("exponent", exponent),
             _ => self,

@@ -65,15 +65,9 @@ pub enum Unary {
     Hardswish,
     /// relu6(x + 3)/6.
     Hardsigmoid,
-    /// min(max(x, `min`), `max`) as `hardtanh` has it: the gradient is 0 at the bounds themselves.
+    /// min(max(x, `min`), `max`), as `hardtanh`, `relu6` and `clamp` by numbers have it: the gradient is 0 at
+    /// the bounds themselves.
     Hardtanh {
-        /// Lower bound; may be −∞.
-        min: f64,
-        /// Upper bound; may be +∞.
-        max: f64,
-    },
-    /// min(max(x, `min`), `max`) as `clamp` has it: the gradient passes at the bounds themselves.
-    Clamp {
         /// Lower bound; may be −∞.
         min: f64,
         /// Upper bound; may be +∞.
@@ -421,7 +415,6 @@ impl Unary {
             Unary::Hardswish => "hardswish",
             Unary::Hardsigmoid => "hardsigmoid",
             Unary::Hardtanh { .. } => "hardtanh",
-            Unary::Clamp { .. } => "clamp",
             Unary::AddScalar { .. } => "add_scalar",
             Unary::MulScalar { .. } => "mul_scalar",
             Unary::PowScalar { .. } => "pow_scalar",
@@ -461,7 +454,6 @@ impl Op {
         "batch_norm_grad",
         "cast",
         "cat",
-        "clamp",
         "compare",
         "conv2d",
         "conv2d_grad_input",

@@ -95,13 +95,9 @@ fn erf(x: f32) -> f32 {
 
 #[inline(always)]
 fn clamp(x: f32, min: f32, max: f32) -> f32 {
-    if x < min {
-        min
-    } else if x > max {
-        max
-    } else {
-        x
-    }
+    // Where the bounds cross, the upper one wins, as in PyTorch.
+    let x = if x < min { min } else { x };
+    if x > max { max } else { x }
 }
 
 const GELU_SCALE: f32 = 0.797_884_6;
@@ -223,7 +219,7 @@ pub(super) fn unary_f32(unary: Unary, x: &[f32], y: &mut [f32]) {
             #[inline(always)]
             |x| clamp(x + 3.0, 0.0, 6.0) / 6.0,
         ),
-        Unary::Hardtanh { min, max } | Unary::Clamp { min, max } => {
+        Unary::Hardtanh { min, max } => {
             let (min, max) = (min as f32, max as f32);
             map(
                 x,

@@ -49,7 +49,7 @@ pub fn unary(unary: Unary, x: f64) -> f64 {
         }
         Unary::Hardswish => x * clamp(x + 3.0, 0.0, 6.0) / 6.0,
         Unary::Hardsigmoid => clamp(x + 3.0, 0.0, 6.0) / 6.0,
-        Unary::Hardtanh { min, max } | Unary::Clamp { min, max } => clamp(x, min, max),
+        Unary::Hardtanh { min, max } => clamp(x, min, max),
         Unary::AddScalar { value } => x + value,
         Unary::MulScalar { value } => x * value,
         Unary::PowScalar { exponent } => x.powf(exponent),
@@ -129,13 +129,6 @@ pub fn gradient(unary: Unary, x: f64, gy: f64) -> f64 {
         }
         Unary::Hardsigmoid => inside(-3.0, 3.0) / 6.0,
         Unary::Hardtanh { min, max } => inside(min, max),
-        Unary::Clamp { min, max } => {
-            if x >= min && x <= max {
-                gy
-            } else {
-                0.0
-            }
-        }
         Unary::AddScalar { .. } => gy,
         Unary::MulScalar { value } => gy * value,
         Unary::PowScalar { exponent } => {
@@ -210,13 +203,9 @@ fn sigmoid(x: f64) -> f64 {
 
 /// Clamps and lets NaN through, which `f64::max` would swallow.
 fn clamp(x: f64, min: f64, max: f64) -> f64 {
-    if x < min {
-        min
-    } else if x > max {
-        max
-    } else {
-        x
-    }
+    // Where the bounds cross, the upper one wins, as in PyTorch.
+    let x = if x < min { min } else { x };
+    if x > max { max } else { x }
 }
 
 /// The error function, by its Maclaurin series near 0 and 1 − erfc elsewhere.

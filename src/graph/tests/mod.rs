@@ -1,5 +1,6 @@
 //! Tests of the graph layer: gradients against finite differences, what inference refuses.
 
+mod conventions;
 mod gradients;
 mod refusals;
 mod table;

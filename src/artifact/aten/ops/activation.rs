@@ -57,15 +57,15 @@ pub(super) const ENTRIES: &[Entry] = &[
     }),
     entry("clamp(self, min=None, max=None)", |call| {
         let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
-        simple(call, Unary::Clamp { min, max })
+        simple(call, Unary::Hardtanh { min, max })
     }),
     entry("clamp_min(self, min)", |call| {
         let min = call.float("min")?;
-        simple(call, Unary::Clamp { min, max: f64::INFINITY })
+        simple(call, Unary::Hardtanh { min, max: f64::INFINITY })
     }),
     entry("clamp_max(self, max)", |call| {
         let max = call.float("max")?;
-        simple(call, Unary::Clamp { min: f64::NEG_INFINITY, max })
+        simple(call, Unary::Hardtanh { min: f64::NEG_INFINITY, max })
     }),
     entry("mish(self)", |call| {
         let x = floating(call, "self")?;
