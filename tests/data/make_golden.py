@@ -1,0 +1,208 @@
+"""Writes the golden data: small modules as archives, and what PyTorch computes with them.
+
+    python tests/data/make_golden.py [folder] [case …]
+
+For every case and mode there are
+
+- `<case>.<mode>.pt`            a traced TorchScript archive,
+- `scripted/<case>.<mode>.pt`   the same from `torch.jit.script`, which keeps control flow,
+- `<case>.<mode>.pt2`           a `torch.export` archive,
+- `decomposed/<case>.<mode>.pt2`  most of them after `run_decompositions()`, where changes of state are outputs,
+- `<case>.<mode>.safetensors`   `input`, `grad_output`, `output`, `grad.input`, `grad.<parameter>` and
+  `buffer.<name>` as the forward pass left it.
+
+The archives hold weights and buffers from before that pass and leave the batch free. `manifest.json` lists it
+all. Running it twice gives the same bytes.
+"""
+import copy
+import json
+import os
+import sys
+import warnings
+import zlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from golden_modules import Case, cases
+
+TRACED_BATCH = 2
+# The records that the archive's writer makes by itself, and the sources' positions, which name the folders of
+# the machine that the archive was made on.
+OWN_RECORDS = {"version", ".data/version", ".data/serialization_id"}
+DEBUG_RECORD = ".debug_pkl"
+
+
+def randomize(module: nn.Module, seed: int) -> None:
+    """Values that show a mistake: no zero bias, no weight of one, no fresh running statistics."""
+    draw = torch.Generator().manual_seed(seed)
+    normal = lambda like: torch.randn(like.shape, generator=draw)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            owner = module.get_submodule(name.rpartition(".")[0])
+            if parameter.dim() >= 2 and not isinstance(owner, nn.modules.batchnorm._NormBase):
+                fan_in = parameter[0].numel()
+                parameter.copy_(normal(parameter) * fan_in**-0.5)
+            else:
+                parameter.copy_(parameter.mean().round() + 0.3 * normal(parameter))
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=draw))
+            elif name.endswith("num_batches_tracked"):
+                buffer.fill_(7)
+            elif buffer.is_floating_point():
+                buffer.copy_(0.3 * normal(buffer))
+
+
+def modes(module: nn.Module) -> list[str]:
+    """Eval alone where training changes nothing, and where its result is a matter of chance."""
+    parts = list(module.modules())
+    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts):
+        return ["eval"]
+    switched = (nn.modules.batchnorm._BatchNorm, nn.Dropout)
+    return ["eval", "train"] if any(isinstance(part, switched) for part in parts) else ["eval"]
+
+
+def rewritten(source: Path, target: Path) -> None:
+    """Copies an archive with PyTorch's own writer, less the records that name this machine's folders."""
+    reader = torch._C.PyTorchFileReader(str(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = torch._C.PyTorchFileWriter(str(target))
+    # Ops whose signature has changed are read by the version that the archive names.
+    version = next(name for name in reader.get_all_records() if name in ("version", ".data/version"))
+    writer.set_min_version(int(reader.get_record(version)))
+    for name in reader.get_all_records():
+        if name not in OWN_RECORDS and not name.endswith(DEBUG_RECORD):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+
+
+def save_scripted(module: torch.jit.ScriptModule, before: dict[str, Tensor], target: Path) -> None:
+    """Saves with the state from before: tracing has run the module once."""
+    module.load_state_dict(before)
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / target.name
+        torch.jit.save(module, str(whole))
+        rewritten(whole, target)
+    assert_state(torch.jit.load(str(target)).state_dict(), before)
+
+
+def save_exported(program: torch.export.ExportedProgram, before: dict[str, Tensor], target: Path) -> None:
+    for node in program.graph.nodes:
+        for unrepeatable in ("stack_trace", "from_node"):  # folders; addresses in memory
+            node.meta.pop(unrepeatable, None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, str(target))
+    assert_state(torch.export.load(str(target)).state_dict, before)
+
+
+def assert_state(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+    assert state.keys() == before.keys(), (state.keys(), before.keys())
+    for name, tensor in before.items():
+        assert torch.equal(state[name], tensor), f"{name} was changed by the making of the archive"
+
+
+def golden(module: nn.Module, x: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    y = module(x)
+    grad_output = torch.randn(y.shape, generator=draw)
+    y.backward(grad_output)
+    tensors = {"input": x.detach(), "grad_output": grad_output, "output": y.detach(), "grad.input": x.grad}
+    tensors |= {f"grad.{name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
+    tensors |= {f"buffer.{name}": buffer for name, buffer in module.named_buffers()}
+    for name, tensor in tensors.items():
+        assert not tensor.is_floating_point() or tensor.isfinite().all(), name
+        # A gradient of nothing but zeros would pass a backward pass that does nothing.
+        assert not name.startswith("grad.") or tensor.abs().sum() > 0, name
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def ops(program: torch.export.ExportedProgram) -> list[str]:
+    calls = (node.target for node in program.graph.nodes if node.op == "call_function")
+    return sorted({str(target) for target in calls})
+
+
+def check(loaded, x: Tensor, expected: Tensor) -> None:
+    """The archive itself computes the golden output, at the golden's batch."""
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def write_case(case: Case, mode: str, folder: Path) -> dict:
+    seed = zlib.crc32(case.name.encode())
+    randomize(case.module, seed)
+    case.module.train(mode == "train")
+    before = {name: tensor.clone() for name, tensor in case.module.state_dict().items()}
+    draw = torch.Generator().manual_seed(seed + 1)
+    example = torch.randn(TRACED_BATCH, *case.sample, generator=draw)
+    x = torch.randn(case.batch, *case.sample, generator=draw)
+    fresh = lambda: copy.deepcopy(case.module)
+
+    stem = f"{case.name}.{mode}"
+    files = {
+        "torchscript": f"{stem}.pt",
+        "torchscript_scripted": f"scripted/{stem}.pt",
+        "pt2": f"{stem}.pt2",
+        "golden": f"{stem}.safetensors",
+    }
+    exported = ["pt2"]
+    if case.decomposed:
+        files["pt2_decomposed"] = f"decomposed/{stem}.pt2"
+        exported.append("pt2_decomposed")
+    save_scripted(torch.jit.trace(fresh(), example, check_trace=False), before, folder / files["torchscript"])
+    save_scripted(torch.jit.script(fresh()), before, folder / files["torchscript_scripted"])
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(fresh(), (example,), dynamic_shapes=({0: batch},))
+    save_exported(program, before, folder / files["pt2"])
+    found = {"ops": ops(program)}
+    if case.decomposed:
+        program = program.run_decompositions()
+        found["ops_decomposed"] = ops(program)
+        save_exported(program, before, folder / files["pt2_decomposed"])
+
+    tensors = golden(fresh(), x, draw)
+    save_file(tensors, str(folder / files["golden"]))
+    for script in ("torchscript", "torchscript_scripted"):
+        check(torch.jit.load(str(folder / files[script])), x, tensors["output"])
+    for kind in exported:
+        check(torch.export.load(str(folder / files[kind])).module(), x, tensors["output"])
+    return {
+        "case": case.name,
+        "mode": mode,
+        "files": files,
+        "archive_batch": TRACED_BATCH,
+        "input": list(x.shape),
+        "output": list(tensors["output"].shape),
+        "parameters": sum(p.numel() for p in case.module.parameters()),
+    } | found
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch.jit is deprecated; its archives are not gone
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "golden"
+    wanted = set(sys.argv[2:])
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for case in cases():
+        if wanted and case.name not in wanted:
+            continue
+        for mode in modes(case.module):
+            entries.append(write_case(case, mode, folder))
+            print(f"{case.name} {mode}: {', '.join(entries[-1]['ops'])}", flush=True)
+    if not wanted:
+        manifest = {"torch": torch.__version__, "cases": entries}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{len(entries)} cases, {total / 1e6:.2f} MB in {folder}")
+
+
+if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # Scripting walks sets of names: with a random hash, each run writes them in another order.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})
+    main()
