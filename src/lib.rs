@@ -8,7 +8,9 @@
 //! - compute, pure: [`tensor`], [`graph`], [`artifact`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`], [`engine`]
 //! - supply: [`cache`], [`origin`]
-//! - edges: [`client`]
+//! - control plane: [`actor`]
+//! - edges: [`control`], [`client`]
+//! - the whole: [`daemon`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -37,4 +39,10 @@ pub mod engine;
 pub mod cache;
 pub mod origin;
 
+pub mod actor;
+
+pub mod control;
+
 pub mod client;
+
+pub mod daemon;

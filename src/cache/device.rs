@@ -29,6 +29,11 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().get(id)
     }
 
+    /// The value, without counting the look-up as a use.
+    pub fn peek(&self, id: &KernelId) -> Option<V> {
+        self.lock().peek(id).cloned()
+    }
+
     /// The value, held until the lease is dropped.
     pub fn lease(&self, id: &KernelId) -> Option<Lease<V>> {
         self.lock().lease(id)

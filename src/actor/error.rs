@@ -1,0 +1,142 @@
+//! What an actor may answer instead of what it was asked for.
+
+use std::sync::Arc;
+
+use super::base::AskError;
+use crate::{
+    cache::{CacheError, LookupError},
+    engine::EngineError,
+    fault::{ErrorClass, Fault},
+    id::{KernelId, LayerId, SeedIndex},
+    validation::ValidationError,
+    wire::WireError,
+};
+
+/// Why an actor could not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ActorError {
+    /// Another actor did not answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The kernel's bytes could not be found.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The kernel was refused.
+    #[error(transparent)]
+    Validation(#[from] ValidationError),
+    /// The cache has no room.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The data plane refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The system or the peer failed the connection.
+    #[error("{0}")]
+    Wire(Arc<WireError>),
+    /// A request that needs a greeting first.
+    #[error("the first request must be hello, and only that: this one is {verb}")]
+    Greeting {
+        /// What was asked.
+        verb: &'static str,
+    },
+    /// A client that speaks another protocol.
+    #[error("the client speaks protocol {asked}, this daemon speaks {ours}: install matching versions")]
+    Protocol {
+        /// The client's.
+        asked: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// No such layer in this session.
+    #[error("the session has no layer {layer}")]
+    LayerUnknown {
+        /// The number asked for.
+        layer: LayerId,
+    },
+    /// No such seed in the layer.
+    #[error("layer {layer} has {seeds} seeds, there is no seed {seed}")]
+    SeedUnknown {
+        /// The layer.
+        layer: LayerId,
+        /// The number asked for.
+        seed: SeedIndex,
+        /// How many there are.
+        seeds: usize,
+    },
+    /// The seed has no kernel.
+    #[error("seed {seed} of layer {layer} has no kernel: graft one first")]
+    NoKernel {
+        /// The layer.
+        layer: LayerId,
+        /// The seed.
+        seed: SeedIndex,
+    },
+    /// The session holds as much as it may.
+    #[error("a session may have {limit} {what}, this would be more: close some or raise the limit")]
+    Quota {
+        /// What is counted.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// Something changed while the kernel was being loaded.
+    #[error("loading kernel {kernel} was given up, because the seed was pruned or grafted anew meanwhile")]
+    Superseded {
+        /// The kernel.
+        kernel: KernelId,
+    },
+    /// The daemon is about to leave.
+    #[error("the daemon is shutting down and takes no new work: connect again once it is back")]
+    Draining,
+    /// A task of ours ended without a result.
+    #[error("{what} ended without a result: see the daemon's log")]
+    Lost {
+        /// What was under way.
+        what: &'static str,
+    },
+}
+
+impl From<WireError> for ActorError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(Arc::new(error))
+    }
+}
+
+impl Fault for ActorError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Ask(error) => error.class(),
+            Self::Lookup(error) => error.class(),
+            Self::Validation(error) => error.class(),
+            Self::Cache(error) => error.class(),
+            Self::Engine(error) => error.class(),
+            Self::Wire(error) => error.class(),
+            Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
+            Self::LayerUnknown { .. } | Self::SeedUnknown { .. } | Self::NoKernel { .. } => {
+                ErrorClass::NotFound
+            }
+            Self::Quota { .. } => ErrorClass::Overloaded,
+            Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
+            Self::Lost { .. } => ErrorClass::Bug,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Ask(error) => error.code(),
+            Self::Lookup(error) => error.code(),
+            Self::Validation(error) => error.code(),
+            Self::Cache(error) => error.code(),
+            Self::Engine(error) => error.code(),
+            Self::Wire(error) => error.code(),
+            Self::Greeting { .. } | Self::Protocol { .. } => "session.protocol",
+            Self::LayerUnknown { .. } => "layer.unknown",
+            Self::SeedUnknown { .. } => "seed.unknown",
+            Self::NoKernel { .. } => "seed.no_kernel",
+            Self::Quota { .. } => "session.quota",
+            Self::Superseded { .. } => "seed.superseded",
+            Self::Draining => "shutdown.draining",
+            Self::Lost { .. } => "internal.bug",
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The bridge to a session's lane, where its layers' gradient synchronizers live.
+//!
+//! A lane is a thread of the data plane and knows no async runtime; its answers come through closures and
+//! its events through a sink. Here they become futures and messages.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::ActorError;
+use crate::{
+    engine::{
+        Alpha, Answer, EngineError, LaneCommand, LaneEvent, LaneGauges, LaneHandle, LaneParts, LayerSpec,
+        LiveSeed,
+    },
+    id::{Generation, LayerId, SeedIndex},
+};
+
+/// A session's lane, as its actors ask it.
+#[derive(Clone, Debug)]
+pub struct LaneLink(Arc<LaneHandle>);
+
+impl LaneLink {
+    /// Starts a lane; its events arrive on the channel.
+    ///
+    /// The channel is unbounded, and a lane sends at most two events for each kernel that is attached and
+    /// one at its end.
+    ///
+    /// # Errors
+    /// As [`LaneHandle::start`].
+    pub fn start(parts: LaneParts) -> Result<(Self, mpsc::UnboundedReceiver<LaneEvent>), ActorError> {
+        let (events, received) = mpsc::unbounded_channel();
+        // A session that is gone needs no events.
+        let lane = LaneHandle::start(parts, Box::new(move |event| drop(events.send(event))))?;
+        Ok((Self(Arc::new(lane)), received))
+    }
+
+    /// Opens a layer.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn open(&self, spec: LayerSpec) -> Result<(), ActorError> {
+        self.ask(|answer| LaneCommand::OpenLayer { spec, answer }).await
+    }
+
+    /// Closes a layer with its tickets.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn close(&self, layer: LayerId) -> Result<(), ActorError> {
+        self.ask(|answer| LaneCommand::CloseLayer { layer, answer }).await
+    }
+
+    /// Puts a live seed into its slot.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn attach(
+        &self,
+        layer: LayerId,
+        seed: SeedIndex,
+        live: Arc<LiveSeed>,
+        alpha: Alpha,
+    ) -> Result<(), ActorError> {
+        self.ask(|answer| LaneCommand::Attach { layer, seed, live, alpha, answer }).await
+    }
+
+    /// Takes the kernel out of a slot.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn detach(&self, layer: LayerId, seed: SeedIndex) -> Result<Option<Generation>, ActorError> {
+        self.ask(|answer| LaneCommand::Detach { layer, seed, answer }).await
+    }
+
+    /// Sets a slot's blend factor.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn set_alpha(&self, layer: LayerId, seed: SeedIndex, alpha: Alpha) -> Result<(), ActorError> {
+        self.ask(|answer| LaneCommand::SetAlpha { layer, seed, alpha, answer }).await
+    }
+
+    /// From now on the lane refuses forward passes and goes on with backward ones.
+    pub fn drain(&self) {
+        // A lane that is gone has nothing left to drain.
+        let _ = self.0.send(LaneCommand::Drain);
+    }
+
+    /// The lane's numbers.
+    pub fn gauges(&self) -> &LaneGauges {
+        self.0.gauges()
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(Answer<Result<T, EngineError>>) -> LaneCommand,
+    ) -> Result<T, ActorError> {
+        let (answer, answered) = oneshot::channel();
+        // An asker that is gone needs no answer.
+        self.0.send(command(Box::new(move |result| drop(answer.send(result)))))?;
+        answered.await.map_err(|_| EngineError::LaneGone)?.map_err(ActorError::from)
+    }
+}

@@ -1,0 +1,29 @@
+//! The control plane: actors that may wait, and talk by typed messages.
+//!
+//! Decisions live in the plain structs of the folders below; an actor is their life cycle and their
+//! mailbox. [`Supervisor`] starts and restarts the others; [`KernelCache`], [`UrzaFetcher`] and
+//! [`Validator`] supply kernels; [`Session`] is one trainer, [`Seed`] one slot of a layer of its.
+
+pub mod base;
+mod error;
+mod gradient_sync;
+mod kernel_cache;
+mod seed;
+mod session;
+mod supervisor;
+mod urza_fetcher;
+mod validator;
+
+pub use error::ActorError;
+pub use gradient_sync::LaneLink;
+pub use kernel_cache::{
+    ClearKernels, CloseCache, EvictKernel, GetKernel, KernelCache, KernelCacheParts, KernelLease,
+    PrefetchKernels, ReportCache,
+};
+pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
+pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
+pub use supervisor::{
+    AdmitSession, BeginDrain, ReportSeeds, ReportStatus, SessionClosed, Supervisor, SupervisorParts,
+};
+pub use urza_fetcher::{FetchKernel, FetcherSource, ReportBreaker, UrzaFetcher};
+pub use validator::{JudgeArtifact, Validator};

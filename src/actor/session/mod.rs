@@ -1,0 +1,221 @@
+//! A session: one trainer's connection, its layers, its lane.
+
+mod connection;
+mod layers;
+mod requests;
+
+use std::sync::Arc;
+
+use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageResult, ResponseFuture};
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    ActorError, KernelCache, LaneLink, Supervisor, UnloadSeed,
+    base::{Handle, StopActor},
+    seed::MemoryBudget,
+    supervisor::SessionClosed,
+};
+use crate::{
+    backend::Backend,
+    engine::{EngineConfig, LaneEvent},
+    id::SessionId,
+    wire::{Peer, SeedReport, SessionLimits, SessionReport},
+};
+use layers::{Layers, describe};
+
+pub use connection::serve_session;
+
+/// What a session is made with.
+#[derive(Clone, Debug)]
+pub struct SessionParts {
+    /// Its number.
+    pub id: SessionId,
+    /// Who is at the other end.
+    pub peer: Peer,
+    /// Where its kernels come from.
+    pub cache: Handle<KernelCache>,
+    /// Who is told when it ends.
+    pub supervisor: Handle<Supervisor>,
+    /// Where its kernels run.
+    pub backend: Arc<dyn Backend>,
+    /// How they run.
+    pub engine: Arc<EngineConfig>,
+    /// How much it may hold.
+    pub limits: SessionLimits,
+    /// Microseconds that each side spins before it sleeps.
+    pub spin_us: u32,
+}
+
+/// One trainer's connection.
+///
+/// Ends when the trainer closes its control connection, when its lane ends, or when it is stopped. Then its
+/// layers, tickets and memory are free.
+#[derive(Debug)]
+pub struct Session {
+    parts: SessionParts,
+    client: String,
+    lane: Option<LaneLink>,
+    arena_bytes: u64,
+    layers: Layers,
+    memory: Arc<MemoryBudget>,
+    draining: bool,
+    /// Closes the connection when dropped.
+    _open: watch::Sender<()>,
+}
+
+impl Session {
+    /// A session before its greeting, and what tells its connection that it is over.
+    pub fn new(parts: SessionParts) -> (Self, watch::Receiver<()>) {
+        let (open, closed) = watch::channel(());
+        let session = Self {
+            memory: Arc::new(MemoryBudget::new(parts.limits.max_saved_bytes)),
+            parts,
+            client: String::new(),
+            lane: None,
+            arena_bytes: 0,
+            layers: Layers::default(),
+            draining: false,
+            _open: open,
+        };
+        (session, closed)
+    }
+
+    fn lane(&self, verb: &'static str) -> Result<&LaneLink, ActorError> {
+        self.lane.as_ref().ok_or(ActorError::Greeting { verb })
+    }
+
+    /// Turns a lane's events into messages, one after the other.
+    fn listen(mut events: mpsc::UnboundedReceiver<LaneEvent>, session: Addr<Self>) {
+        actix::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if session.send(LaneHappened(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Actor for Session {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        let (id, supervisor) = (self.parts.id, self.parts.supervisor.clone());
+        tracing::info!(session = %id, client = self.client, "session closed");
+        // A supervisor that cannot be asked finds the closed address when it next looks.
+        actix::spawn(async move { supervisor.ask(SessionClosed(id)).await });
+    }
+}
+
+impl Handler<StopActor> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: StopActor, context: &mut Self::Context) {
+        context.stop();
+    }
+}
+
+/// Something that happened on the session's lane.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct LaneHappened(LaneEvent);
+
+impl Handler<LaneHappened> for Session {
+    type Result = ();
+
+    fn handle(&mut self, LaneHappened(event): LaneHappened, context: &mut Self::Context) {
+        let session = self.parts.id;
+        match event {
+            LaneEvent::SeedFailed { layer, seed, error, .. } => {
+                tracing::warn!(%session, %layer, %seed, %error, "a pass of a seed failed");
+            }
+            LaneEvent::SeedUnloaded { layer, seed, generation, error } => {
+                tracing::warn!(%session, %layer, %seed, %error, "kernel unloaded after failures in a row");
+                if let Some(actor) = self.layers.actor(layer, seed) {
+                    // Mailboxes of seeds hold a few messages and this one comes once for each kernel.
+                    if actor.try_send(UnloadSeed { generation, error }).is_err() {
+                        tracing::error!(%session, %layer, %seed, "a seed's mailbox is full or gone");
+                    }
+                }
+            }
+            LaneEvent::Ended(end) => {
+                if let Some(code) = end.code() {
+                    tracing::warn!(%session, code, ?end, "lane ended");
+                }
+                context.stop();
+            }
+        }
+    }
+}
+
+/// From now on the session takes no new work; what is under way goes on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct DrainSession;
+
+impl Handler<DrainSession> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: DrainSession, _: &mut Self::Context) {
+        self.draining = true;
+        if let Some(lane) = &self.lane {
+            lane.drain();
+        }
+    }
+}
+
+/// What a session tells of itself.
+#[derive(Clone, Debug)]
+pub struct SessionOverview {
+    /// Its numbers.
+    pub report: SessionReport,
+    /// Its seeds.
+    pub seeds: Vec<SeedReport>,
+}
+
+/// Asks for a session's numbers and seeds.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "SessionOverview")]
+pub struct ReportSession;
+
+impl Handler<ReportSession> for Session {
+    type Result = ResponseFuture<SessionOverview>;
+
+    fn handle(&mut self, _: ReportSession, _: &mut Self::Context) -> Self::Result {
+        let gauges = self.lane.as_ref().map(LaneLink::gauges);
+        let mut report = SessionReport {
+            session: self.parts.id,
+            client: self.client.clone(),
+            pid: self.parts.peer.pid,
+            uid: self.parts.peer.uid,
+            layers: self.layers.len() as u32,
+            live_seeds: 0,
+            tickets: gauges.map_or(0, |gauges| gauges.tickets() as u32),
+            arena_bytes: self.arena_bytes,
+            saved_bytes: gauges.map_or(0, |gauges| gauges.saved_bytes()),
+            passes: gauges.map_or(0, |gauges| gauges.forwards() + gauges.backwards()),
+        };
+        let slots = self.layers.slots();
+        Box::pin(async move {
+            let mut seeds = Vec::with_capacity(slots.len());
+            for slot in slots {
+                seeds.push(describe(report.session, slot).await);
+            }
+            report.live_seeds = seeds.iter().filter(|seed| seed.kernel.is_some()).count() as u32;
+            SessionOverview { report, seeds }
+        })
+    }
+}
+
+/// Asks how many tickets of a session await their backward.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "u64")]
+pub struct CountTickets;
+
+impl Handler<CountTickets> for Session {
+    type Result = MessageResult<CountTickets>;
+
+    fn handle(&mut self, _: CountTickets, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.lane.as_ref().map_or(0, |lane| lane.gauges().tickets()))
+    }
+}

@@ -1,0 +1,296 @@
+//! What a trainer may ask of its session, and the answers.
+
+use std::{os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
+
+use actix::{
+    Actor as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
+    WrapFuture as _,
+};
+use serde::Serialize;
+
+use super::{
+    Session,
+    layers::{Layer, SeedSlot, dormant},
+};
+use crate::{
+    actor::{
+        ActorError, DescribeSeed, GraftSeed, LaneLink, PrefetchKernels, PruneSeed, Seed, SeedParts,
+        SetSeedAlpha,
+    },
+    engine::{LaneLimits, LaneParts, LayerSpec},
+    fault::Fault as _,
+    id::{KernelId, LayerId, SeedIndex},
+    wire::{
+        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, Hello, HelloReply,
+        LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL, PrefetchReply, Reply,
+        Request, SeedRef, SharedMemory, encode,
+    },
+};
+
+/// A reply, ready to be sent.
+pub(super) struct Answer {
+    /// The whole frame.
+    pub(super) frame: Vec<u8>,
+    /// Memory files that go with it, before the descriptors.
+    pub(super) memory: Vec<Arc<dyn MemoryFile>>,
+    /// Descriptors that go with it.
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// Something whose memory file is handed to the trainer.
+pub(super) trait MemoryFile: Send + Sync {
+    fn file(&self) -> std::os::fd::BorrowedFd<'_>;
+}
+
+impl MemoryFile for SharedMemory {
+    fn file(&self) -> std::os::fd::BorrowedFd<'_> {
+        SharedMemory::file(self)
+    }
+}
+
+impl MemoryFile for Arena {
+    fn file(&self) -> std::os::fd::BorrowedFd<'_> {
+        Arena::file(self)
+    }
+}
+
+impl Answer {
+    fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
+        Self::with(result, Vec::new(), Vec::new())
+    }
+
+    fn with<T: Serialize>(
+        result: Result<T, ErrorReply>,
+        memory: Vec<Arc<dyn MemoryFile>>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Self {
+        let count = memory.len() + descriptors.len();
+        let frame = match result {
+            Ok(value) => encode(FrameKind::Reply, count, &Reply::Ok(value)),
+            Err(error) => encode(FrameKind::Reply, 0, &Reply::<()>::Error(error)),
+        };
+        match frame {
+            Ok(frame) => Self { frame, memory, descriptors },
+            // A reply too long for a frame; the refusal is not.
+            Err(error) => Self::plain::<()>(Err(ErrorReply::from_fault(&error))),
+        }
+    }
+}
+
+type Served = ResponseActFuture<Session, Answer>;
+
+/// A trainer's request.
+#[derive(Debug, Message)]
+#[rtype(result = "Answer")]
+pub(super) struct Serve(pub(super) Request);
+
+impl Handler<Serve> for Session {
+    type Result = Served;
+
+    fn handle(&mut self, Serve(request): Serve, context: &mut Self::Context) -> Self::Result {
+        let verb = request.verb();
+        tracing::debug!(session = %self.parts.id, verb, "request");
+        if self.draining
+            && matches!(request, Request::OpenLayer(_) | Request::Graft(_) | Request::Prefetch(_))
+        {
+            return answered(Err::<Empty, _>(refusal(&ActorError::Draining)));
+        }
+        let served = match request {
+            Request::Hello(hello) => self.hello(&hello, context),
+            Request::OpenLayer(open) => self.open_layer(open),
+            Request::CloseLayer(close) => self.close_layer(close),
+            Request::Graft(graft) => self.graft(graft),
+            Request::SetAlpha(set) => self.ask_seed(set.layer, set.seed, SetSeedAlpha(set.alpha)),
+            Request::Prune(seed) => self.prune(seed),
+            Request::SeedState(seed) => self.seed_state(seed),
+            Request::SeedStats(seed) => {
+                self.layers.slot(seed.layer, seed.seed).map(|slot| answered(Ok(slot.counters.snapshot())))
+            }
+            Request::LastError(seed) => self.last_error(seed),
+            Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels),
+        };
+        served.unwrap_or_else(|error| {
+            tracing::debug!(session = %self.parts.id, verb, code = error.code(), %error, "request refused");
+            answered(Err::<Empty, _>(refusal(&error)))
+        })
+    }
+}
+
+fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
+    Box::pin(actix::fut::ready(Answer::plain(result)))
+}
+
+fn refusal(error: &ActorError) -> ErrorReply {
+    ErrorReply::from_fault(error)
+}
+
+impl Session {
+    /// Waits for something and answers with it.
+    fn later<T: Serialize + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ErrorReply>> + 'static,
+    ) -> Served {
+        let work: Pin<Box<dyn Future<Output = _>>> = Box::pin(work);
+        Box::pin(work.into_actor(self).map(|result, _, _| Answer::plain(result)))
+    }
+
+    fn hello(&mut self, hello: &Hello, context: &mut Context<Self>) -> Result<Served, ActorError> {
+        if self.lane.is_some() {
+            return Err(ActorError::Greeting { verb: "hello" });
+        }
+        if hello.protocol != PROTOCOL {
+            return Err(ActorError::Protocol { asked: hello.protocol, ours: PROTOCOL });
+        }
+        let limits = self.parts.limits;
+        let arena_bytes =
+            hello.arena_bytes.clamp(MIN_ARENA_BYTES, limits.max_arena_bytes.max(MIN_ARENA_BYTES));
+        let (lane, doorbell) = DaemonLane::serve(arena_bytes)?;
+        let arena = lane.arena().clone();
+        let parts = LaneParts {
+            session: self.parts.id,
+            lane,
+            backend: self.parts.backend.clone(),
+            config: self.parts.engine.clone(),
+            limits: LaneLimits {
+                max_layers: limits.max_layers as usize,
+                max_tickets: limits.max_tickets as usize,
+                max_saved_bytes: limits.max_saved_bytes,
+                spin: Duration::from_micros(self.parts.spin_us.into()),
+            },
+        };
+        let (link, events) = LaneLink::start(parts)?;
+        Self::listen(events, context.address());
+        // Printable and short, since it ends up in logs and tables.
+        self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
+        (self.lane, self.arena_bytes) = (Some(link), arena_bytes);
+        tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
+        let reply = HelloReply {
+            session: self.parts.id,
+            server: concat!("kasminad/", env!("CARGO_PKG_VERSION")).to_owned(),
+            protocol: PROTOCOL,
+            device: self.parts.backend.name().to_owned(),
+            arena: *arena.layout(),
+            limits,
+            spin_us: self.parts.spin_us,
+        };
+        let answer = Answer::with(Ok(reply), vec![arena], vec![doorbell]);
+        Ok(Box::pin(actix::fut::ready(answer)))
+    }
+
+    fn open_layer(&mut self, open: OpenLayer) -> Result<Served, ActorError> {
+        let lane = self.lane("open_layer")?.clone();
+        let limits = self.parts.limits;
+        if self.layers.len() >= limits.max_layers as usize {
+            return Err(ActorError::Quota { what: "layers", limit: limits.max_layers.into() });
+        }
+        let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS);
+        if usize::from(open.seeds) > most {
+            return Err(ActorError::Quota { what: "seeds in a layer", limit: most as u64 });
+        }
+        let id = self.layers.number();
+        let seeds =
+            vec![(); usize::from(open.seeds)].iter().map(|()| SeedSlot::default()).collect::<Vec<_>>();
+        let counters = seeds.iter().map(|slot| slot.counters.clone()).collect();
+        let spec = LayerSpec { id, blend: open.blend, counters };
+        let name = open.name.chars().filter(|c| !c.is_control()).take(128).collect();
+        let opened = async move { lane.open(spec).await };
+        Ok(Box::pin(opened.into_actor(self).map(move |result, session, _| {
+            let reply = result.map(|()| {
+                session.layers.insert(id, Layer { name, seeds });
+                LayerReply { layer: id }
+            });
+            Answer::plain(reply.map_err(|error| refusal(&error)))
+        })))
+    }
+
+    fn close_layer(&mut self, CloseLayer { layer }: CloseLayer) -> Result<Served, ActorError> {
+        let lane = self.lane("close_layer")?.clone();
+        self.layers.remove(layer);
+        Ok(self.later(
+            async move { lane.close(layer).await.map(|()| Empty {}).map_err(|error| refusal(&error)) },
+        ))
+    }
+
+    /// The seed's actor, made where it is not there yet or has failed.
+    fn seed(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Addr<Seed>, ActorError> {
+        let lane = self.lane("graft")?.clone();
+        let parts = &self.parts;
+        let (cache, backend, config) = (parts.cache.clone(), parts.backend.clone(), parts.engine.clone());
+        let memory = self.memory.clone();
+        let slot = self.layers.slot(layer, seed)?;
+        if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
+            return Ok(actor.clone());
+        }
+        let counters = slot.counters.clone();
+        let actor =
+            Seed::new(SeedParts { layer, seed, lane, cache, backend, config, counters, memory }).start();
+        slot.actor = Some(actor.clone());
+        Ok(actor)
+    }
+
+    fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype } = graft;
+        let actor = self.seed(layer, seed)?;
+        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype };
+        let grafted = async move { actor.send(message).await };
+        Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
+            let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
+            match result {
+                Ok(grafted) => Answer::with(Ok(grafted.reply), vec![grafted.memory], Vec::new()),
+                Err(error) => Answer::plain::<Empty>(Err(refusal(&error).at(layer, seed).about(&kernel))),
+            }
+        })))
+    }
+
+    /// Asks a seed that has an actor; one that has none has no kernel either.
+    fn ask_seed<M>(&mut self, layer: LayerId, seed: SeedIndex, message: M) -> Result<Served, ActorError>
+    where
+        Seed: Handler<M>,
+        M: Message<Result = Result<crate::wire::SeedReply, ActorError>> + Send + 'static,
+        Context<Seed>: actix::dev::ToEnvelope<Seed, M>,
+    {
+        let actor =
+            self.layers.slot(layer, seed)?.actor.clone().ok_or(ActorError::NoKernel { layer, seed })?;
+        Ok(self.later(async move {
+            let result = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the seed" }));
+            result.map_err(|error| refusal(&error).at(layer, seed))
+        }))
+    }
+
+    fn prune(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {
+        match self.layers.slot(layer, seed)?.actor {
+            Some(_) => self.ask_seed(layer, seed, PruneSeed),
+            None => Ok(answered(Ok(dormant()))),
+        }
+    }
+
+    fn seed_state(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {
+        let Some(actor) = self.layers.slot(layer, seed)?.actor.clone() else {
+            return Ok(answered(Ok(dormant())));
+        };
+        Ok(self.later(async move {
+            let lost = |_| refusal(&ActorError::Lost { what: "the seed" }).at(layer, seed);
+            actor.send(DescribeSeed).await.map(|found| found.seed).map_err(lost)
+        }))
+    }
+
+    fn last_error(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {
+        let Some(actor) = self.layers.slot(layer, seed)?.actor.clone() else {
+            return Ok(answered(Ok(LastErrorReply::default())));
+        };
+        Ok(self.later(async move {
+            let lost = |_| refusal(&ActorError::Lost { what: "the seed" }).at(layer, seed);
+            let found = actor.send(DescribeSeed).await.map_err(lost)?;
+            Ok(LastErrorReply { error: found.last_error })
+        }))
+    }
+
+    fn prefetch(&mut self, kernels: Vec<KernelId>) -> Result<Served, ActorError> {
+        self.lane("prefetch")?;
+        let cache = self.parts.cache.clone();
+        Ok(self.later(async move {
+            let started = cache.ask(PrefetchKernels(kernels)).await;
+            started.map(|started| PrefetchReply { started }).map_err(|error| refusal(&error.into()))
+        }))
+    }
+}

@@ -1,0 +1,310 @@
+//! The supervisor: starts the others, brings back what fails, knows every session, gathers statistics and
+//! orders the daemon's end.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+use tokio::{net::UnixStream, sync::mpsc};
+
+use super::{
+    ActorError, CloseCache, KernelCache, ReportBreaker, ReportSession, Session, SessionParts, UrzaFetcher,
+    base::{Child, Exit, Handle, StopActor},
+    serve_session,
+    session::{CountTickets, DrainSession},
+};
+use crate::{
+    backend::Backend,
+    cache::Clock,
+    engine::EngineConfig,
+    id::SessionId,
+    origin::{BreakerState, BreakerStatus},
+    wire::{ActorReport, BreakerReport, Peer, SeedsReport, SessionLimits, StatusReport},
+};
+
+/// What a supervisor is made with.
+pub struct SupervisorParts {
+    /// The actors it starts, in the order it starts them.
+    pub children: Vec<Box<dyn Child>>,
+    /// Where their ends are told.
+    pub exits: mpsc::UnboundedReceiver<Exit>,
+    /// Its own handle, for the sessions it opens.
+    pub handle: Handle<Supervisor>,
+    /// The kernel cache.
+    pub cache: Handle<KernelCache>,
+    /// The fetcher.
+    pub fetcher: Handle<UrzaFetcher>,
+    /// Where kernels run.
+    pub backend: Arc<dyn Backend>,
+    /// How they run.
+    pub engine: Arc<EngineConfig>,
+    /// How much a session may hold.
+    pub limits: SessionLimits,
+    /// Sessions at a time.
+    pub max_sessions: usize,
+    /// Microseconds that each side of a session spins before it sleeps.
+    pub spin_us: u32,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl std::fmt::Debug for SupervisorParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.children.iter().map(|child| child.name()).collect();
+        write!(f, "SupervisorParts({names:?})")
+    }
+}
+
+/// Watches over the other actors and the sessions.
+#[derive(Debug)]
+pub struct Supervisor {
+    parts: SupervisorParts,
+    sessions: BTreeMap<SessionId, Addr<Session>>,
+    last_session: u64,
+    started: Instant,
+    draining: bool,
+}
+
+impl Supervisor {
+    /// A supervisor whose children start when it does.
+    pub fn new(parts: SupervisorParts) -> Self {
+        let started = parts.clock.now();
+        Self { parts, sessions: BTreeMap::new(), last_session: 0, started, draining: false }
+    }
+
+    fn addresses(&self) -> Vec<Addr<Session>> {
+        self.sessions.values().cloned().collect()
+    }
+
+    fn child(&mut self, name: &str) -> Option<&mut Box<dyn Child>> {
+        self.parts.children.iter_mut().find(|child| child.name() == name)
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        for child in &mut self.parts.children {
+            child.start();
+        }
+        let (_, closed) = mpsc::unbounded_channel();
+        let mut exits = std::mem::replace(&mut self.parts.exits, closed);
+        let address = context.address();
+        actix::spawn(async move {
+            while let Some(exit) = exits.recv().await {
+                if address.send(ActorEnded(exit)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// A supervised actor has ended.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+struct ActorEnded(Exit);
+
+impl Handler<ActorEnded> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, ActorEnded(exit): ActorEnded, context: &mut Self::Context) {
+        if exit.graceful || self.draining {
+            return;
+        }
+        let now = self.parts.clock.now();
+        let Some(child) = self.child(exit.actor) else { return };
+        match child.failed(now) {
+            Some(delay) => {
+                tracing::error!(actor = exit.actor, ?delay, "actor panicked, it is started again");
+                context.run_later(delay, move |supervisor, _| {
+                    if let Some(child) = supervisor.child(exit.actor) {
+                        child.start();
+                    }
+                });
+            }
+            None => tracing::error!(actor = exit.actor, "actor panicked too often, it stays down"),
+        }
+    }
+}
+
+/// Opens a session for a trainer that has connected.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<SessionId, ActorError>")]
+pub struct AdmitSession {
+    /// Its control connection.
+    pub stream: UnixStream,
+    /// Who is at the other end.
+    pub peer: Peer,
+}
+
+impl Handler<AdmitSession> for Supervisor {
+    type Result = Result<SessionId, ActorError>;
+
+    fn handle(&mut self, message: AdmitSession, _: &mut Self::Context) -> Self::Result {
+        self.sessions.retain(|_, address| address.connected());
+        if self.draining {
+            return Err(ActorError::Draining);
+        }
+        if self.sessions.len() >= self.parts.max_sessions {
+            return Err(ActorError::Quota {
+                what: "sessions beside it",
+                limit: self.parts.max_sessions as u64,
+            });
+        }
+        self.last_session += 1;
+        let id = SessionId(self.last_session);
+        let parts = &self.parts;
+        let (session, closed) = Session::new(SessionParts {
+            id,
+            peer: message.peer,
+            cache: parts.cache.clone(),
+            supervisor: parts.handle.clone(),
+            backend: parts.backend.clone(),
+            engine: parts.engine.clone(),
+            limits: parts.limits,
+            spin_us: parts.spin_us,
+        });
+        let address = session.start();
+        self.sessions.insert(id, address.clone());
+        actix::spawn(serve_session(message.stream, address, closed));
+        Ok(id)
+    }
+}
+
+/// Tells that a session has ended.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct SessionClosed(
+    /// Which.
+    pub SessionId,
+);
+
+impl Handler<SessionClosed> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, SessionClosed(id): SessionClosed, _: &mut Self::Context) {
+        self.sessions.remove(&id);
+    }
+}
+
+/// Asks how the daemon does. The edge that asks adds what is its own: phase, process, version.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "StatusReport")]
+pub struct ReportStatus;
+
+impl Handler<ReportStatus> for Supervisor {
+    type Result = ResponseFuture<StatusReport>;
+
+    fn handle(&mut self, _: ReportStatus, _: &mut Self::Context) -> Self::Result {
+        let mut report = StatusReport {
+            uptime_seconds: self.parts.clock.now().duration_since(self.started).as_secs(),
+            devices: vec![self.parts.backend.name().to_owned()],
+            actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
+            ..StatusReport::default()
+        };
+        let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());
+        Box::pin(async move {
+            for session in sessions {
+                // One that has ended since is no session any more.
+                if let Ok(overview) = session.send(ReportSession).await {
+                    report.sessions.push(overview.report);
+                }
+            }
+            if let Ok(status) = fetcher.ask(ReportBreaker).await {
+                report.breakers.push(breaker_report(&status));
+            }
+            report
+        })
+    }
+}
+
+fn actor_report(report: super::base::ActorReport) -> ActorReport {
+    let state = if report.alive { "running" } else { "restarting" };
+    ActorReport { name: report.name.to_owned(), state: state.to_owned(), restarts: report.panics }
+}
+
+fn breaker_report(status: &BreakerStatus) -> BreakerReport {
+    let state = match status.state {
+        BreakerState::Closed => "closed",
+        BreakerState::Open => "open",
+        BreakerState::HalfOpen => "half_open",
+    };
+    BreakerReport {
+        name: status.dependency.clone(),
+        state: state.to_owned(),
+        failures: status.failures,
+        retry_after_ms: status.retry_in_ms,
+    }
+}
+
+/// Asks for every seed of every session.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "SeedsReport")]
+pub struct ReportSeeds;
+
+impl Handler<ReportSeeds> for Supervisor {
+    type Result = ResponseFuture<SeedsReport>;
+
+    fn handle(&mut self, _: ReportSeeds, _: &mut Self::Context) -> Self::Result {
+        let sessions = self.addresses();
+        Box::pin(async move {
+            let mut report = SeedsReport::default();
+            for session in sessions {
+                if let Ok(overview) = session.send(ReportSession).await {
+                    report.seeds.extend(overview.seeds);
+                }
+            }
+            report
+        })
+    }
+}
+
+/// How often the tickets are counted while the daemon drains.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Ends the daemon's work: no new sessions and no new forward passes; waits until no ticket awaits its
+/// backward or the time is over; closes the sessions; lets the cache write what it holds. Answers with the
+/// number of tickets that were left.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "u64")]
+pub struct BeginDrain {
+    /// How long to wait for tickets.
+    pub patience: Duration,
+}
+
+impl Handler<BeginDrain> for Supervisor {
+    type Result = ResponseFuture<u64>;
+
+    fn handle(&mut self, BeginDrain { patience }: BeginDrain, _: &mut Self::Context) -> Self::Result {
+        self.draining = true;
+        let (sessions, cache) = (self.addresses(), self.parts.cache.clone());
+        Box::pin(async move {
+            for session in &sessions {
+                let _ = session.send(DrainSession).await;
+            }
+            let deadline = tokio::time::Instant::now() + patience;
+            let left = loop {
+                let mut tickets = 0;
+                for session in &sessions {
+                    tickets += session.send(CountTickets).await.unwrap_or(0);
+                }
+                if tickets == 0 || tokio::time::Instant::now() >= deadline {
+                    break tickets;
+                }
+                tokio::time::sleep(DRAIN_POLL).await;
+            };
+            for session in &sessions {
+                let _ = session.send(StopActor).await;
+            }
+            if let Err(error) = cache.ask(CloseCache).await {
+                tracing::warn!(%error, "the cache could not be closed in order");
+            }
+            left
+        })
+    }
+}

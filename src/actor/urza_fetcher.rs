@@ -1,0 +1,100 @@
+//! The fetcher: asks the catalogue for kernels, behind its circuit breaker.
+
+use std::sync::Arc;
+
+use actix::{Actor, Context, Handler, Message, ResponseFuture};
+
+use super::base::{Handle, Life, stops_in_order};
+use crate::{
+    cache::{BoxFuture, Fetched, SharedFault, Source},
+    id::KernelId,
+    origin::{BreakerStatus, Guarded},
+};
+
+const MAILBOX: usize = 256;
+
+/// Fetches kernels from their origin.
+///
+/// The guard with its breaker is shared with the supervisor's factory, so that a restart of the actor does
+/// not close a breaker that had good reason to be open.
+#[derive(Debug)]
+pub struct UrzaFetcher {
+    origin: Arc<Guarded>,
+    life: Life,
+}
+
+impl UrzaFetcher {
+    /// A fetcher from a guarded origin.
+    pub fn new(origin: Arc<Guarded>, life: Life) -> Self {
+        Self { origin, life }
+    }
+}
+
+impl Actor for UrzaFetcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+stops_in_order!(UrzaFetcher);
+
+/// Asks for a kernel's catalogue entry and bytes.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Fetched, SharedFault>")]
+pub struct FetchKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<FetchKernel> for UrzaFetcher {
+    type Result = ResponseFuture<Result<Fetched, SharedFault>>;
+
+    fn handle(&mut self, FetchKernel(id): FetchKernel, _: &mut Self::Context) -> Self::Result {
+        let origin = self.origin.clone();
+        Box::pin(async move { origin.fetch(&id).await.map_err(|error| Arc::new(error) as SharedFault) })
+    }
+}
+
+/// Asks how the origin's breaker stands.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "BreakerStatus")]
+pub struct ReportBreaker;
+
+impl Handler<ReportBreaker> for UrzaFetcher {
+    type Result = actix::MessageResult<ReportBreaker>;
+
+    fn handle(&mut self, _: ReportBreaker, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(self.origin.breaker_status())
+    }
+}
+
+/// The fetcher as the look-up's source.
+#[derive(Debug)]
+pub struct FetcherSource {
+    name: String,
+    fetcher: Handle<UrzaFetcher>,
+}
+
+impl FetcherSource {
+    /// A source that asks the fetcher, under the origin's name.
+    pub fn new(name: impl Into<String>, fetcher: Handle<UrzaFetcher>) -> Self {
+        Self { name: name.into(), fetcher }
+    }
+}
+
+impl Source for FetcherSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn fetch<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Fetched, SharedFault>> {
+        Box::pin(async move {
+            match self.fetcher.ask(FetchKernel(id.clone())).await {
+                Ok(result) => result,
+                Err(error) => Err(Arc::new(error) as SharedFault),
+            }
+        })
+    }
+}

@@ -1,0 +1,5 @@
+//! The operator's socket: what `kasmina status` and its like ask, answered from the actors.
+
+mod serve;
+
+pub use serve::{Control, serve_operator};

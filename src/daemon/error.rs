@@ -1,0 +1,76 @@
+//! Why the daemon cannot start or go on.
+
+use std::path::PathBuf;
+
+use crate::{
+    backend::BuildError,
+    fault::{ErrorClass, Fault},
+};
+
+/// What ends the daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Another daemon serves this socket.
+    #[error("{path} is served by another daemon: stop it, or give this one another daemon.socket", path = path.display())]
+    AlreadyServed {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something that is no socket is in the way.
+    #[error("{path} exists and is no socket: remove it, or set another daemon.socket", path = path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("cannot listen on {path}: {source}; the folder must exist and be writable", path = path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals: {source}")]
+    Signals {
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The device is not to be had.
+    #[error(transparent)]
+    Device(#[from] BuildError),
+    /// A user who may not connect.
+    #[error(
+        "user {uid} may not connect here: ask the operator to list it in daemon.allow_uids or daemon.admin_uids"
+    )]
+    Refused {
+        /// The user.
+        uid: u32,
+    },
+    /// The supervisor has failed.
+    #[error("the supervisor failed, and nothing is above it: start the daemon again")]
+    Supervisor,
+}
+
+impl Fault for DaemonError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::AlreadyServed { .. } | Self::NotASocket { .. } | Self::Device(_) | Self::Refused { .. } => {
+                ErrorClass::Invalid
+            }
+            Self::Listen { .. } | Self::Signals { .. } => ErrorClass::Unavailable,
+            Self::Supervisor => ErrorClass::Bug,
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::AlreadyServed { .. } => "daemon.already_served",
+            Self::NotASocket { .. } | Self::Listen { .. } => "daemon.listen",
+            Self::Signals { .. } => "daemon.signals",
+            Self::Refused { .. } => "session.refused",
+            Self::Device(_) => "device.unavailable",
+            Self::Supervisor => "internal.bug",
+        }
+    }
+}

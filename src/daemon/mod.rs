@@ -1,0 +1,14 @@
+//! The daemon: the only place that puts the parts together.
+//!
+//! Phases: starting → ready → draining → stopping. [`run`] is all that `kasminad` calls.
+
+mod access;
+mod error;
+mod listen;
+mod phase;
+mod run;
+mod wiring;
+
+pub use error::DaemonError;
+pub use phase::Phase;
+pub use run::{DaemonEnvironment, run};

@@ -1,0 +1,177 @@
+//! The daemon from its first line to its last.
+
+use std::sync::Arc;
+
+use actix::Actor as _;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+};
+
+use super::{
+    DaemonError, Phase,
+    access::Access,
+    listen::Listener,
+    wiring::{Wiring, wire},
+};
+use crate::{
+    actor::{AdmitSession, BeginDrain, Supervisor, base::Handle},
+    config::Config,
+    control::{Control, serve_operator},
+    id::KernelId,
+    telemetry::Notifier,
+    wire::{ErrorReply, FrameKind, Peer, Reply, encode},
+};
+
+/// What the daemon takes from its environment besides the settings, read by the binary.
+#[derive(Debug, Default)]
+pub struct DaemonEnvironment {
+    /// Where systemd wants to be told.
+    pub notifier: Option<Notifier>,
+    /// A kernel whose passes panic, for tests of what then happens. Builds without debug assertions ignore
+    /// it.
+    pub panic_in: Option<KernelId>,
+}
+
+/// Runs the daemon until a signal or an operator ends it.
+///
+/// Blocking: for as long as the daemon lives. SIGTERM and SIGINT drain; a second one leaves at once.
+///
+/// # Errors
+/// [`DaemonError`] when it cannot start, or when the supervisor fails.
+pub fn run(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
+    actix::System::new().block_on(serve(config, environment))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        let wait = |kind| signal(kind).map_err(|source| DaemonError::Signals { source });
+        Ok(Self { terminate: wait(SignalKind::terminate())?, interrupt: wait(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!(signal = "SIGTERM", "asked to leave"),
+            _ = self.interrupt.recv() => tracing::info!(signal = "SIGINT", "asked to leave"),
+        }
+    }
+}
+
+async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    // Bound first: a second daemon is refused before it has touched what the first one works with.
+    let trainers = Listener::bind(&config.daemon.socket, config.daemon.socket_mode)?;
+    let operators = Listener::bind(&config.daemon.control_socket, config.daemon.control_mode)?;
+
+    let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await;
+    let address = Supervisor::new(parts).start();
+    supervisor.publish(Some(address.clone()));
+    let shutdown = Arc::new(Notify::new());
+    let control = Control {
+        supervisor: supervisor.clone(),
+        cache,
+        validator,
+        shutdown: shutdown.clone(),
+        phase: || Phase::now().as_str(),
+        max_artifact_bytes: config.validator.max_artifact_bytes.0,
+    };
+    let own_uid = rustix::process::geteuid().as_raw();
+    let trainers_allowed = Access::trainers(own_uid, &config.daemon.allow_uids);
+    let operators_allowed = Access::operators(own_uid, &config.daemon.admin_uids);
+
+    Phase::Serving.enter();
+    tracing::info!(
+        socket = %config.daemon.socket.display(),
+        control_socket = %config.daemon.control_socket.display(),
+        version = env!("CARGO_PKG_VERSION"),
+        "ready",
+    );
+    if let Some(notifier) = &environment.notifier {
+        notifier.ready();
+    }
+    let mut watch = tokio::time::interval(config.daemon.watch_interval);
+    let outcome = loop {
+        tokio::select! {
+            () = signals.next() => break Ok(()),
+            () = shutdown.notified() => break Ok(()),
+            (stream, peer) = accept(&trainers.socket) => admit(stream, peer, &trainers_allowed, &supervisor).await,
+            (stream, peer) = accept(&operators.socket) => {
+                if operators_allowed.admits(&peer) {
+                    actix::spawn(serve_operator(stream, control.clone()));
+                } else {
+                    tracing::warn!(uid = peer.uid, pid = peer.pid, "operator refused");
+                    refuse(stream, &DaemonError::Refused { uid: peer.uid }).await;
+                }
+            }
+            _ = watch.tick() => {
+                if !address.connected() {
+                    break Err(DaemonError::Supervisor);
+                }
+            }
+        }
+    };
+
+    Phase::Draining.enter();
+    if let Some(notifier) = &environment.notifier {
+        notifier.stopping();
+    }
+    // New trainers are told at once that nobody is here; those that are connected finish.
+    drop(trainers);
+    tokio::select! {
+        left = supervisor.ask(BeginDrain { patience: config.daemon.drain_timeout }) => match left {
+            Ok(0) => tracing::info!("every ticket is spent"),
+            Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
+            Err(error) => tracing::warn!(%error, "could not drain"),
+        },
+        () = signals.next() => tracing::warn!("leaving at once"),
+    }
+    Phase::Stopping.enter();
+    drop(operators);
+    actix::System::current().stop();
+    outcome
+}
+
+/// The next connection. Failures to accept pass, such as a peer that is gone or a shortage of descriptors.
+async fn accept(socket: &UnixListener) -> (UnixStream, Peer) {
+    loop {
+        match socket.accept().await {
+            Ok((stream, _)) => match Peer::of(&stream) {
+                Ok(peer) => return (stream, peer),
+                Err(error) => tracing::warn!(%error, "connection refused"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // With no descriptor left the next attempt fails at once: give others time to close some.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn admit(stream: UnixStream, peer: Peer, access: &Access, supervisor: &Handle<Supervisor>) {
+    if !access.admits(&peer) {
+        tracing::warn!(uid = peer.uid, pid = peer.pid, "trainer refused");
+        return refuse(stream, &DaemonError::Refused { uid: peer.uid }).await;
+    }
+    // A refusal for want of a place closes the connection, which the message takes with it.
+    match supervisor.ask(AdmitSession { stream, peer }).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(%error, pid = peer.pid, "session refused"),
+        Err(error) => tracing::warn!(%error, pid = peer.pid, "session refused"),
+    }
+}
+
+/// Tells a peer why it is not served, and closes.
+async fn refuse(stream: UnixStream, error: &DaemonError) {
+    let reply: Reply<()> = Reply::Error(ErrorReply::from_fault(error));
+    if let Ok(frame) = encode(FrameKind::Reply, 0, &reply) {
+        // It fits a socket's empty buffer, and one that does not take it is gone.
+        let _ = stream.try_write(&frame);
+    }
+}

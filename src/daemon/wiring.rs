@@ -1,0 +1,161 @@
+//! From settings to actors.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    actor::{
+        FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
+        base::{Child, Handle, RestartPolicy, Supervised},
+    },
+    backend::{Backend, cpu::CpuBackend},
+    backoff::Jitter,
+    cache::{
+        Budget, Clock, DeviceCache, Lookup, LookupOptions, SingleFlight, Source, SqliteOptions, SqliteTier,
+        SystemClock, Tier,
+    },
+    config::Config,
+    engine::{EngineConfig, Kernel},
+    id::KernelId,
+    origin::{BreakerPolicy, DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, GuardedTier},
+    validation::Policy,
+    wire::SessionLimits,
+};
+
+/// Requests that each actor takes at a time.
+const UNDER_WAY: usize = 512;
+
+/// Handles to everything that runs.
+#[derive(Debug)]
+pub(super) struct Wiring {
+    pub(super) supervisor: Handle<Supervisor>,
+    pub(super) cache: Handle<KernelCache>,
+    pub(super) validator: Handle<Validator>,
+    pub(super) parts: SupervisorParts,
+}
+
+/// Makes every part by the settings. Nothing runs yet.
+pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (exits_in, exits) = mpsc::unbounded_channel();
+    let policy = restart_policy(config);
+    let supervisor = Handle::new("supervisor", UNDER_WAY);
+    let (cache, fetcher, validator) = (
+        Handle::new("kernel_cache", UNDER_WAY),
+        Handle::new("urza_fetcher", UNDER_WAY),
+        Handle::new("validator", UNDER_WAY),
+    );
+
+    let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(config.device.thread_count()));
+    let engine = Arc::new(engine_config(config, panic_in));
+
+    let origin = Arc::new(DirectoryOrigin::new(DirectoryOptions::from(config)));
+    let guarded = Arc::new(Guarded::new(
+        origin,
+        GuardPolicy::from(&config.origin),
+        Jitter::from_process(),
+        clock.clone(),
+    ));
+    let source: Arc<dyn Source> = Arc::new(FetcherSource::new("directory", fetcher.clone()));
+    let sqlite = open_sqlite(config, clock.clone()).await;
+    let tiers = sqlite.iter().map(|tier| {
+        let tier: Arc<dyn Tier> = tier.clone();
+        Arc::new(GuardedTier::new(tier, BreakerPolicy::default(), clock.clone())) as Arc<dyn Tier>
+    });
+    let lookup =
+        Lookup::new(tiers.collect(), Some(source), LookupOptions::from(&config.cache), clock.clone());
+    let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
+    let cache_parts = KernelCacheParts {
+        device,
+        lookup: Arc::new(lookup),
+        sqlite,
+        validator: validator.clone(),
+        pinned: config.cache.pinned.clone().into(),
+        flights: Arc::new(SingleFlight::default()),
+    };
+
+    let rules = Arc::new(Policy::from(&config.validator));
+    let places = config.device.thread_count();
+    let fetcher_origin = guarded.clone();
+    let children: Vec<Box<dyn Child>> = vec![
+        Box::new(Supervised::new(validator.clone(), policy, exits_in.clone(), move |life| {
+            Validator::new(rules.clone(), places, life)
+        })),
+        Box::new(Supervised::new(fetcher.clone(), policy, exits_in.clone(), move |life| {
+            UrzaFetcher::new(fetcher_origin.clone(), life)
+        })),
+        Box::new(Supervised::new(cache.clone(), policy, exits_in, move |life| {
+            KernelCache::new(cache_parts.clone(), life)
+        })),
+    ];
+    let parts = SupervisorParts {
+        children,
+        exits,
+        handle: supervisor.clone(),
+        cache: cache.clone(),
+        fetcher,
+        backend,
+        engine,
+        limits: session_limits(config),
+        max_sessions: config.limits.max_sessions,
+        spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
+        clock,
+    };
+    Wiring { supervisor, cache, validator, parts }
+}
+
+fn restart_policy(config: &Config) -> RestartPolicy {
+    RestartPolicy {
+        max_restarts: config.daemon.restart_budget,
+        window: config.daemon.restart_window,
+        ..RestartPolicy::default()
+    }
+}
+
+fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
+    EngineConfig {
+        error_threshold: config.engine.error_threshold,
+        time_limit: config.engine.time_limit,
+        non_finite_guard: config.engine.non_finite_guard,
+        max_tickets_per_layer: config.engine.max_tickets_per_layer,
+        max_plan_bytes: config.validator.max_plan_bytes.as_usize(),
+        threads: config.device.thread_count(),
+        panic_in,
+        ..EngineConfig::default()
+    }
+}
+
+fn session_limits(config: &Config) -> SessionLimits {
+    let tickets = config.engine.max_tickets_per_layer.saturating_mul(config.limits.max_layers_per_session);
+    SessionLimits {
+        max_arena_bytes: config.data_plane.arena_bytes.0,
+        max_layers: u32::try_from(config.limits.max_layers_per_session).unwrap_or(u32::MAX),
+        max_seeds_per_layer: u16::try_from(config.limits.max_seeds_per_layer).unwrap_or(u16::MAX),
+        max_tickets: u32::try_from(tickets).unwrap_or(u32::MAX),
+        max_saved_bytes: config.limits.max_bytes_per_session.0,
+    }
+}
+
+fn weigh(kernel: &Arc<Kernel>) -> u64 {
+    kernel.resident_bytes() as u64
+}
+
+/// Opens the tier on disk. A daemon whose disk fails goes on without it and says so.
+async fn open_sqlite(config: &Config, clock: Arc<dyn Clock>) -> Option<Arc<SqliteTier>> {
+    if !config.cache.sqlite.enabled {
+        return None;
+    }
+    let options = SqliteOptions {
+        path: config.sqlite_path(),
+        max_bytes: config.cache.sqlite.max_bytes.0,
+        busy_timeout: Duration::from_secs(5),
+    };
+    match SqliteTier::open(&options, clock).await {
+        Ok(tier) => Some(Arc::new(tier)),
+        Err(error) => {
+            tracing::warn!(%error, "going on without the tier on disk");
+            None
+        }
+    }
+}
