@@ -6,3 +6,6 @@ mod schema;
 
 pub(super) use program::Program;
 pub(super) use reader::read;
+
+#[cfg(test)]
+mod tests;

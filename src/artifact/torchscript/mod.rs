@@ -4,6 +4,7 @@
 //! over modules vanish, and a branch on a tensor's data is refused.
 
 mod builtin;
+mod expression;
 mod interpreter;
 mod lexer;
 mod objects;
@@ -14,3 +15,6 @@ mod syntax;
 
 pub(super) use program::Program;
 pub(super) use reader::read;
+
+#[cfg(test)]
+mod tests;
