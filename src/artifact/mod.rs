@@ -8,6 +8,8 @@ mod aten;
 mod error;
 mod limits;
 mod module;
+#[cfg(test)]
+mod mutation_tests;
 mod pickle;
 mod pt2;
 mod storage;

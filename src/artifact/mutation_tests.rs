@@ -1,0 +1,103 @@
+//! Golden archives with damage inside of their files and checksums that are right again, so that it reaches
+//! the readers behind the zip.
+
+use std::path::PathBuf;
+
+use super::{
+    Mode, ReadLimits, read,
+    zip::{
+        Archive,
+        writer::{Entry, write},
+    },
+};
+use crate::{graph::Limits, tensor::DType};
+
+/// A small generator, so that every run damages alike.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+}
+
+fn archives() -> Vec<Vec<u8>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
+    let mut archives = Vec::new();
+    for folder in [folder.clone(), folder.join("scripted"), folder.join("decomposed")] {
+        let mut files: Vec<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let is_archive = |path: &PathBuf| path.extension().is_some_and(|e| e == "pt" || e == "pt2");
+        archives.extend(files.into_iter().filter(is_archive).map(|path| std::fs::read(path).unwrap()));
+    }
+    archives
+}
+
+/// Bytes that mean something in code, JSON or pickles.
+const TELLING: &[u8] = b"0919-.,()[]{}\"\n eat(q\x85Rb";
+
+/// Flips a bit, cuts, repeats a piece elsewhere, or puts in a byte that means something to the readers.
+fn damage(content: &mut Vec<u8>, random: &mut Random) {
+    let at = random.below(content.len());
+    match random.below(5) {
+        0 => content.truncate(at),
+        1 => {
+            let len = random.below(64).min(content.len() - at);
+            let piece = content[at..at + len].to_vec();
+            let to = random.below(content.len());
+            content.splice(to..to, piece);
+        }
+        2 => {
+            if let Some(byte) = content.get_mut(at) {
+                *byte = TELLING[random.below(TELLING.len())];
+            }
+        }
+        _ => {
+            if let Some(byte) = content.get_mut(at) {
+                *byte ^= 1 << random.below(8);
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_files_are_refused_or_read_and_never_panic() {
+    let archives = archives();
+    assert!(archives.len() > 100, "the golden data is in place");
+    let mut random = Random(0x5EED_CAFE);
+    let limits = ReadLimits { fuel: 20_000, ..ReadLimits::default() };
+    let (mut refused, mut failed, mut lowered) = (0, 0, 0);
+    for round in 0..2_000 {
+        let archive = Archive::open(&archives[round % archives.len()], &limits).unwrap();
+        let names: Vec<&str> = archive.names().collect();
+        let told = |name: &&&str| name.ends_with(".py") || name.ends_with(".pkl") || name.ends_with(".json");
+        let targets: Vec<&&str> = names.iter().filter(told).collect();
+        let target = *targets[random.below(targets.len())];
+        let entries = names.iter().map(|name| {
+            let mut content = archive.file(name).unwrap().into_owned();
+            if *name == target {
+                for _ in 0..=random.below(3) {
+                    damage(&mut content, &mut random);
+                }
+            }
+            Entry::new(&format!("k/{name}"), content)
+        });
+        let bytes = write(&entries.collect::<Vec<_>>());
+        let Ok(module) = read(bytes.into(), &limits) else {
+            refused += 1;
+            continue;
+        };
+        for shape in [&[2, 4, 8, 8][..], &[3, 5, 8], &[4, 8]] {
+            match module.lower(&[(shape.into(), DType::F32)], Mode::Train, &Limits::default()) {
+                Ok(_) => lowered += 1,
+                Err(_) => failed += 1,
+            }
+        }
+    }
+    let counts = format!("{refused} refused, {failed} did not lower, {lowered} lowered");
+    assert!(refused > 500 && failed > 500 && lowered > 50, "the damage reaches every stage: {counts}");
+}
