@@ -17,7 +17,7 @@ test:
 ## Prints the tables of docs/performance.md, both sides measured in one run.
 bench: venv
 	cargo build --release --locked --bins
-	cargo bench --locked
+	$(VENV)/bin/python benches/bench.py $(if $(CASE),--case "$(CASE)")
 
 ## Format, clippy, documentation, and dependencies where cargo-deny is installed.
 lint:
