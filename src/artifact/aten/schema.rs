@@ -158,6 +158,8 @@ impl Schema {
 fn misfits(name: &str, value: &Value) -> bool {
     match name {
         "dtype" => matches!(value, Value::Placement | Value::Tensor(_) | Value::Known(..)),
+        // `max(x, 1)` reduces a dimension, `max(x, y)` compares with a tensor.
+        "dim" => matches!(value, Value::Tensor(_) | Value::Known(..)),
         "device" | "layout" => matches!(value, Value::DType(_) | Value::Tensor(_)),
         _ => false,
     }

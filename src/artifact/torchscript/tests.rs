@@ -89,6 +89,16 @@ fn arguments_bind_by_place_and_by_name() {
 }
 
 #[test]
+fn overloads_are_told_apart_by_what_they_are_given() {
+    let reduced = graph("y, i, = torch.max(x, 1)\nreturn y");
+    assert!(matches!(ops(&reduced)[1], Op::MaxPool2d(_)), "the largest along dimension 1, not max(x, 1)");
+    let compared = graph("return torch.max(x, torch.relu(x))");
+    assert_eq!(ops(&compared)[1], Op::Binary(Binary::Maximum));
+    let cast = graph("return torch.to(x, torch.device(\"cpu\"), 7)");
+    assert_eq!(ops(&cast), [Op::Cast(DType::F64)]);
+}
+
+#[test]
 fn writing_in_place_is_seen_through_every_name() {
     let graph = graph("y = torch.sigmoid(x)\nz = y\n_0 = torch.relu_(z)\nreturn y");
     assert_eq!(ops(&graph), [Op::Unary(Unary::Sigmoid), Op::Unary(Unary::Relu)]);

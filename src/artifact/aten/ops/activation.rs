@@ -59,6 +59,24 @@ pub(super) const ENTRIES: &[Entry] = &[
         let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
         simple(call, Unary::Hardtanh { min, max })
     }),
+    entry("clip(self, min=None, max=None)", |call| {
+        let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
+        simple(call, Unary::Hardtanh { min, max })
+    }),
+    entry("celu(self, alpha=1.0)", |call| {
+        let alpha = call.float("alpha")?;
+        let x = floating(call, "self")?;
+        let scaled = call.scale(x, 1.0 / alpha)?;
+        // α·elu(x/α) is x above 0 and α·(e^(x/α) − 1) below.
+        let y = call.unary(Unary::Elu { alpha: 1.0 }, scaled)?;
+        let y = call.scale(y, alpha)?;
+        call.fresh(y)
+    }),
+    entry("log2(self)", |call| {
+        let y = map(call, Unary::Log)?;
+        let y = call.scale(y, std::f64::consts::LOG2_E)?;
+        call.fresh(y)
+    }),
     entry("clamp_min(self, min)", |call| {
         let min = call.float("min")?;
         simple(call, Unary::Hardtanh { min, max: f64::INFINITY })

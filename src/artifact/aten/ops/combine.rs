@@ -1,6 +1,11 @@
 //! Several tensors into one.
 
-use super::{Call, Entry, Operand, Outcome, arithmetic::result_type, entry, view::unsqueeze};
+use super::{
+    Call, Entry, Operand, Outcome,
+    arithmetic::result_type,
+    entry,
+    view::{cut, unsqueeze},
+};
 use crate::{
     artifact::Problem,
     graph::{Op, ValueId},
@@ -43,6 +48,24 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.expand(y, &wide)?;
         let y = call.reshape(y, merged)?;
         call.fresh(y)
+    }),
+    entry("roll(self, shifts, dims=[])", |call| {
+        let mut x = call.tensor("self")?;
+        let (shape, shifts, dims) = (call.shape(x), call.ints("shifts")?, call.ints("dims")?);
+        if dims.is_empty() || dims.len() != shifts.len() {
+            return Err(Problem::unsupported("rolling a flattened tensor"));
+        }
+        for (&dim, &shift) in dims.iter().zip(&shifts) {
+            let dim = shape.resolve_dim(dim)?;
+            let size = shape.get(dim).copied().unwrap_or(0);
+            let shift = if size == 0 { 0 } else { shift.rem_euclid(size as i64) as usize };
+            if shift > 0 {
+                let back = cut(call, x, dim, size - shift, shift)?;
+                let front = cut(call, x, dim, 0, size - shift)?;
+                x = join(call, &[back, front], dim)?;
+            }
+        }
+        call.fresh(x)
     }),
     entry("broadcast_tensors(tensors)", |call| {
         let tensors = call.tensors("tensors")?;

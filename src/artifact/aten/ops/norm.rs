@@ -181,10 +181,8 @@ fn store(call: &mut Call<'_, '_>, name: &str, value: ValueId) -> Result<(), Prob
 fn instance(call: &mut Call<'_, '_>) -> Outcome {
     let x = call.tensor("input")?;
     let channels = channels(call, x)?;
+    // Unlike batch norm, PyTorch's instance norm does not count its batches.
     let tracked = call.get("running_mean") != Value::None;
-    if let Some(mean) = call.tensor_ref("running_mean") {
-        call.lowering.note_running_mean(mean);
-    }
     if tracked && call.mode() == Mode::Eval {
         let y = by_running(call)?;
         return call.fresh(y);

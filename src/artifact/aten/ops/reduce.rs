@@ -1,9 +1,14 @@
 //! Reductions and the softmax family.
 
-use super::{Call, Entry, Outcome, Value, activation::floating, entry, view::volume};
+use super::{
+    Call, Entry, Outcome, Value,
+    activation::floating,
+    entry,
+    view::{swap, volume},
+};
 use crate::{
     artifact::Problem,
-    graph::{Binary, Compare, Op, Reduction, Unary, ValueId},
+    graph::{Binary, Compare, Op, Pool2d, Reduction, Unary, ValueId},
     tensor::{DType, Shape},
 };
 
@@ -27,8 +32,23 @@ pub(super) const ENTRIES: &[Entry] = &[
         reduce(call, x, Reduction::Amax)
     }),
     entry("amin(self, dim=[], keepdim=False)", smallest),
+    entry("max.dim(self, dim, keepdim=False)", |call| extreme(call, Binary::Maximum)),
+    entry("min.dim(self, dim, keepdim=False)", |call| extreme(call, Binary::Minimum)),
     entry("max.other(self, other)", |call| pairwise(call, Binary::Maximum)),
     entry("min.other(self, other)", |call| pairwise(call, Binary::Minimum)),
+    entry("logsumexp(self, dim, keepdim=False)", |call| {
+        let x = floating(call, "self")?;
+        let shape = call.shape(x);
+        let dims = call.dims("dim", &shape)?;
+        let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[x])?;
+        let shifted = call.apply(Op::Binary(Binary::Sub), &[x, largest])?;
+        let exps = call.unary(Unary::Exp, shifted)?;
+        let sum = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.clone() }, &[exps])?;
+        let log = call.unary(Unary::Log, sum)?;
+        let y = call.apply(Op::Binary(Binary::Add), &[log, largest])?;
+        let y = settle(call, y, &shape, &dims)?;
+        call.fresh(y)
+    }),
     entry("max.default(self)", |call| {
         let x = call.tensor("self")?;
         reduce(call, x, Reduction::Amax)
@@ -92,6 +112,38 @@ fn quantified(call: &mut Call<'_, '_>, every: bool) -> Outcome {
     let y = call.apply(Op::Compare(compare), &[largest, none])?;
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
+}
+
+/// Values and indices along one dimension. A pooling window over the whole of it, since that gives the
+/// gradient to one element where several are equal, as PyTorch does here and `amax` does not.
+fn extreme(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
+    let x = floating(call, "self")?;
+    let shape = call.shape(x);
+    let dim = call.dim("dim", &shape)?;
+    let Some(&size) = shape.get(dim).filter(|&&size| size > 0) else {
+        return Err(Problem::argument(format!("shape {shape} has nothing to compare along dimension {dim}")));
+    };
+    let last = shape.rank() - 1;
+    let moved = swap(call, x, dim, last)?;
+    let inner = call.shape(moved);
+    let rows = volume(&inner[..last])?;
+    let mut flat = call.reshape(moved, [rows, 1, 1, size].into())?;
+    if op == Binary::Minimum {
+        flat = call.unary(Unary::Neg, flat)?;
+    }
+    let kernel = [1, size];
+    let window = Pool2d { kernel, stride: kernel, padding: [0, 0], dilation: [1, 1], ceil: false };
+    let mut both = call.push(Op::MaxPool2d(window), &[flat])?;
+    if op == Binary::Minimum {
+        both[0] = call.unary(Unary::Neg, both[0])?;
+    }
+    for value in &mut both {
+        let kept = inner.iter().enumerate().map(|(i, &n)| if i == last { 1 } else { n }).collect();
+        let kept = call.reshape(*value, kept)?;
+        let back = swap(call, kept, dim, last)?;
+        *value = settle(call, back, &shape, &[dim])?;
+    }
+    call.fresh_tuple(&both)
 }
 
 fn pairwise(call: &mut Call<'_, '_>, op: Binary) -> Outcome {

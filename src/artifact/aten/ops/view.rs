@@ -55,12 +55,60 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.permute(x, order)?;
         call.view("self", y)
     }),
-    entry("transpose(self, dim0, dim1)", |call| {
+    entry("transpose(self, dim0, dim1)", |call| swapped(call, "dim0", "dim1")),
+    entry("swapaxes(self, axis0, axis1)", |call| swapped(call, "axis0", "axis1")),
+    entry("swapdims(self, dim0, dim1)", |call| swapped(call, "dim0", "dim1")),
+    entry("movedim(self, source, destination)", |call| {
         let x = call.tensor("self")?;
         let shape = call.shape(x);
-        let (a, b) = (call.dim("dim0", &shape)?, call.dim("dim1", &shape)?);
-        let y = swap(call, x, a, b)?;
+        let resolve = |name: &str| -> Result<Vec<usize>, Problem> {
+            Ok(call.ints(name)?.iter().map(|&d| shape.resolve_dim(d)).collect::<Result<_, _>>()?)
+        };
+        let (from, to) = (resolve("source")?, resolve("destination")?);
+        if from.len() != to.len() {
+            return Err(Problem::argument(format!("{from:?} cannot move to {to:?}")));
+        }
+        let mut order = vec![None; shape.rank()];
+        for (&from, &to) in from.iter().zip(&to) {
+            if let Some(slot) = order.get_mut(to) {
+                *slot = Some(from);
+            }
+        }
+        let mut rest = (0..shape.rank()).filter(|d| !from.contains(d));
+        let order = order.into_iter().map(|slot| slot.or_else(|| rest.next())).collect::<Option<_>>();
+        let Some(order) = order else { return Err(Problem::argument("a dimension is moved twice")) };
+        let y = call.permute(x, order)?;
         call.view("self", y)
+    }),
+    entry("pixel_shuffle(self, upscale_factor)", |call| {
+        let (x, factor) = (call.tensor("self")?, call.size("upscale_factor")?);
+        let shape = call.shape(x);
+        let ([n, c, h, w], Some(area @ 1..)) = (sizes4(&shape)?, factor.checked_mul(factor)) else {
+            return Err(Problem::argument(format!("the factor {factor} is out of range")));
+        };
+        if !c.is_multiple_of(area) {
+            return Err(Problem::argument(format!("{area} does not divide {c} channels")));
+        }
+        let out = c / area;
+        let split = call.reshape(x, [n, out, factor, factor, h, w].into())?;
+        let moved = call.permute(split, vec![0, 1, 4, 2, 5, 3])?;
+        let (Some(height), Some(width)) = (h.checked_mul(factor), w.checked_mul(factor)) else {
+            return Err(Problem::argument("the result overflows"));
+        };
+        let y = call.reshape(moved, [n, out, height, width].into())?;
+        call.fresh(y)
+    }),
+    entry("channel_shuffle(self, groups)", |call| {
+        let (x, groups) = (call.tensor("self")?, call.size("groups")?);
+        let shape = call.shape(x);
+        let [n, c, h, w] = sizes4(&shape)?;
+        if groups == 0 || !c.is_multiple_of(groups) {
+            return Err(Problem::argument(format!("{groups} groups do not divide {c} channels")));
+        }
+        let split = call.reshape(x, [n, groups, c / groups, h, w].into())?;
+        let moved = call.permute(split, vec![0, 2, 1, 3, 4])?;
+        let y = call.reshape(moved, shape)?;
+        call.fresh(y)
     }),
     entry("t(self)", |call| reversed(call, 0..=2)),
     entry("numpy_T(self)", |call| reversed(call, 0..=usize::MAX)),
@@ -217,6 +265,19 @@ pub(super) fn swap(call: &mut Call<'_, '_>, x: ValueId, a: usize, b: usize) -> R
     }
     order.swap(a, b);
     call.permute(x, order)
+}
+
+fn swapped(call: &mut Call<'_, '_>, first: &str, second: &str) -> Outcome {
+    let x = call.tensor("self")?;
+    let shape = call.shape(x);
+    let (a, b) = (call.dim(first, &shape)?, call.dim(second, &shape)?);
+    let y = swap(call, x, a, b)?;
+    call.view("self", y)
+}
+
+fn sizes4(shape: &Shape) -> Result<[usize; 4], Problem> {
+    <[usize; 4]>::try_from(shape.dims())
+        .map_err(|_| Problem::argument(format!("shape {shape} is not [N, C, H, W]")))
 }
 
 fn reversed(call: &mut Call<'_, '_>, ranks: std::ops::RangeInclusive<usize>) -> Outcome {
