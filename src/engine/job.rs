@@ -11,6 +11,7 @@ use std::{
 use super::{EngineConfig, EngineError, LiveSeed, PlanSet};
 use crate::{
     backend::{Bindings, HostMemory, Memory, Region, RunContext, RunError},
+    tensor::HostTensor,
     wire::Block,
 };
 
@@ -146,7 +147,7 @@ impl Job {
                 let buffer_updates = scratch.updates.region();
                 let bindings = Bindings { outputs: &outputs, buffer_updates, ..common };
                 self.plans.forward.run(&bindings, &self.context).map_err(failed)?;
-                if self.plans.guarded && self.is_flagged() {
+                if self.plans.guarded && self.is_flagged() && !self.is_finite(output) {
                     return Err(EngineError::NonFinite { kernel: live.kernel().id().clone() });
                 }
             }
@@ -175,10 +176,19 @@ impl Job {
         Ok(())
     }
 
-    /// Whether the guard's output says that the output is not finite.
+    /// Whether the guard's sum is not finite: then the output may not be either.
     fn is_flagged(&self) -> bool {
-        let mut flag = [0; 4];
-        !self.scratch.flag.region().read(&mut flag) || f32::from_le_bytes(flag).is_nan()
+        let mut sum = [0; 4];
+        !self.scratch.flag.region().read(&mut sum) || !f32::from_le_bytes(sum).is_finite()
+    }
+
+    /// Looks through the whole output: large numbers can have a sum that is not finite.
+    fn is_finite(&self, output: &HostMemory) -> bool {
+        let info = &self.plans.output;
+        let mut bytes = vec![0; info.shape.elements().saturating_mul(info.dtype.size_bytes())];
+        output.region().read(&mut bytes)
+            && HostTensor::new(info.shape.clone(), info.dtype, bytes)
+                .is_ok_and(|tensor| tensor.to_f64().iter().all(|v| v.is_finite()))
     }
 
     /// Makes the buffers that a forward pass has updated the seed's own. Called once, after a success.

@@ -6,8 +6,8 @@ use super::{EngineConfig, EngineError, Kernel};
 use crate::{
     backend::{Backend, CompileOptions, Executable},
     graph::{
-        Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, Unary, ValueInfo, Wants, cost,
-        differentiate, simplify,
+        Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, ValueInfo, Wants, cost, differentiate,
+        simplify,
     },
     tensor::{DType, Shape},
 };
@@ -32,7 +32,8 @@ pub struct PlanKey {
 pub struct PlanSet {
     /// What the kernel gives.
     pub output: ValueInfo,
-    /// Runs the kernel. Where the guard is on, output 1 is an f32 that is NaN if output 0 is not finite.
+    /// Runs the kernel. Where the guard is on, output 1 is the f32 sum of output 0: finite only if all of it
+    /// is, or else the output has to be looked through.
     pub forward: Arc<dyn Executable>,
     /// Runs its gradient; absent where none is wanted or nothing wanted depends on the output.
     pub backward: Option<Backward>,
@@ -105,6 +106,7 @@ impl PlanSet {
         let guarded = config.non_finite_guard && output.dtype.is_floating_point();
         if guarded {
             graph = guard(graph).map_err(refused)?;
+            simplify(&mut graph);
         }
         let updates = graph.sinks.iter().filter_map(|&(sink, _)| match sink {
             Sink::BufferUpdate(n) => Some(n as usize),
@@ -129,16 +131,18 @@ impl PlanSet {
     }
 }
 
-/// Adds an output that is NaN if output 0 holds an infinity or a NaN, and 0 otherwise: the sum of 0·x.
+/// Adds the sum of output 0 as another output: infinities and NaNs cannot cancel out in it.
 fn guard(graph: Graph) -> Result<Graph, GraphError> {
     let limits =
         Limits { max_nodes: usize::MAX, max_value_elements: usize::MAX, max_total_elements: usize::MAX };
     let mut builder = Builder::resume(graph, limits);
     let Some(mut value) = builder.graph().sink(Sink::Output(0)) else { return Ok(builder.finish()) };
-    value = builder.apply(Op::Unary(Unary::MulScalar { value: 0.0 }), &[value])?;
-    let dims = (0..builder.shape(value).rank()).collect();
-    value = builder.apply(Op::Reduce { reduction: Reduction::Sum, dims }, &[value])?;
     value = builder.apply(Op::Cast(DType::F32), &[value])?;
+    // The batch last: until then every sample is summed on its own, side by side.
+    let rank = builder.shape(value).rank();
+    for dims in [(1..rank).collect::<Vec<_>>(), (0..rank.min(1)).collect()] {
+        value = builder.apply(Op::Reduce { reduction: Reduction::Sum, dims }, &[value])?;
+    }
     builder.sink(Sink::Output(1), value);
     Ok(builder.finish())
 }

@@ -130,7 +130,8 @@ def _forward(
         factor = out.clone() if client._heap.crowded else out
         return h * factor, completion, ticket, factor
     if layer.blend == "convex":
-        out.add_(h, alpha=1.0 - completion.blend_weight)
+        if completion.blend_weight < 1.0:
+            out.add_(h, alpha=1.0 - completion.blend_weight)
     else:
         out.add_(h)
     return (out.clone() if client._heap.crowded else out), completion, ticket, None

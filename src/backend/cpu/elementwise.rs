@@ -85,27 +85,34 @@ fn zip<A: Plain, Y: Plain>(run: &Run<'_>, f: impl Fn(A, A) -> Y + Sync) {
         vectorised(
             #[inline(always)]
             || {
-                walk.spans(start, piece.len(), |Span { done, len, firsts: [i, j] }| {
-                    let y = &mut piece[done..done + len];
-                    match steps {
-                        [1, 1] => {
-                            for ((y, &a), &b) in y.iter_mut().zip(&a[i..i + len]).zip(&b[j..j + len]) {
-                                *y = f(a, b);
+                walk.spans(
+                    start,
+                    piece.len(),
+                    #[inline(always)]
+                    |Span { done, len, firsts: [i, j] }| {
+                        let y = &mut piece[done..done + len];
+                        match steps {
+                            [1, 1] => {
+                                for ((y, &a), &b) in y.iter_mut().zip(&a[i..i + len]).zip(&b[j..j + len]) {
+                                    *y = f(a, b);
+                                }
+                            }
+                            [1, 0] => {
+                                let b = b[j];
+                                y.iter_mut().zip(&a[i..i + len]).for_each(|(y, &a)| *y = f(a, b));
+                            }
+                            [0, 1] => {
+                                let a = a[i];
+                                y.iter_mut().zip(&b[j..j + len]).for_each(|(y, &b)| *y = f(a, b));
+                            }
+                            [s, t] => {
+                                y.iter_mut()
+                                    .enumerate()
+                                    .for_each(|(n, y)| *y = f(a[i + n * s], b[j + n * t]));
                             }
                         }
-                        [1, 0] => {
-                            let b = b[j];
-                            y.iter_mut().zip(&a[i..i + len]).for_each(|(y, &a)| *y = f(a, b));
-                        }
-                        [0, 1] => {
-                            let a = a[i];
-                            y.iter_mut().zip(&b[j..j + len]).for_each(|(y, &b)| *y = f(a, b));
-                        }
-                        [s, t] => {
-                            y.iter_mut().enumerate().for_each(|(n, y)| *y = f(a[i + n * s], b[j + n * t]));
-                        }
-                    }
-                });
+                    },
+                );
             },
         );
     });

@@ -100,22 +100,29 @@ fn add<T: Plain, G: Gather<T>>(from: Strided<'_, T>, shape: &Shape, to: &Layout,
     vectorised(
         #[inline(always)]
         || {
-            walk.spans(0, shape.elements(), |Span { len, firsts: [i, o], .. }| match steps {
-                [1, 0] => y[o] = G::join(y[o], along::<T, G>(&from.data[i..i + len])),
-                [step, 0] => {
-                    y[o] = from.data[i..]
-                        .iter()
-                        .step_by(step.max(1))
-                        .take(len)
-                        .fold(y[o], |sum, &v| G::join(sum, v));
-                }
-                [1, 1] => {
-                    for (y, &x) in y[o..o + len].iter_mut().zip(&from.data[i..i + len]) {
-                        *y = G::join(*y, x);
+            walk.spans(
+                0,
+                shape.elements(),
+                #[inline(always)]
+                |Span { len, firsts: [i, o], .. }| match steps {
+                    [1, 0] => y[o] = G::join(y[o], along::<T, G>(&from.data[i..i + len])),
+                    [step, 0] => {
+                        y[o] = from.data[i..]
+                            .iter()
+                            .step_by(step.max(1))
+                            .take(len)
+                            .fold(y[o], |sum, &v| G::join(sum, v));
                     }
-                }
-                [s, t] => (0..len).for_each(|n| y[o + n * t] = G::join(y[o + n * t], from.data[i + n * s])),
-            });
+                    [1, 1] => {
+                        for (y, &x) in y[o..o + len].iter_mut().zip(&from.data[i..i + len]) {
+                            *y = G::join(*y, x);
+                        }
+                    }
+                    [s, t] => {
+                        (0..len).for_each(|n| y[o + n * t] = G::join(y[o + n * t], from.data[i + n * s]))
+                    }
+                },
+            );
         },
     );
 }

@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::fixture::{
     BATCH, ELEMENTS, Layer, Room, WIDTH, close, config, expected, kernel, live, noise, passes_counted, seed,
-    weights_of,
+    shift_kernel, weights_of,
 };
 use crate::{
     backend::{
@@ -58,6 +58,17 @@ fn a_kernel_that_gives_nan_is_left_out_and_its_buffers_stay() {
     let mut layer = beside(&bad, EngineConfig { non_finite_guard: false, ..config() });
     let report = layer.forward(&noise(1), false).unwrap();
     assert_eq!(report.live_mask, 3);
+}
+
+#[test]
+fn an_output_whose_sum_overflows_is_finite_all_the_same() {
+    let mut layer = Layer::new(Blend::Residual, 1, config());
+    layer.attach(0, &live(shift_kernel(3e38), 0), 1.0);
+    let report = layer.forward(&noise(1), false).unwrap();
+    assert!(report.failures.is_empty(), "{:?}", report.failures);
+    layer.attach(0, &live(shift_kernel(f32::INFINITY), 0), 1.0);
+    let report = layer.forward(&noise(1), false).unwrap();
+    assert_eq!(report.failures[0].error.failure(), FailureKind::NonFinite);
 }
 
 #[cfg(debug_assertions)]

@@ -52,6 +52,37 @@ impl Program for TanhProgram {
     }
 }
 
+/// k(x) = x + c.
+#[derive(Debug)]
+struct ShiftProgram(f32);
+
+impl Program for ShiftProgram {
+    fn lower(&self, key: &PlanKey, _limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
+        let graph = || -> Result<Graph, GraphError> {
+            let mut b = Builder::new();
+            let x = b.source(Source::Input(0), key.input_shape.clone(), key.dtype)?;
+            let y = b.apply(Op::Unary(Unary::AddScalar { value: self.0.into() }), &[x])?;
+            b.sink(Sink::Output(0), y);
+            Ok(b.finish())
+        };
+        graph().map_err(|error| Box::new(error) as Box<dyn Fault + Send + Sync>)
+    }
+}
+
+pub(super) fn shift_kernel(by: f32) -> Arc<Kernel> {
+    let id: crate::id::KernelId = "shift".parse().unwrap();
+    let parts = KernelParts {
+        digest: Digest::of(b"shift"),
+        metadata: Metadata::bare(id.clone()),
+        id,
+        verdict: None,
+        parameters: Vec::new(),
+        buffers: Vec::new(),
+        program: Box::new(ShiftProgram(by)),
+    };
+    Arc::new(Kernel::new(parts).unwrap())
+}
+
 pub(super) fn kernel(name: &str, w: &[f32], output: [usize; 2]) -> Arc<Kernel> {
     let id: crate::id::KernelId = name.parse().unwrap();
     let weight = |name: &str, tensor, requires_grad| Weight { name: name.to_owned(), tensor, requires_grad };
