@@ -6,7 +6,7 @@ VENV := .venv
 .PHONY: quickstart test bench lint venv deps clean
 
 ## Build, start a daemon on a temporary directory, and train a network on real digits through it.
-quickstart:
+quickstart: deps
 	cargo build --release --locked --bins
 	target/release/kasmina quickstart
 

@@ -9,7 +9,7 @@
 //! - data plane, threads and no async: [`wire`], [`engine`]
 //! - supply: [`cache`], [`origin`]
 //! - control plane: [`actor`]
-//! - edges: [`control`], [`client`]
+//! - edges: [`control`], [`client`], [`cli`]
 //! - the whole: [`daemon`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -44,5 +44,7 @@ pub mod actor;
 pub mod control;
 
 pub mod client;
+
+pub mod cli;
 
 pub mod daemon;

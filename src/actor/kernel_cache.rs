@@ -188,6 +188,24 @@ impl Handler<GetKernel> for KernelCache {
     }
 }
 
+/// Tells that a resident kernel has grown by a plan, so that its weight is taken anew.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReweighKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<ReweighKernel> for KernelCache {
+    type Result = ();
+
+    fn handle(&mut self, ReweighKernel(id): ReweighKernel, _: &mut Self::Context) {
+        if let Err(error) = self.parts.device.reweigh(&id) {
+            tracing::warn!(kernel = %id, %error, "the cache is over its budget, for what it holds is in use");
+        }
+    }
+}
+
 /// Begins to load kernels that are not resident, and says how many.
 #[derive(Debug, Message)]
 #[rtype(result = "u32")]

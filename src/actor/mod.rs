@@ -18,7 +18,7 @@ pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, EvictKernel, GetKernel, KernelCache, KernelCacheParts, KernelLease,
-    PrefetchKernels, ReportCache,
+    PrefetchKernels, ReportCache, ReweighKernel,
 };
 pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};

@@ -9,7 +9,7 @@ use actix::{
     Actor, ActorFutureExt as _, Context, Handler, Message, MessageResult, ResponseActFuture, WrapFuture as _,
 };
 
-use super::{ActorError, GetKernel, KernelCache, KernelLease, LaneLink, base::Handle};
+use super::{ActorError, GetKernel, KernelCache, KernelLease, LaneLink, ReweighKernel, base::Handle};
 use crate::{
     backend::Backend,
     engine::{Alpha, EngineConfig, EngineError, LiveSeed, PlanKey, SeedCounters, is_active, transition},
@@ -204,6 +204,8 @@ impl SeedParts {
         });
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
+        // Planning has made the kernel heavier; a cache that cannot be asked learns of it at the next graft.
+        let _ = self.cache.ask(ReweighKernel(graft.kernel.clone())).await;
         Ok(Prepared { lease, live, memory, share })
     }
 }

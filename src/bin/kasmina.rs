@@ -1,2 +1,172 @@
-//! x
-fn main() {}
+//! `kasmina`: the tool beside the daemon.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kasmina::{
+    artifact::Mode,
+    cli::{
+        self, CliError, ExecOptions, Exit, OperatorOptions, QuickstartOptions, TrainerOptions,
+        ValidateOptions,
+    },
+    config::{Config, ProcessEnvironment},
+};
+
+/// Works with kernels and with a running kasminad.
+///
+/// Exit codes: 0 done; 1 the answer is no (a kernel rejected or failed, accuracy not raised); 2 a file or an
+/// argument cannot be used; 3 the daemon does not answer or refused.
+#[derive(Debug, Parser)]
+#[command(name = "kasmina", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs an artifact offline, forward and, given a gradient, backward.
+    Exec {
+        /// The artifact: a PT2 or TorchScript archive.
+        file: PathBuf,
+        /// A safetensors file with tensor `input`.
+        #[arg(long, value_name = "FILE")]
+        input: PathBuf,
+        /// A safetensors file with the output's gradient as tensor `output`.
+        #[arg(long, value_name = "FILE")]
+        grad_output: Option<PathBuf>,
+        /// Whether batch norm and dropout train.
+        #[arg(long, value_enum, default_value = "eval")]
+        mode: ModeArgument,
+        /// Where `output`, `grad.…` and `buffer.…` go.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Threads; 0 is all.
+        #[arg(long, default_value_t = 0)]
+        threads: usize,
+        /// Decides dropout masks.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Judges an artifact by the validator's rules: 0 accepted, 1 rejected, 2 unreadable.
+    Validate {
+        /// The artifact.
+        file: PathBuf,
+        /// Prints the verdict as JSON.
+        #[arg(long)]
+        json: bool,
+        /// A configuration whose [validator] section decides.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Prints how the daemon does.
+    Status(Operator),
+    /// Prints every seed of every session.
+    Seeds(Operator),
+    /// Prints what the cache's tiers hold and how they did.
+    Cache(Operator),
+    /// Starts a daemon, trains on real digits through it, and grafts two kernels.
+    Quickstart {
+        /// The folder with kernels, digits and data.
+        #[arg(long, value_name = "DIR")]
+        examples: Option<PathBuf>,
+        #[command(flatten)]
+        training: Training,
+    },
+    /// The trainer that `quickstart` starts.
+    #[command(hide = true)]
+    QuickstartTrainer {
+        #[arg(long)]
+        socket: PathBuf,
+        #[arg(long)]
+        control_socket: PathBuf,
+        #[arg(long)]
+        examples: PathBuf,
+        #[command(flatten)]
+        training: Training,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArgument {
+    Eval,
+    Train,
+}
+
+#[derive(Debug, Args)]
+struct Operator {
+    /// The daemon's control socket.
+    #[arg(long, value_name = "PATH")]
+    control_socket: Option<PathBuf>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Training {
+    /// Passes over the training set; kernels are grafted half-way.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    epochs: u32,
+    /// Decides the order of the samples.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl Operator {
+    /// The socket given, else `$KASMINA_CONTROL`, else the configuration's default.
+    fn options(self) -> OperatorOptions {
+        let named = self.control_socket.or_else(|| std::env::var_os("KASMINA_CONTROL").map(PathBuf::from));
+        let control_socket = named.unwrap_or_else(|| Config::default().daemon.control_socket);
+        OperatorOptions { control_socket, json: self.json }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("kasmina: {}", with_causes(&error));
+            error.exit().into()
+        }
+    }
+}
+
+fn with_causes(error: &CliError) -> String {
+    let (mut text, mut cause) = (error.to_string(), std::error::Error::source(error));
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn run(command: Command) -> Result<Exit, CliError> {
+    match command {
+        Command::Exec { file, input, grad_output, mode, out, threads, seed } => {
+            let mode = match mode {
+                ModeArgument::Eval => Mode::Eval,
+                ModeArgument::Train => Mode::Train,
+            };
+            cli::exec(&ExecOptions { file, input, grad_output, mode, out, threads, seed })
+        }
+        Command::Validate { file, json, config } => {
+            let config = Config::load(config.as_deref(), &ProcessEnvironment)
+                .map_err(|errors| CliError::Usage { reason: errors.to_string() })?;
+            cli::validate(&ValidateOptions { file, json, config })
+        }
+        Command::Status(operator) => cli::status(&operator.options()),
+        Command::Seeds(operator) => cli::seeds(&operator.options()),
+        Command::Cache(operator) => cli::cache(&operator.options()),
+        Command::Quickstart { examples, training } => {
+            cli::quickstart(&QuickstartOptions { examples, epochs: training.epochs, seed: training.seed })
+        }
+        Command::QuickstartTrainer { socket, control_socket, examples, training } => {
+            let Training { epochs, seed } = training;
+            cli::train(&TrainerOptions { socket, control_socket, examples, epochs, seed })
+        }
+    }
+}

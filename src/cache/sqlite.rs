@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    Row, SqlSafeStr, SqlitePool,
+    ConnectOptions as _, Row, SqlSafeStr, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
     query, query_scalar,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
@@ -373,7 +373,8 @@ async fn connect(options: &SqliteOptions) -> Result<SqlitePool, OpenFailure> {
         .foreign_keys(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal)
-        .busy_timeout(options.busy_timeout);
+        .busy_timeout(options.busy_timeout)
+        .disable_statement_logging();
     // Each connection is a thread; two let a look-up pass beside a store.
     let pool = SqlitePoolOptions::new().max_connections(2).acquire_timeout(options.busy_timeout);
     let pool = pool.connect_with(connection).await;

@@ -1,0 +1,125 @@
+"""A real kasminad for each test that asks for one, on a folder of its own."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import kasmina  # noqa: E402
+import modules  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[3]
+BINARY = Path(os.environ.get("KASMINAD", ROOT / "target/debug/kasminad"))
+
+torch.set_num_threads(2)
+
+
+def settled(condition, patience=20.0):
+    """Polls until the condition holds; the daemon frees what a dead trainer held on its own time."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "did not settle"
+        time.sleep(0.01)
+
+
+class Daemon:
+    """A running kasminad."""
+
+    def __init__(self, folder, kernels, environment=None, settings=""):
+        self.folder = Path(folder)
+        self.socket = self.folder / "kasmina.sock"
+        self.control = self.folder / "control.sock"
+        self.config = self.folder / "kasmina.toml"
+        self.config.write_text(
+            f'[daemon]\nsocket = "{self.socket}"\ncontrol_socket = "{self.control}"\n'
+            f'state_dir = "{self.folder / "state"}"\n[origin]\npath = "{kernels}"\n'
+            f'[log]\nlevel = "debug"\n{settings}'
+        )
+        self.log = open(self.folder / "log", "ab")
+        self.environment = {**os.environ, **(environment or {})}
+        self.process = self.start()
+
+    def command(self, *arguments):
+        return [str(BINARY), "--config", str(self.config), *arguments]
+
+    def start(self):
+        process = subprocess.Popen(self.command(), stderr=self.log, env=self.environment)
+
+        def answers():
+            assert process.poll() is None, f"kasminad ended: {self.text()}"
+            with socket.socket(socket.AF_UNIX) as probe:
+                return probe.connect_ex(str(self.control)) == 0
+
+        settled(answers)
+        return process
+
+    def text(self):
+        return (self.folder / "log").read_text()
+
+    def connect(self):
+        return kasmina.connect(str(self.socket))
+
+    def operator(self):
+        return kasmina.Operator(str(self.control))
+
+    def status(self):
+        with self.operator() as operator:
+            return operator.status()
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+
+    def terminate(self):
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """A directory origin with the suite's kernels and the shipped ones."""
+    folder = tmp_path_factory.mktemp("kernels")
+    shutil.copytree(ROOT / "examples/kernels", folder, dirs_exist_ok=True)
+    modules.write(folder)
+    return folder
+
+
+@pytest.fixture
+def start(kernels):
+    """Starts daemons; what still runs at the end is killed."""
+    started = []
+
+    def begin(**options):
+        # Sockets have short names, and pytest's own folders have long ones.
+        daemon = Daemon(tempfile.mkdtemp(prefix="kasmina-"), kernels, **options)
+        started.append(daemon)
+        return daemon
+
+    yield begin
+    for daemon in started:
+        if daemon.process.poll() is None:
+            daemon.kill()
+        daemon.log.close()
+        shutil.rmtree(daemon.folder)
+
+
+@pytest.fixture
+def daemon(start):
+    return start()
+
+
+@pytest.fixture
+def client(daemon):
+    with daemon.connect() as client:
+        yield client

@@ -1,0 +1,170 @@
+//! `kasmina status`, `seeds`, `cache`: what a running daemon says of itself.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{
+    CliError, Exit,
+    table::{self, bytes, micros},
+};
+use crate::client::Operator;
+
+/// Which daemon to ask, and how to print.
+#[derive(Debug)]
+pub struct OperatorOptions {
+    /// The daemon's control socket.
+    pub control_socket: PathBuf,
+    /// Whether to print JSON.
+    pub json: bool,
+}
+
+impl OperatorOptions {
+    fn connect(&self) -> Result<Operator, CliError> {
+        Ok(Operator::connect(&self.control_socket)?)
+    }
+
+    /// Prints a report as JSON if that is asked for, else by the function.
+    fn show<T: Serialize>(&self, report: &T, print: impl FnOnce(&T)) -> Result<Exit, CliError> {
+        if self.json {
+            let text =
+                serde_json::to_string_pretty(report).map_err(|error| CliError::usage(error.to_string()))?;
+            println!("{text}");
+        } else {
+            print(report);
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// Prints how the daemon does.
+///
+/// # Errors
+/// [`CliError::Client`] when it does not answer.
+pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
+    let report = options.connect()?.status()?;
+    options.show(&report, |report| {
+        println!(
+            "kasminad {}, pid {}, {}, up {} s, {} resident, device {}",
+            report.version,
+            report.pid,
+            report.phase,
+            report.uptime_seconds,
+            bytes(report.resident_bytes),
+            report.devices.join(" "),
+        );
+        println!();
+        let rows = report
+            .actors
+            .iter()
+            .map(|a| vec![a.name.clone(), a.state.clone(), a.restarts.to_string()])
+            .collect::<Vec<_>>();
+        table::print(&["ACTOR", "STATE", " RESTARTS"], &rows);
+        println!();
+        let rows: Vec<_> = report
+            .breakers
+            .iter()
+            .map(|b| {
+                let retry = b.retry_after_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+                vec![b.name.clone(), b.state.clone(), b.failures.to_string(), retry]
+            })
+            .collect();
+        table::print(&["BREAKER", "STATE", " FAILURES", " RETRY IN"], &rows);
+        println!();
+        let rows: Vec<_> = report
+            .sessions
+            .iter()
+            .map(|s| {
+                vec![
+                    s.session.to_string(),
+                    s.client.clone(),
+                    s.pid.to_string(),
+                    s.layers.to_string(),
+                    s.live_seeds.to_string(),
+                    s.tickets.to_string(),
+                    bytes(s.saved_bytes),
+                    s.passes.to_string(),
+                ]
+            })
+            .collect();
+        table::print(
+            &[" SESSION", "CLIENT", " PID", " LAYERS", " LIVE", " TICKETS", " SAVED", " PASSES"],
+            &rows,
+        );
+    })
+}
+
+/// Prints every seed of every session.
+///
+/// # Errors
+/// [`CliError::Client`] when the daemon does not answer.
+pub fn seeds(options: &OperatorOptions) -> Result<Exit, CliError> {
+    let report = options.connect()?.seeds()?;
+    options.show(&report, |report| {
+        let rows: Vec<_> = report
+            .seeds
+            .iter()
+            .map(|s| {
+                vec![
+                    format!("{}/{}/{}", s.session, s.layer, s.seed),
+                    s.layer_name.clone(),
+                    s.state.to_string(),
+                    s.kernel.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+                    format!("{:.3}", s.alpha),
+                    s.stats.executions.to_string(),
+                    s.stats.failures.total().to_string(),
+                    micros(s.stats.p50_us),
+                    micros(s.stats.p99_us),
+                ]
+            })
+            .collect();
+        let headings = ["SEED", "LAYER", "STATE", "KERNEL", " ALPHA", " PASSES", " FAILED", " P50", " P99"];
+        table::print(&headings, &rows);
+        for seed in report.seeds.iter().filter(|seed| seed.last_error.is_some()) {
+            if let Some(error) = &seed.last_error {
+                println!("{}/{}/{}: {}", seed.session, seed.layer, seed.seed, error);
+            }
+        }
+    })
+}
+
+/// Prints what the tiers hold and how they did.
+///
+/// # Errors
+/// [`CliError::Client`] when the daemon does not answer.
+pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
+    let report = options.connect()?.cache()?;
+    options.show(&report, |report| {
+        let optional = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        let sized = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), bytes);
+        let rows: Vec<_> = report
+            .tiers
+            .iter()
+            .map(|t| {
+                vec![
+                    t.name.clone(),
+                    t.hits.to_string(),
+                    t.misses.to_string(),
+                    t.errors.to_string(),
+                    t.evictions.to_string(),
+                    optional(t.entries),
+                    sized(t.bytes),
+                    sized(t.limit_bytes),
+                ]
+            })
+            .collect();
+        let headings = ["TIER", " HITS", " MISSES", " ERRORS", " EVICTED", " KERNELS", " BYTES", " LIMIT"];
+        table::print(&headings, &rows);
+        println!();
+        let rows: Vec<_> = report
+            .kernels
+            .iter()
+            .map(|k| {
+                let digest = k.digest.chars().take(12).collect();
+                let counts = [k.pins.to_string(), k.hits.to_string(), k.plans.to_string()];
+                [vec![k.kernel.to_string(), digest, bytes(k.bytes)], counts.to_vec()].concat()
+            })
+            .collect();
+        table::print(&["KERNEL", "SHA256", " BYTES", " HELD", " HITS", " PLANS"], &rows);
+    })
+}

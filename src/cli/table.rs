@@ -1,0 +1,52 @@
+//! Tables for terminals: columns as wide as they need to be, numbers to the right.
+
+/// Prints rows under their headings. Columns whose heading starts with a space go to the right.
+pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row.get(column).map_or(0, |cell| cell.chars().count()));
+        cells.chain([headings[column].trim().chars().count()]).max().unwrap_or(0)
+    };
+    let line = |cells: &[String]| {
+        let mut text = String::new();
+        for (column, heading) in headings.iter().enumerate() {
+            let (cell, width) = (cells.get(column).map_or("", String::as_str), width(column));
+            let padded =
+                if heading.starts_with(' ') { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
+            text.push_str(&padded);
+            text.push_str("  ");
+        }
+        println!("{}", text.trim_end());
+    };
+    line(&headings.iter().map(|heading| heading.trim().to_owned()).collect::<Vec<_>>());
+    rows.iter().for_each(|row| line(row));
+}
+
+/// Bytes as a person reads them.
+pub(super) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// Microseconds as a person reads them.
+pub(super) fn micros(us: f64) -> String {
+    if us >= 10_000.0 { format!("{:.1} ms", us / 1000.0) } else { format!("{us:.0} us") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_read_well() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3.0 GiB");
+        assert_eq!(micros(43.4), "43 us");
+        assert_eq!(micros(12_345.0), "12.3 ms");
+    }
+}
