@@ -1,5 +1,7 @@
 //! `kasmina exec` and `kasmina validate` as a user runs them, on golden archives.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
+
 use std::{path::PathBuf, process::Command};
 
 use safetensors::{Dtype, SafeTensors};
@@ -53,11 +55,10 @@ fn exec_writes_what_pytorch_computes() {
             assert!(status.success(), "{case}.{mode}.{ending}");
             let ours = std::fs::read(&out).unwrap();
             let ours = SafeTensors::deserialize(&ours).unwrap();
-            let names =
-                truth.names().into_iter().filter(|name| !["input", "grad_output"].contains(&name.as_ref()));
+            let names = truth.names().into_iter().filter(|name| !["input", "grad_output"].contains(name));
             let mut compared = 0;
             for name in names {
-                let (a, b) = (values(&ours, name.as_ref()), values(&truth, name.as_ref()));
+                let (a, b) = (values(&ours, name), values(&truth, name));
                 let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
                 assert_eq!(a.len(), b.len());
