@@ -1,5 +1,8 @@
 //! How much an artifact may ask of its reader.
 
+/// The most tensors a program may give; a seed takes one.
+pub(super) const MAX_OUTPUTS: usize = 1000;
+
 /// Bounds on everything that an artifact's bytes decide while they are read and lowered.
 ///
 /// Depths are bounded so that recursive descent stays within a thread's stack; counts and sizes so that

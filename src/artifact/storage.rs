@@ -27,6 +27,12 @@ impl<'a, 'b> Storages<'a, 'b> {
         Self { archive, files: HashMap::new(), budget: limit, limit }
     }
 
+    fn spend(&mut self, file: &str, bytes: usize) -> Result<(), ArtifactError> {
+        let left = self.budget.checked_sub(bytes);
+        self.budget = left.ok_or_else(|| ArtifactError::limit(file, "bytes in all tensors", self.limit))?;
+        Ok(())
+    }
+
     /// A contiguous copy of a tensor.
     ///
     /// # Errors
@@ -34,18 +40,19 @@ impl<'a, 'b> Storages<'a, 'b> {
     pub(super) fn tensor(&mut self, file: &str, view: &View) -> Result<HostTensor, ArtifactError> {
         if !self.files.contains_key(file) {
             let bytes = self.archive.file(file)?;
+            // What had to be unpacked is memory of ours; what is stored as it is lies in the archive.
+            if let Cow::Owned(unpacked) = &bytes {
+                self.spend(file, unpacked.len())?;
+            }
             self.files.insert(file.to_owned(), bytes);
         }
-        let storage = &self.files[file][..];
         let malformed = |reason: &str| ArtifactError::malformed(file, reason);
         let shape = Shape::from(&view.sizes[..]);
         let elements = shape.checked_elements().map_err(|error| malformed(&error.to_string()))?;
         let size = view.dtype.size_bytes();
         let bytes = elements * size;
-        self.budget = self
-            .budget
-            .checked_sub(bytes)
-            .ok_or_else(|| ArtifactError::limit(file, "bytes in all tensors", self.limit))?;
+        self.spend(file, bytes)?;
+        let storage = &self.files[file][..];
         let layout = Layout::strided(shape.clone(), &view.strides, view.offset)
             .ok_or_else(|| malformed("sizes and strides differ in number"))?;
         let end = layout.end().and_then(|end| end.checked_mul(size));

@@ -10,6 +10,9 @@ use crate::{
     tensor::{DType, HostTensor, PackedLayout, Shape},
 };
 
+/// The most memory that one pass may plan for.
+const MAX_PLAN_BYTES: usize = 1 << 36;
+
 /// A graph with what runs it.
 #[derive(Debug)]
 struct Placed {
@@ -144,7 +147,7 @@ impl Offline {
         let place = |mut graph: Graph| -> Result<Placed, CliError> {
             simplify(&mut graph);
             let [parameters, buffers] = &self.layouts;
-            let options = CompileOptions { parameters, buffers, limit_bytes: isize::MAX as usize };
+            let options = CompileOptions { parameters, buffers, limit_bytes: MAX_PLAN_BYTES };
             Ok(Placed { executable: self.backend.compile(&graph, &options)?, graph })
         };
         Ok(Planned { forward: place(both.forward)?, backward: place(both.backward)? })

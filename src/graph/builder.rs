@@ -167,7 +167,8 @@ impl Builder {
             return Err(GraphError::Limit { what: "dimensions in one value", limit: MAX_RANK as u64 });
         }
         let elements = info.shape.checked_elements().named(op)?;
-        if elements > self.limits.max_value_elements {
+        // An empty tensor costs no memory, but a kernel may still walk its other dimensions.
+        if info.shape.checked_extent().named(op)? > self.limits.max_value_elements {
             let limit = self.limits.max_value_elements as u64;
             return Err(GraphError::Limit { what: "elements in one value", limit });
         }

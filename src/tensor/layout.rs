@@ -89,12 +89,11 @@ impl Layout {
 
     /// Every `step`-th index of dimension `dim` from `start`, `len` of them.
     pub fn slice(&self, dim: usize, start: usize, len: usize, step: usize) -> Self {
-        let mut dims: Vec<usize> = self.shape.to_vec();
         let mut strides = self.strides.clone();
-        dims[dim] = len;
+        let shape = self.shape.iter().enumerate().map(|(d, &n)| if d == dim { len } else { n }).collect();
         let offset = if len == 0 { self.offset } else { self.offset + start * strides[dim] };
         strides[dim] *= step;
-        Self { shape: dims.into(), strides, offset }
+        Self { shape, strides, offset }
     }
 
     /// The same elements under another shape, where strides can express it without a copy.

@@ -58,17 +58,21 @@ impl Shape {
     /// How many elements.
     ///
     /// # Errors
-    /// [`ShapeError::TooLarge`] when the count, at eight bytes an element, passes `isize::MAX` bytes.
+    /// As [`checked_extent`](Self::checked_extent).
     pub fn checked_elements(&self) -> Result<usize, ShapeError> {
+        let extent = self.checked_extent()?;
+        Ok(if self.0.contains(&0) { 0 } else { extent })
+    }
+
+    /// How many elements, were every size of 0 a 1: what loops over single dimensions may come to, even
+    /// where the tensor is empty.
+    ///
+    /// # Errors
+    /// [`ShapeError::TooLarge`] when the count, at eight bytes an element, passes `isize::MAX` bytes.
+    pub fn checked_extent(&self) -> Result<usize, ShapeError> {
         let limit = isize::MAX as usize / 8;
-        // A zero anywhere makes the product zero, whatever stands beside it.
-        if self.0.contains(&0) {
-            return Ok(0);
-        }
-        self.0
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d).filter(|&n| n <= limit))
-            .ok_or_else(|| ShapeError::TooLarge { shape: self.clone() })
+        let extent = self.0.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)).filter(|&n| n <= limit));
+        extent.ok_or_else(|| ShapeError::TooLarge { shape: self.clone() })
     }
 
     /// How many elements, for a shape that [`checked_elements`](Self::checked_elements) has accepted;
@@ -190,7 +194,9 @@ mod tests {
     #[test]
     fn element_counts_never_overflow() {
         assert_eq!(Shape::scalar().checked_elements(), Ok(1));
-        assert_eq!(Shape::from([usize::MAX, 0]).checked_elements(), Ok(0));
+        assert_eq!(Shape::from([5, 0, 7]).checked_elements(), Ok(0));
+        assert_eq!(Shape::from([5, 0, 7]).checked_extent(), Ok(35));
+        assert!(Shape::from([usize::MAX, 0]).checked_elements().is_err());
         assert!(Shape::from([usize::MAX, 2]).checked_elements().is_err());
         assert!(Shape::from([usize::MAX]).checked_elements().is_err());
     }

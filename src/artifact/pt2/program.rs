@@ -9,6 +9,7 @@ use crate::{
     artifact::{
         ArtifactError, Problem,
         aten::{self, Given, Lowering, Value},
+        limits::MAX_OUTPUTS,
     },
     tensor::{HostTensor, Shape},
 };
@@ -89,7 +90,11 @@ impl Program {
             run.node(lowering, index, node)?;
         }
         let mut outputs = Vec::new();
-        for spec in &self.program.graph_module.signature.output_specs {
+        let specs = &self.program.graph_module.signature.output_specs;
+        if specs.len() > MAX_OUTPUTS {
+            return Err(ArtifactError::limit(&self.place, "outputs", MAX_OUTPUTS));
+        }
+        for spec in specs {
             match spec {
                 OutputSpec::UserOutput(user) => {
                     match run.argument(lowering, &user.arg).map_err(|e| run.wrap("outputs", "output", e))? {

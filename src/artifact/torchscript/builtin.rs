@@ -127,7 +127,12 @@ pub(super) fn call(
         }
         ("slice", [Value::List(items), bounds @ ..]) => slice(lowering, *items, bounds),
         ("eq" | "ne", [a, b]) if !comparable(a) || !comparable(b) => {
-            let same = equal(lowering, a, b, 8);
+            let mut left = MAX_COMPARISONS;
+            let same = equal(lowering, a, b, 8, &mut left);
+            if left == 0 {
+                let problem = Problem::argument(format!("more than {MAX_COMPARISONS} elements are compared"));
+                return Some(Err(problem));
+            }
             Ok(Value::bool(same == (name == "eq")))
         }
         ("max" | "min", [a, b]) if a.scalar().is_some() && b.scalar().is_some() => {
@@ -202,14 +207,20 @@ fn comparable(value: &Value) -> bool {
     matches!(value, Value::Tensor(_) | Value::Known(..) | Value::Number(_))
 }
 
-fn equal(lowering: &Lowering<'_>, a: &Value, b: &Value, depth: usize) -> bool {
+/// The most comparisons that one `==` may take. Lists of lists of one list would take any number.
+const MAX_COMPARISONS: u32 = 100_000;
+
+/// Whether two values are equal; counts `left` down to 0, where it gives up.
+fn equal(lowering: &Lowering<'_>, a: &Value, b: &Value, depth: usize, left: &mut u32) -> bool {
+    *left = left.saturating_sub(1);
     match (a, b) {
+        _ if *left == 0 => false,
         (Value::List(x) | Value::Tuple(x), Value::List(y) | Value::Tuple(y)) => {
             let (x, y) = (lowering.items(*x), lowering.items(*y));
             depth > 0
                 && x.len() == y.len()
                 && x.len() <= 1000
-                && x.iter().zip(y).all(|(a, b)| equal(lowering, a, b, depth - 1))
+                && x.iter().zip(y).all(|(a, b)| equal(lowering, a, b, depth - 1, left))
         }
         _ => a == b,
     }

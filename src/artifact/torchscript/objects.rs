@@ -58,7 +58,12 @@ pub(super) struct TreeReader<'d, 'a, 'b> {
     pub(super) known: HashMap<ItemId, u32>,
     /// Parameters by storage and place in it, so that tied weights stay one parameter.
     pub(super) tied: HashMap<String, usize>,
+    /// Attributes read so far. What the document remembers once it may name many times, in lists of lists.
+    pub(super) unfolded: usize,
 }
+
+/// The most attributes that a module tree may unfold to.
+const MAX_ATTRIBUTES: usize = 100_000;
 
 impl TreeReader<'_, '_, '_> {
     fn malformed<T>(&self, reason: impl Into<String>) -> Result<T, ArtifactError> {
@@ -125,6 +130,10 @@ impl TreeReader<'_, '_, '_> {
         if depth > self.nesting {
             return Err(ArtifactError::limit(self.place, "levels of nesting", self.nesting));
         }
+        self.unfolded += 1;
+        if self.unfolded > MAX_ATTRIBUTES {
+            return Err(ArtifactError::limit(self.place, "attributes of all modules", MAX_ATTRIBUTES));
+        }
         Ok(match self.document.get(id) {
             Item::None => Attribute::None,
             Item::Bool(value) => Attribute::Bool(*value),
@@ -172,10 +181,6 @@ impl TreeReader<'_, '_, '_> {
         class: &Class,
         depth: usize,
     ) -> Result<Vec<Attribute>, ArtifactError> {
-        // A list that is remembered and named many times may unfold to a large one.
-        if items.len() > 10_000 {
-            return Err(ArtifactError::limit(self.place, "elements in an attribute", 10_000));
-        }
         items.iter().map(|&item| self.attribute(item, "", path, class, depth + 10)).collect()
     }
 }

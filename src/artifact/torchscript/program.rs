@@ -12,6 +12,7 @@ use crate::{
     artifact::{
         ArtifactError, ReadLimits,
         aten::{Lowering, Value},
+        limits::MAX_OUTPUTS,
     },
     tensor::HostTensor,
 };
@@ -190,12 +191,10 @@ fn flatten(
             let Some(depth) = depth.checked_sub(1) else {
                 return Err(ArtifactError::limit("forward", "levels in the result", 0));
             };
-            if outputs.len() > 1000 {
-                return Err(ArtifactError::limit("forward", "outputs", 1000));
-            }
             lowering.items(*items).iter().try_for_each(|item| flatten(lowering, item, outputs, depth))
         }
         Value::None => Ok(()),
+        _ if outputs.len() >= MAX_OUTPUTS => Err(ArtifactError::limit("forward", "outputs", MAX_OUTPUTS)),
         other => {
             outputs.push(other.clone());
             Ok(())

@@ -39,6 +39,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         tree: Tree::default(),
         known: HashMap::new(),
         tied: HashMap::new(),
+        unfolded: 0,
     };
     reader.object(data.root(), "", 0)?;
     let Tree { objects, parameters, buffers, mut types } = reader.tree;

@@ -36,10 +36,8 @@ pub(super) fn max<T: Real + Plain>(run: &Run<'_>, pool: &Pool2d) {
         for h in 0..output[0] {
             for w in 0..output[1] {
                 let (mut best, mut at) = (T::NEG_INFINITY, None);
-                for kh in 0..pool.kernel[0] {
-                    let Some(row) = tap(pool, 0, h, kh, input[0]) else { continue };
-                    for kw in 0..pool.kernel[1] {
-                        let Some(column) = tap(pool, 1, w, kw, input[1]) else { continue };
+                for row in taps(pool, 0, h, input[0]) {
+                    for column in taps(pool, 1, w, input[1]) {
                         let value = x[row * input[1] + column];
                         if at.is_none() || value > best || value.is_nan() {
                             (best, at) = (value, Some(row * input[1] + column));
@@ -53,10 +51,14 @@ pub(super) fn max<T: Real + Plain>(run: &Run<'_>, pool: &Pool2d) {
     });
 }
 
-/// The input index that a tap reads, where that lies within the input.
+/// The input indices that a window reads along one dimension, those in the padding left out. As many steps as
+/// there are indices, however large the window is.
 #[inline(always)]
-fn tap(pool: &Pool2d, i: usize, to: usize, k: usize, size: usize) -> Option<usize> {
-    (to * pool.stride[i] + k * pool.dilation[i]).checked_sub(pool.padding[i]).filter(|&at| at < size)
+fn taps(pool: &Pool2d, i: usize, to: usize, size: usize) -> impl Iterator<Item = usize> {
+    let (start, dilation, padding) = (to * pool.stride[i], pool.dilation[i], pool.padding[i]);
+    let first = padding.saturating_sub(start).div_ceil(dilation);
+    let end = (size + padding).saturating_sub(start).div_ceil(dilation).min(pool.kernel[i]);
+    (first..end).map(move |k| start + k * dilation - padding)
 }
 
 pub(super) fn max_grad<T: Real + Plain>(run: &Run<'_>) {
@@ -175,4 +177,30 @@ pub(super) fn adaptive<T: Real + Plain>(run: &Run<'_>) {
 pub(super) fn adaptive_grad<T: Real + Plain>(run: &Run<'_>) {
     let output = size(&run.step.inputs[0]);
     windows_grad::<T>(run, |i, to, size| adaptive_window(to, output[i], size), count(false, None));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_takes_as_many_steps_as_it_reads() {
+        let pool = |kernel, padding, dilation| Pool2d {
+            kernel: [kernel; 2],
+            stride: [2; 2],
+            padding: [padding; 2],
+            dilation: [dilation; 2],
+            ceil: false,
+        };
+        for (kernel, padding, dilation) in [(3, 1, 1), (4, 2, 3), (2, 0, 2), (1, 0, 1)] {
+            let pool = pool(kernel, padding, dilation);
+            for to in 0..6 {
+                let naive = (0..kernel).filter_map(|k| (to * 2 + k * dilation).checked_sub(padding));
+                let naive: Vec<usize> = naive.filter(|&at| at < 7).collect();
+                assert_eq!(taps(&pool, 0, to, 7).collect::<Vec<_>>(), naive, "{pool:?} {to}");
+            }
+        }
+        // A kernel far larger than its input reads the input and is done.
+        assert_eq!(taps(&pool(1 << 40, 1 << 39, 1), 0, 1, 4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
 }

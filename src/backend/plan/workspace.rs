@@ -12,6 +12,9 @@ pub(super) struct Need {
     pub(super) bytes: usize,
 }
 
+/// More than any machine has.
+const HUGE: usize = (isize::MAX as usize).next_multiple_of(ALIGNMENT_BYTES) - ALIGNMENT_BYTES;
+
 /// Gives each need an offset such that none that live at one time overlap, and the block's size.
 ///
 /// Needs must ascend by `first`. Free gaps are kept by offset; each need takes the smallest gap it fits.
@@ -26,7 +29,8 @@ pub(super) fn pack(needs: &[Need]) -> (Vec<usize>, usize) {
                 release(&mut gaps, offset, bytes);
             }
         }
-        let bytes = need.bytes.next_multiple_of(ALIGNMENT_BYTES);
+        // A size past the address space stays one, and the caller's limit refuses the plan.
+        let bytes = need.bytes.checked_next_multiple_of(ALIGNMENT_BYTES).unwrap_or(HUGE).min(HUGE);
         let fit = gaps.iter().filter(|&(_, &size)| size >= bytes).min_by_key(|&(_, &size)| size);
         let offset = match fit.map(|(&offset, &size)| (offset, size)) {
             Some((offset, size)) => {
@@ -56,7 +60,7 @@ fn grow(gaps: &mut BTreeMap<usize, usize>, total: &mut usize, bytes: usize) -> u
         }
         _ => *total,
     };
-    *total = offset + bytes;
+    *total = offset.saturating_add(bytes);
     offset
 }
 

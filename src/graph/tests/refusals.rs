@@ -40,6 +40,15 @@ fn limits_bound_nodes_and_elements() {
     assert!(limited(builder.source(Source::Input(0), [90].into(), DType::F32).unwrap_err()));
 }
 
+#[test]
+fn an_empty_tensor_may_not_hide_a_huge_dimension() {
+    let full = |dims: &[usize]| Op::Full { shape: dims.into(), dtype: DType::F32, value: 0.0 };
+    let mut builder = Builder::new();
+    assert!(builder.push(full(&[1 << 40, 1, 0]), &[]).is_err());
+    assert!(builder.push(full(&[usize::MAX, 0]), &[]).is_err());
+    assert!(builder.push(full(&[64, 0, 3]), &[]).is_ok());
+}
+
 fn wild() -> impl Strategy<Value = usize> + Clone {
     prop_oneof![0usize..5, Just(usize::MAX), Just(usize::MAX / 2), Just(1 << 40)]
 }

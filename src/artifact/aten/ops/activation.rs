@@ -3,8 +3,8 @@
 use super::{Call, Entry, Outcome, Value, entry};
 use crate::{
     artifact::Problem,
-    graph::{Binary, Op, Unary, ValueId},
-    tensor::DType,
+    graph::{Binary, Compare, Op, Unary, ValueId},
+    tensor::{DType, Shape},
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -92,12 +92,6 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.apply(Op::Binary(Binary::Mul), &[x, gate])?;
         call.fresh(y)
     }),
-    entry("log1p(self)", |call| {
-        let x = floating(call, "self")?;
-        let shifted = call.unary(Unary::AddScalar { value: 1.0 }, x)?;
-        let y = call.unary(Unary::Log, shifted)?;
-        call.fresh(y)
-    }),
     entry("log_sigmoid(self)", |call| {
         let x = floating(call, "self")?;
         let negated = call.unary(Unary::Neg, x)?;
@@ -154,11 +148,10 @@ fn prelu(call: &mut Call<'_, '_>) -> Outcome {
         let along = (0..shape.rank()).map(|i| if i == 1 { slopes[0] } else { 1 }).collect();
         weight = call.reshape(weight, along)?;
     }
-    // prelu(x) = relu(x) − weight·relu(−x): gradients at 0 go to x's slope side as PyTorch's do.
-    let positive = call.unary(Unary::Relu, x)?;
-    let negated = call.unary(Unary::Neg, x)?;
-    let negative = call.unary(Unary::Relu, negated)?;
-    let scaled = call.apply(Op::Binary(Binary::Mul), &[negative, weight])?;
-    let y = call.apply(Op::Binary(Binary::Sub), &[positive, scaled])?;
+    // A choice, not a sum of two relus: at 0 the gradient is the weight's, as PyTorch's is.
+    let zero = call.full(Shape::scalar(), call.dtype_of(x), 0.0)?;
+    let positive = call.apply(Op::Compare(Compare::Gt), &[x, zero])?;
+    let scaled = call.apply(Op::Binary(Binary::Mul), &[x, weight])?;
+    let y = call.apply(Op::Where, &[positive, x, scaled])?;
     call.fresh(y)
 }

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     artifact::{Mode, Problem},
-    graph::{Binary, Compare, Op, ValueId},
+    graph::{Binary, Compare, Op, Reduction, ValueId},
     tensor::{DType, Shape},
 };
 
@@ -42,7 +42,9 @@ fn attention(call: &mut Call<'_, '_>) -> Outcome {
     if call.flag("is_causal")? {
         masks.push(band(call, [length, others], Compare::Le, 0)?);
     }
-    if let Some(mask) = call.optional_tensor("attn_mask")? {
+    let mask = call.optional_tensor("attn_mask")?;
+    let masked = mask.is_some();
+    if let Some(mask) = mask {
         if call.dtype_of(mask) == DType::Bool {
             masks.push(mask);
         } else {
@@ -55,6 +57,14 @@ fn attention(call: &mut Call<'_, '_>) -> Outcome {
     }
     let dim = call.shape(scores).rank() - 1;
     let mut weights = call.apply(Op::Softmax { dim }, &[scores])?;
+    if masked {
+        // A query that may look at nothing gets nothing: zeros, where plain softmax would give NaN.
+        let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: vec![dim] }, &[scores])?;
+        let lowest = call.full(Shape::scalar(), dtype, f64::NEG_INFINITY)?;
+        let nothing = call.apply(Op::Compare(Compare::Eq), &[largest, lowest])?;
+        let zero = call.full(Shape::scalar(), dtype, 0.0)?;
+        weights = call.apply(Op::Where, &[nothing, zero, weights])?;
+    }
     let p = call.float("dropout_p")?;
     if p > 0.0 && call.mode() == Mode::Train {
         weights = drop(call, weights, p)?;

@@ -4,7 +4,7 @@ use super::{Call, Entry, Outcome, Value, activation::floating, entry, reduce::mo
 use crate::{
     artifact::{Mode, Problem},
     graph::{Binary, Op, Reduction, Unary, ValueId},
-    tensor::Shape,
+    tensor::{DType, Shape},
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -84,7 +84,13 @@ pub(super) const ENTRIES: &[Entry] = &[
             return Err(Problem::argument(format!("shape {shape} does not end in {inner:?}")));
         }
         let dims = (shape.rank() - inner.len()..shape.rank()).collect();
-        let eps = if call.get("eps") == Value::None { f64::from(f32::EPSILON) } else { call.float("eps")? };
+        let eps = match (call.get("eps"), call.dtype_of(x)) {
+            (Value::None, DType::F64) => f64::EPSILON,
+            (Value::None, DType::F16) => half::f16::EPSILON.to_f64(),
+            (Value::None, DType::BF16) => half::bf16::EPSILON.to_f64(),
+            (Value::None, _) => f64::from(f32::EPSILON),
+            _ => call.float("eps")?,
+        };
         let squares = call.apply(Op::Binary(Binary::Mul), &[x, x])?;
         let mean = call.apply(Op::Reduce { reduction: Reduction::Mean, dims }, &[squares])?;
         let shifted = call.unary(Unary::AddScalar { value: eps }, mean)?;

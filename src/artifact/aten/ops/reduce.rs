@@ -170,7 +170,7 @@ pub(super) fn moments(
     Ok((mean, variance))
 }
 
-fn spread(call: &mut Call<'_, '_>, root: bool) -> Outcome {
+fn spread(call: &mut Call<'_, '_>, deviation: bool) -> Outcome {
     let x = floating(call, "self")?;
     let shape = call.shape(x);
     // `var(x, unbiased)` without dimensions arrives with a bool where the dimensions would stand.
@@ -186,7 +186,7 @@ fn spread(call: &mut Call<'_, '_>, root: bool) -> Outcome {
         call.float("correction")?
     };
     let (_, variance) = moments(call, x, &dims, correction)?;
-    let y = if root { call.unary(Unary::Sqrt, variance)? } else { variance };
+    let y = if deviation { root(call, variance)? } else { variance };
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
 }
@@ -205,6 +205,17 @@ fn soft(call: &mut Call<'_, '_>, op: fn(usize) -> Op) -> Outcome {
     call.fresh(y)
 }
 
+/// A square root whose gradient at 0 is 0, as PyTorch has it for norms and deviations.
+fn root(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
+    let dtype = call.dtype_of(x);
+    let zero = call.full(Shape::scalar(), dtype, 0.0)?;
+    let one = call.full(Shape::scalar(), dtype, 1.0)?;
+    let nothing = call.apply(Op::Compare(Compare::Eq), &[x, zero])?;
+    let safe = call.apply(Op::Where, &[nothing, one, x])?;
+    let y = call.unary(Unary::Sqrt, safe)?;
+    call.apply(Op::Where, &[nothing, zero, y])
+}
+
 /// The Euclidean or the absolute norm.
 fn length(call: &mut Call<'_, '_>) -> Outcome {
     let x = floating(call, "self")?;
@@ -213,14 +224,14 @@ fn length(call: &mut Call<'_, '_>) -> Outcome {
     let shape = call.shape(x);
     let dims = call.dims("dim", &shape)?;
     let (before, after) = match order {
-        1.0 => (Unary::Abs, None),
-        2.0 => (Unary::PowScalar { exponent: 2.0 }, Some(Unary::Sqrt)),
+        1.0 => (Unary::Abs, false),
+        2.0 => (Unary::PowScalar { exponent: 2.0 }, true),
         _ => return Err(Problem::unsupported(format!("the norm of order {order}"))),
     };
     let terms = call.unary(before, x)?;
     let mut y = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.clone() }, &[terms])?;
-    if let Some(after) = after {
-        y = call.unary(after, y)?;
+    if after {
+        y = root(call, y)?;
     }
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
