@@ -72,7 +72,7 @@ pub enum ActorError {
         seed: SeedIndex,
     },
     /// The session holds as much as it may.
-    #[error("a session may have {limit} {what}, this would be more: close some or raise the limit")]
+    #[error("at most {limit} {what} are allowed, this would be more: close some or raise the limit")]
     Quota {
         /// What is counted.
         what: &'static str,

@@ -81,10 +81,17 @@ impl LaneLink {
         self.ask(|answer| LaneCommand::SetAlpha { layer, seed, alpha, answer }).await
     }
 
-    /// From now on the lane refuses forward passes and goes on with backward ones.
-    pub fn drain(&self) {
+    /// From now on the lane refuses forward passes and goes on with backward ones. Returns once the pass that
+    /// was under way is over, so that its ticket is counted.
+    pub async fn drain(&self) {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.0.send(LaneCommand::Drain).and_then(|()| {
+            self.0.send(LaneCommand::Snapshot { answer: Box::new(move |held| drop(answer.send(held))) })
+        });
         // A lane that is gone has nothing left to drain.
-        let _ = self.0.send(LaneCommand::Drain);
+        if asked.is_ok() {
+            let _ = answered.await;
+        }
     }
 
     /// The lane's numbers.

@@ -47,7 +47,7 @@ impl KernelCacheParts {
         let asked = id.clone();
         let kernel = self.flights.run(&id, move || async move { parts.load(asked).await }).await?;
         // Another kernel may have pushed it out since; then it comes in again, without another load.
-        let lease = match self.device.lease(&id) {
+        let lease = match self.device.hold(&id) {
             Some(lease) => lease,
             None => self.device.admit(id, kernel)?,
         };
@@ -218,16 +218,17 @@ impl Handler<PrefetchKernels> for KernelCache {
     type Result = u32;
 
     fn handle(&mut self, PrefetchKernels(ids): PrefetchKernels, _: &mut Self::Context) -> u32 {
-        let mut started = 0;
-        for id in ids.into_iter().filter(|id| self.parts.device.peek(id).is_none()) {
-            started += 1;
-            let parts = self.parts.clone();
-            actix::spawn(async move {
+        let absent: Vec<KernelId> =
+            ids.into_iter().filter(|id| self.parts.device.peek(id).is_none()).collect();
+        let (started, parts) = (absent.len() as u32, self.parts.clone());
+        // One after the other: hints must not take the places of those who wait.
+        actix::spawn(async move {
+            for id in absent {
                 if let Err(error) = parts.get(id.clone()).await {
                     tracing::warn!(kernel = %id, %error, "prefetch failed");
                 }
-            });
-        }
+            }
+        });
         started
     }
 }

@@ -23,7 +23,8 @@ pub use kernel_cache::{
 pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
 pub use supervisor::{
-    AdmitSession, BeginDrain, ReportSeeds, ReportStatus, SessionClosed, Supervisor, SupervisorParts,
+    AdmitSession, BeginDrain, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
+    SupervisorParts,
 };
 pub use urza_fetcher::{FetchKernel, FetcherSource, ReportBreaker, UrzaFetcher};
 pub use validator::{JudgeArtifact, Validator};

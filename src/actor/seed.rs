@@ -11,7 +11,7 @@ use actix::{
 
 use super::{ActorError, GetKernel, KernelCache, KernelLease, LaneLink, ReweighKernel, base::Handle};
 use crate::{
-    backend::Backend,
+    backend::{Backend, Memory, Region},
     engine::{Alpha, EngineConfig, EngineError, LiveSeed, PlanKey, SeedCounters, is_active, transition},
     id::{Generation, KernelId, LayerId, SeedIndex},
     tensor::{DType, Shape},
@@ -84,9 +84,22 @@ pub struct SeedParts {
 #[derive(Debug)]
 struct Occupant {
     id: KernelId,
-    share: Share,
-    // Held so that the cache does not evict what runs.
+    memory_bytes: u64,
+}
+
+/// A seed's memory file, with what it costs: as long as a slot or a ticket holds it, its bytes stay charged
+/// to the session and the cache does not evict its kernel.
+#[derive(Debug)]
+struct SeedMemory {
+    shared: Arc<SharedMemory>,
+    _share: Share,
     _lease: KernelLease,
+}
+
+impl Memory for SeedMemory {
+    fn region(&self) -> Region<'_> {
+        self.shared.region()
+    }
 }
 
 /// One slot of a layer.
@@ -174,10 +187,8 @@ pub struct Grafted {
 
 /// A kernel made ready beside whatever runs: memory, and proof that it fits.
 struct Prepared {
-    lease: KernelLease,
     live: Arc<LiveSeed>,
     memory: Arc<SharedMemory>,
-    share: Share,
 }
 
 impl SeedParts {
@@ -199,14 +210,15 @@ impl SeedParts {
             if !kernel.initialise(memory.region()) {
                 return Err(ActorError::Lost { what: "writing the kernel's weights" });
             }
-            let live = Arc::new(LiveSeed::new(kernel, memory.clone(), generation)?);
+            let held = SeedMemory { shared: memory.clone(), _share: share, _lease: lease };
+            let live = Arc::new(LiveSeed::new(kernel, Arc::new(held), generation)?);
             Ok((live, memory))
         });
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
         // Planning has made the kernel heavier; a cache that cannot be asked learns of it at the next graft.
         let _ = self.cache.ask(ReweighKernel(graft.kernel.clone())).await;
-        Ok(Prepared { lease, live, memory, share })
+        Ok(Prepared { live, memory })
     }
 }
 
@@ -270,8 +282,7 @@ impl Seed {
         let kernel = prepared.live.kernel().clone();
         let memory_bytes = kernel.memory_bytes() as u64;
         (self.generation, self.alpha, self.failure) = (generation, graft.alpha, None);
-        self.occupant =
-            Some(Occupant { id: graft.kernel.clone(), share: prepared.share, _lease: prepared.lease });
+        self.occupant = Some(Occupant { id: graft.kernel.clone(), memory_bytes });
         let buffers_offset = kernel.buffers_offset() as u64;
         let entries = |weights: &[crate::engine::Weight],
                        layout: &crate::tensor::PackedLayout,
@@ -382,6 +393,7 @@ impl Handler<UnloadSeed> for Seed {
             return;
         }
         let kernel = self.occupant.take().map(|occupant| occupant.id);
+        self.alpha = 0.0;
         let mut failure = ErrorReply::from_fault(&message.error);
         failure.kernel = kernel.map(String::from);
         self.failure = Some(failure);
@@ -415,7 +427,7 @@ impl Handler<DescribeSeed> for Seed {
         let last_error = self.failure.clone().or_else(|| counters.last_error());
         MessageResult(SeedDescription {
             seed: self.reply(),
-            memory_bytes: self.occupant.as_ref().map_or(0, |occupant| occupant.share.bytes),
+            memory_bytes: self.occupant.as_ref().map_or(0, |occupant| occupant.memory_bytes),
             last_error: last_error.map(|error| error.at(layer, seed)),
         })
     }

@@ -132,9 +132,18 @@ impl Handler<ActorEnded> for Supervisor {
     }
 }
 
+/// A trainer that is not served, with its connection, so that it can be told why.
+#[derive(Debug)]
+pub struct RefusedSession {
+    /// The connection.
+    pub stream: UnixStream,
+    /// Why.
+    pub error: ActorError,
+}
+
 /// Opens a session for a trainer that has connected.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<SessionId, ActorError>")]
+#[rtype(result = "Result<SessionId, RefusedSession>")]
 pub struct AdmitSession {
     /// Its control connection.
     pub stream: UnixStream,
@@ -143,18 +152,17 @@ pub struct AdmitSession {
 }
 
 impl Handler<AdmitSession> for Supervisor {
-    type Result = Result<SessionId, ActorError>;
+    type Result = Result<SessionId, RefusedSession>;
 
     fn handle(&mut self, message: AdmitSession, _: &mut Self::Context) -> Self::Result {
         self.sessions.retain(|_, address| address.connected());
         if self.draining {
-            return Err(ActorError::Draining);
+            return Err(RefusedSession { stream: message.stream, error: ActorError::Draining });
         }
         if self.sessions.len() >= self.parts.max_sessions {
-            return Err(ActorError::Quota {
-                what: "sessions beside it",
-                limit: self.parts.max_sessions as u64,
-            });
+            let limit = self.parts.max_sessions as u64;
+            let error = ActorError::Quota { what: "sessions at a time", limit };
+            return Err(RefusedSession { stream: message.stream, error });
         }
         self.last_session += 1;
         let id = SessionId(self.last_session);

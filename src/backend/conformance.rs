@@ -103,6 +103,29 @@ fn plain(dtype: DType) -> Vec<Subject> {
     all.push(subject("a wide product", &[&[20, 300], &[500, 300]], &|b, x| {
         b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap()
     }));
+    let conv = crate::graph::Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+    all.push(subject("a convolution of several tiles", &[&[9, 40, 24, 24], &[2, 40, 3, 3]], &|b, x| {
+        b.apply(Op::Conv2d(conv), x).unwrap()
+    }));
+    let to_weight = Op::Conv2dGradWeight { conv, kernel_size: [3, 3] };
+    all.push(subject("its gradient of the weight", &[&[9, 40, 24, 24], &[9, 2, 24, 24]], &|b, x| {
+        b.apply(to_weight.clone(), x).unwrap()
+    }));
+    let to_input = Op::Conv2dGradInput { conv, input_size: [24, 24] };
+    all.push(subject("its gradient of the input", &[&[2, 40, 3, 3], &[9, 2, 24, 24]], &|b, x| {
+        b.apply(to_input.clone(), x).unwrap()
+    }));
+    for dim in [1, 2] {
+        all.push(subject(&format!("a large softmax along {dim}"), &[&[3, 40, 700]], &|b, x| {
+            b.apply(Op::Softmax { dim }, x).unwrap()
+        }));
+    }
+    all.push(subject("a large batch norm", &[&[4, 20, 30, 30], &[20], &[20]], &|b, x| {
+        b.apply(Op::BatchNorm { eps: 1e-5 }, x).unwrap()
+    }));
+    all.push(subject("a large layer norm", &[&[300, 256], &[256], &[256]], &|b, x| {
+        b.apply(Op::LayerNorm { dims: 1, eps: 1e-5 }, x).unwrap()
+    }));
     all.push(subject("an empty batch", &[&[0, 3], &[4, 3]], &|b, x| {
         let y = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap();
         b.apply(Op::Unary(Unary::Relu), &[y]).unwrap()

@@ -39,6 +39,11 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().lease(id)
     }
 
+    /// The value, held until the lease is dropped, without counting a look-up; see [`L1::hold`].
+    pub fn hold(&self, id: &KernelId) -> Option<Lease<V>> {
+        self.lock().hold(id)
+    }
+
     /// Takes a value in; see [`L1::admit`].
     ///
     /// # Errors

@@ -123,6 +123,12 @@ impl<V: Clone> L1<V> {
         self.hit(id).map(lease_of)
     }
 
+    /// The value, held until the lease is dropped, without counting a look-up: for whoever has just put it
+    /// there.
+    pub fn hold(&mut self, id: &KernelId) -> Option<Lease<V>> {
+        self.slot_of(id).map(|slot| lease_of(self.entry(slot)))
+    }
+
     /// The value, without counting it as used.
     pub fn peek(&self, id: &KernelId) -> Option<&V> {
         self.slot_of(id).map(|slot| &self.entry(slot).value)

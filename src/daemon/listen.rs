@@ -55,6 +55,7 @@ fn clear(path: &Path) -> Result<(), DaemonError> {
     }
     match StdStream::connect(path) {
         Ok(_) => Err(DaemonError::AlreadyServed { path: path.to_owned() }),
+        Err(error) if error.kind() != ErrorKind::ConnectionRefused => Err(listen(error)),
         Err(_) => {
             tracing::info!(path = %path.display(), "stale socket taken over");
             fs::remove_file(path).map_err(listen)

@@ -16,9 +16,10 @@ use super::{
     wiring::{Wiring, wire},
 };
 use crate::{
-    actor::{AdmitSession, BeginDrain, Supervisor, base::Handle},
+    actor::{AdmitSession, BeginDrain, RefusedSession, Supervisor, base::Handle},
     config::Config,
     control::{Control, serve_operator},
+    fault::Fault,
     id::KernelId,
     telemetry::Notifier,
     wire::{ErrorReply, FrameKind, Peer, Reply, encode},
@@ -159,16 +160,18 @@ async fn admit(stream: UnixStream, peer: Peer, access: &Access, supervisor: &Han
         tracing::warn!(uid = peer.uid, pid = peer.pid, "trainer refused");
         return refuse(stream, &DaemonError::Refused { uid: peer.uid }).await;
     }
-    // A refusal for want of a place closes the connection, which the message takes with it.
     match supervisor.ask(AdmitSession { stream, peer }).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(%error, pid = peer.pid, "session refused"),
+        Ok(Err(RefusedSession { stream, error })) => {
+            tracing::warn!(%error, pid = peer.pid, "session refused");
+            refuse(stream, &error).await;
+        }
         Err(error) => tracing::warn!(%error, pid = peer.pid, "session refused"),
     }
 }
 
 /// Tells a peer why it is not served, and closes.
-async fn refuse(stream: UnixStream, error: &DaemonError) {
+async fn refuse(stream: UnixStream, error: &dyn Fault) {
     let reply: Reply<()> = Reply::Error(ErrorReply::from_fault(error));
     if let Ok(frame) = encode(FrameKind::Reply, 0, &reply) {
         // It fits a socket's empty buffer, and one that does not take it is gone.

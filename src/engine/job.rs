@@ -221,7 +221,8 @@ pub(super) const EMPTY: Bindings<'static> = Bindings {
     workspace: Region::EMPTY,
 };
 
-fn message_of(panic: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

@@ -4,10 +4,15 @@ use std::collections::HashMap;
 
 use crate::{backend::HostMemory, tensor::ALIGNMENT_BYTES};
 
+/// The most bytes that lie idle in one layer's pool. Each new batch size leaves blocks behind, and there is
+/// no end to sizes.
+const MAX_FREE_BYTES: usize = 1 << 30;
+
 /// Blocks by size. In a steady state every pass finds what the one before gave back, and none is allocated.
 #[derive(Debug, Default)]
 pub(super) struct MemoryPool {
     free: HashMap<usize, Vec<HostMemory>>,
+    free_bytes: usize,
     /// Bytes lent and not given back.
     lent_bytes: usize,
 }
@@ -17,12 +22,25 @@ impl MemoryPool {
     pub(super) fn take(&mut self, len_bytes: usize) -> HostMemory {
         let size = len_bytes.next_multiple_of(ALIGNMENT_BYTES);
         self.lent_bytes += size;
-        self.free.get_mut(&size).and_then(Vec::pop).unwrap_or_else(|| HostMemory::new(size))
+        match self.free.get_mut(&size).and_then(Vec::pop) {
+            Some(memory) => {
+                self.free_bytes -= size;
+                memory
+            }
+            None => HostMemory::new(size),
+        }
     }
 
-    /// Takes a block back.
+    /// Takes a block back. Sizes that are asked for no more make room once too much lies idle.
     pub(super) fn give(&mut self, memory: HostMemory) {
         self.lose(memory.len_bytes());
+        if self.free_bytes.saturating_add(memory.len_bytes()) > MAX_FREE_BYTES {
+            self.trim();
+        }
+        if memory.len_bytes() > MAX_FREE_BYTES {
+            return;
+        }
+        self.free_bytes += memory.len_bytes();
         self.free.entry(memory.len_bytes()).or_default().push(memory);
     }
 
@@ -34,6 +52,7 @@ impl MemoryPool {
     /// Frees what nobody uses: when a kernel comes or goes, other sizes will be asked for.
     pub(super) fn trim(&mut self) {
         self.free.clear();
+        self.free_bytes = 0;
     }
 
     /// Bytes lent and not given back.

@@ -75,7 +75,8 @@ pub struct Block {
 }
 
 impl Block {
-    fn overlaps(&self, other: &Self) -> bool {
+    /// Whether any byte lies in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
         self.bytes != 0
             && other.bytes != 0
             && self.offset < other.offset + other.bytes

@@ -1,6 +1,9 @@
 //! The control connection: one request after the other, each with one reply.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
 
 use actix::Addr;
 use tokio::{net::UnixStream, sync::watch};
@@ -17,27 +20,41 @@ use crate::{
 /// Serves a trainer's connection until either side ends it, then stops the session.
 pub async fn serve_session(stream: UnixStream, session: Addr<Session>, mut closed: watch::Receiver<()>) {
     let mut frames = Frames::new(stream);
-    loop {
-        let payload = tokio::select! {
-            // The session's end of this channel is dropped with it.
-            _ = closed.changed() => break,
-            payload = frames.next() => payload,
-        };
-        let served = match payload {
-            Ok(Some(payload)) => serve(&mut frames, &session, &payload).await,
-            Ok(None) | Err(WireError::Closed) => break,
-            Err(error) => {
-                // Where one frame ends and the next begins is lost: say why, then close.
-                let _ = refuse(&mut frames, &error).await;
-                break;
-            }
-        };
-        if served.is_err() {
-            break;
-        }
+    tokio::select! {
+        // The session's end of this channel is dropped with it, even while a peer does not read its reply.
+        _ = closed.changed() => {}
+        () = converse(&mut frames, &session) => {}
     }
     // A session that has ended already needs no telling.
     let _ = session.send(StopActor).await;
+}
+
+/// How long a peer may take to greet. Until then it holds a session's place for nothing.
+const GREETING: Duration = Duration::from_secs(10);
+
+async fn converse(frames: &mut Frames, session: &Addr<Session>) {
+    let mut greeted = false;
+    loop {
+        let payload = if greeted {
+            frames.next().await
+        } else {
+            // A peer that says nothing is as good as gone.
+            tokio::time::timeout(GREETING, frames.next()).await.unwrap_or(Err(WireError::Closed))
+        };
+        greeted = true;
+        let served = match payload {
+            Ok(Some(payload)) => serve(frames, session, &payload).await,
+            Ok(None) | Err(WireError::Closed) => return,
+            Err(error) => {
+                // Where one frame ends and the next begins is lost: say why, then close.
+                let _ = refuse(frames, &error).await;
+                return;
+            }
+        };
+        if served.is_err() {
+            return;
+        }
+    }
 }
 
 async fn serve(frames: &mut Frames, session: &Addr<Session>, payload: &[u8]) -> Result<(), WireError> {

@@ -154,13 +154,16 @@ impl Handler<LaneHappened> for Session {
 pub struct DrainSession;
 
 impl Handler<DrainSession> for Session {
-    type Result = ();
+    type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: DrainSession, _: &mut Self::Context) {
+    fn handle(&mut self, _: DrainSession, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
-        if let Some(lane) = &self.lane {
-            lane.drain();
-        }
+        let lane = self.lane.clone();
+        Box::pin(async move {
+            if let Some(lane) = lane {
+                lane.drain().await;
+            }
+        })
     }
 }
 

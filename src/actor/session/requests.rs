@@ -77,6 +77,9 @@ impl Answer {
     }
 }
 
+/// The most kernels that one request may ask to prefetch.
+const MAX_PREFETCH: usize = 64;
+
 type Served = ResponseActFuture<Session, Answer>;
 
 /// A trainer's request.
@@ -287,6 +290,9 @@ impl Session {
 
     fn prefetch(&mut self, kernels: Vec<KernelId>) -> Result<Served, ActorError> {
         self.lane("prefetch")?;
+        if kernels.len() > MAX_PREFETCH {
+            return Err(ActorError::Quota { what: "kernels in one prefetch", limit: MAX_PREFETCH as u64 });
+        }
         let cache = self.parts.cache.clone();
         Ok(self.later(async move {
             let started = cache.ask(PrefetchKernels(kernels)).await;

@@ -96,11 +96,15 @@ impl Pool {
     /// When a task does; the others are finished or skipped, and the pool stays fit for use.
     pub fn run(&self, threads: usize, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let helpers = threads.min(self.threads()).min(tasks).saturating_sub(1);
-        let turn = match self.shared.turn.try_lock() {
-            Ok(turn) if helpers > 0 => Some(turn),
-            // A job that panicked held the turn: nothing behind it is damaged.
-            Err(TryLockError::Poisoned(turn)) if helpers > 0 => Some(turn.into_inner()),
-            _ => None,
+        let turn = if helpers == 0 {
+            None
+        } else {
+            match self.shared.turn.try_lock() {
+                Ok(turn) => Some(turn),
+                // A job that panicked held the turn: nothing behind it is damaged.
+                Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            }
         };
         let Some(_turn) = turn else {
             (0..tasks).for_each(task);

@@ -1,7 +1,6 @@
 //! The lane's thread: waits, serves, answers.
 
 use std::{
-    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -15,7 +14,7 @@ use crossbeam_channel::Receiver;
 use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneParts, layers::Layers};
 use crate::{
     backend::Memory,
-    engine::EngineError,
+    engine::{EngineError, job::message_of},
     fault::Fault,
     wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
 };
@@ -180,9 +179,4 @@ fn ended_by(error: WireError) -> LaneEnd {
         WireError::Closed => LaneEnd::PeerGone,
         other => LaneEnd::Wire(Arc::new(other)),
     }
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }

@@ -339,6 +339,11 @@ fn check(request: &wire::Backward, ticket: &Ticket, seeds: usize) -> Result<(), 
             let reason = format!("{name} takes {needed} bytes, the block has {}", block.bytes);
             return Err(EngineError::Request { reason });
         }
+        // The ticket's x is read while gradients are written.
+        if name != "grad_output" && block.overlaps(&ticket.input) {
+            let reason = format!("{name} overlaps the input of ticket {}", request.ticket);
+            return Err(EngineError::Request { reason });
+        }
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! The forward pass of a layer.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
 
 use smallvec::SmallVec;
 
@@ -10,7 +14,7 @@ use crate::{
     engine::{
         EngineError, LiveSeed, PlanKey, PlanSet, Quota,
         blend::{self, BlendKey, BlendPlan, Factors},
-        job::{Direction, EMPTY, Job, within},
+        job::{Direction, EMPTY, Job, message_of, within},
         ticket::{Ticket, TicketSeed},
     },
     graph::ValueInfo,
@@ -117,7 +121,11 @@ impl GradientSynchronizer {
             let plans = if attached.scratch.is_none() {
                 Err(EngineError::Busy { kernel: live.kernel().id().clone() })
             } else {
-                let plans = attached.plans(&pass.key, &*self.backend, &self.config);
+                let made = || attached.plans(&pass.key, &*self.backend, &self.config);
+                let plans = catch_unwind(AssertUnwindSafe(made)).unwrap_or_else(|panic| {
+                    let kernel = live.kernel().id().clone();
+                    Err(EngineError::Panicked { kernel, message: message_of(&*panic) })
+                });
                 plans.and_then(|plans| fits(&live, &plans, pass.request).map(|()| plans))
             };
             match plans {
@@ -183,7 +191,8 @@ impl GradientSynchronizer {
                 Ok(()) => {
                     let counters = &self.slots[slot].counters;
                     counters.succeeded(done.time, ran_on);
-                    if !request.take_ticket {
+                    // Where a backward follows, the row of failures ends with its success.
+                    if !request.take_ticket || plans.backward.is_none() {
                         counters.end_row();
                     }
                     let alpha = self.slots[slot].attached.as_ref().map_or(0.0, |a| a.alpha.get());

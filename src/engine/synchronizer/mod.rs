@@ -166,7 +166,8 @@ impl GradientSynchronizer {
     /// [`EngineError::SeedUnknown`], and [`EngineError::Thread`] when the system gives no thread for it;
     /// nothing has changed then.
     pub fn attach(&mut self, seed: SeedIndex, live: Arc<LiveSeed>, alpha: Alpha) -> Result<(), EngineError> {
-        self.slot(seed)?;
+        // The failures of the kernel before are not this one's.
+        self.slot(seed)?.counters.end_row();
         let mut newcomer = Attached::new(live, alpha);
         let others = |(i, slot): (usize, &Slot)| i != usize::from(seed.0) && slot.attached.is_some();
         if self.slots.iter().enumerate().any(others) {
