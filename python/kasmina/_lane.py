@@ -164,8 +164,8 @@ class Lane:
 
     def _fence(self) -> None:
         # Taking a lock that nobody else takes is an atomic read-modify-write, on x86 a full barrier.
-        self._barrier.acquire()
-        self._barrier.release()
+        with self._barrier:
+            pass
 
     def _wait(self, sequence: int) -> Completion:
         interrupts = 0

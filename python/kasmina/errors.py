@@ -90,6 +90,9 @@ _FAMILIES = {
     "layer": SessionError,
     "shutdown": SessionError,
     "ticket": TicketError,
+    "seed": KernelError,
+    "cache": KernelError,
+    "daemon": SessionError,
 }
 
 

@@ -25,8 +25,10 @@ class _Shared(nn.Module):
             for tensor in [*self._parameters.values(), *self._buffers.values()]:
                 if tensor is None:
                     continue
+                # Taken first: a function may move the storage under the tensor itself.
+                place = tensor.data_ptr()
                 moved = fn(tensor.detach())
-                if moved.data_ptr() != tensor.data_ptr() or moved.dtype != tensor.dtype:
+                if moved.data_ptr() != place or moved.dtype != tensor.dtype:
                     raise UsageError(
                         "the parameters of a grafted kernel lie in memory shared with the daemon and can be "
                         "neither moved nor cast: move the model before grafting, or prune the seed first"

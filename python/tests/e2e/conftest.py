@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import kasmina  # noqa: E402
-import modules  # noqa: E402
+from . import modules  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 BINARY = Path(os.environ.get("KASMINAD", ROOT / "target/debug/kasminad"))

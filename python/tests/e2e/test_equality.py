@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from modules import IMAGE, INPUTS, TOKENS, twin
+from .modules import IMAGE, INPUTS, TOKENS, twin
 
 TOLERANCE = 1e-4
 

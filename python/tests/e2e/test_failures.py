@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from conftest import settled
-from modules import IMAGE, TOKENS, twin
+from .conftest import settled
+from .modules import IMAGE, TOKENS, twin
 
 PYTHON = Path(__file__).resolve().parents[2]
 
@@ -90,7 +90,7 @@ def test_a_panic_in_one_seed_is_that_seeds_error(start):
 
 TRAINER = """
 import sys, torch
-sys.path[:0] = [{python!r}, {here!r}]
+sys.path.insert(0, {python!r})
 import kasmina.torch
 client = kasmina.connect({socket!r})
 layer = kasmina.torch.SeededLayer(torch.nn.Linear(8, 8), client, name="layer", seeds=2)
@@ -110,7 +110,7 @@ def test_a_killed_trainer_leaves_nothing_behind(daemon):
     settled(lambda: not daemon.status()["sessions"])
     before = daemon.descriptors()
     for _ in range(3):
-        script = TRAINER.format(python=str(PYTHON), here=str(Path(__file__).parent), socket=str(daemon.socket))
+        script = TRAINER.format(python=str(PYTHON), socket=str(daemon.socket))
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as trainer:
             assert trainer.stdout.readline() == "ready\n"
             session = daemon.status()["sessions"][0]

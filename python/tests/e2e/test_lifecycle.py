@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from conftest import BINARY, settled
-from modules import TOKENS
+from .conftest import BINARY, settled
+from .modules import TOKENS
 
 
 def test_sigterm_drains_and_leaves_in_order(daemon):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from modules import TOKENS, twin
+from .modules import TOKENS, twin
 
 
 def layer_with(client, **kernels):

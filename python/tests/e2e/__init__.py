@@ -1,0 +1,1 @@
+"""The whole path: a real daemon, real kernels, PyTorch as the trainer."""
