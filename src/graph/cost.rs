@@ -102,6 +102,7 @@ fn per_element(unary: &Unary) -> u64 {
         Unary::Hardswish | Unary::Hardsigmoid => 4,
         Unary::Exp
         | Unary::Log
+        | Unary::Log1p
         | Unary::Sin
         | Unary::Cos
         | Unary::Erf

@@ -26,6 +26,8 @@ pub enum Unary {
     Exp,
     /// Natural logarithm.
     Log,
+    /// ln(1 + x), without loss near 0.
+    Log1p,
     /// sin x.
     Sin,
     /// cos x.
@@ -400,6 +402,7 @@ impl Unary {
             Unary::Reciprocal => "reciprocal",
             Unary::Exp => "exp",
             Unary::Log => "log",
+            Unary::Log1p => "log1p",
             Unary::Sin => "sin",
             Unary::Cos => "cos",
             Unary::Erf => "erf",
@@ -477,6 +480,7 @@ impl Op {
         "layer_norm_grad",
         "leaky_relu",
         "log",
+        "log1p",
         "log_softmax",
         "log_softmax_grad",
         "matmul",

@@ -162,6 +162,7 @@ pub(super) fn unary_f32(unary: Unary, x: &[f32], y: &mut [f32]) {
         ),
         Unary::Exp => map(x, y, exp),
         Unary::Log => map(x, y, f32::ln),
+        Unary::Log1p => map(x, y, f32::ln_1p),
         Unary::Sin => map(x, y, f32::sin),
         Unary::Cos => map(x, y, f32::cos),
         Unary::Erf => map(x, y, erf),

@@ -81,6 +81,7 @@ fn unaries(all: &mut Vec<Case>) {
         Unary::Rsqrt,
         Unary::Reciprocal,
         Unary::Log,
+        Unary::Log1p,
         Unary::PowScalar { exponent: 0.5 },
         Unary::PowScalar { exponent: -1.5 },
     ];

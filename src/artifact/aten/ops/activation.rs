@@ -92,6 +92,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.apply(Op::Binary(Binary::Mul), &[x, gate])?;
         call.fresh(y)
     }),
+    entry("log1p(self)", |call| simple(call, Unary::Log1p)),
     entry("log_sigmoid(self)", |call| {
         let x = floating(call, "self")?;
         let negated = call.unary(Unary::Neg, x)?;
