@@ -1,6 +1,6 @@
 //! The daemon: the only place that puts the parts together.
 //!
-//! Phases: starting → ready → draining → stopping. [`run`] is all that `kasminad` calls.
+//! Phases: starting → ready → draining → stopping. [`run()`] is all that `kasminad` calls.
 
 mod access;
 mod error;
