@@ -11,7 +11,7 @@ from torch.nn.modules import module as _module
 
 from .._layer import Layer
 from .._session import Client
-from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, UsageError
+from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
 from ._function import run
 from ._seed import Seed
 
@@ -27,6 +27,7 @@ class SeededLayer(nn.Module):
     Without a live seed (a kernel and alpha above 0) calling it is calling the host. If a seed fails in a pass
     it is left out of that pass, ``last_failures`` names it and a ``SeedFailureWarning`` is given once. If the
     daemon dies, a pass under way raises ``ConnectionLost``; from then on the layer is its host alone.
+    It is that too while the daemon shuts down, and passes that were run before can still have their backward.
     """
 
     def __init__(
@@ -118,6 +119,13 @@ class SeededLayer(nn.Module):
             if lost.in_flight:
                 raise
             return h
+        except SessionError as refused:
+            # A daemon that is about to leave has run nothing: the host's output is whole. Tickets taken
+            # before can still be spent.
+            if refused.code != "shutdown.draining":
+                raise
+            self._go_on_alone("is shutting down")
+            return h
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, blend={self.blend!r}, connected={self.connected}"
@@ -132,13 +140,13 @@ class SeededLayer(nn.Module):
         self._live = [seed for seed in self._grafted if seed._alpha > 0.0]
         self._quiet = not self._live and self._input_shape is not None
 
-    def _go_on_alone(self) -> None:
+    def _go_on_alone(self, why: str = "is gone") -> None:
         self._live = []
         self._quiet = True
         if ("lost",) not in self._warned:
             self._warned.add(("lost",))  # type: ignore[arg-type]
             warnings.warn(
-                f"layer {self.name!r} goes on without its seeds: the daemon is gone", RuntimeWarning, stacklevel=4
+                f"layer {self.name!r} goes on without its seeds: the daemon {why}", RuntimeWarning, stacklevel=4
             )
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:

@@ -20,6 +20,31 @@ def test_sigterm_drains_and_leaves_in_order(daemon):
     assert "panicked" not in daemon.text()
 
 
+def test_a_draining_daemon_lets_layers_go_on_and_tickets_finish(daemon):
+    with daemon.connect() as client:
+        layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, name="layer", seeds=1)
+        layer.seeds[0].graft("mlp", alpha=0.5, input_shape=TOKENS[1:])
+        before = torch.randn(TOKENS, requires_grad=True)
+        y = layer(before)
+        daemon.process.terminate()
+        x = torch.randn(TOKENS, requires_grad=True)
+
+        def alone():
+            with torch.no_grad():
+                return torch.equal(layer(x), layer.host(x))
+
+        # Until the signal has arrived passes are served; from then on the layer is its host, without an error.
+        with pytest.warns(RuntimeWarning, match="shutting down"):
+            settled(alone)
+        alone = layer(x)
+        alone.sum().backward()
+        assert torch.equal(layer(x), layer.host(x))
+        # The ticket that was open is spent, and then the daemon has nothing left to wait for.
+        y.sum().backward()
+        assert before.grad.isfinite().all()
+        assert daemon.process.wait(30) == 0
+
+
 def test_a_second_daemon_is_refused_and_a_stale_socket_taken_over(daemon):
     second = subprocess.run(daemon.command(), capture_output=True, text=True, timeout=30)
     assert second.returncode != 0 and "another daemon" in second.stderr
