@@ -3,7 +3,7 @@
 //! The modules below stand in layers; each may import only what stands above it (the words import each
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
-//! - words: [`id`], [`digest`], [`fault`], [`backoff`]
+//! - words: [`id`], [`digest`], [`fault`], [`backoff`], [`signature`]
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`artifact`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`], [`engine`]
@@ -18,6 +18,7 @@ pub mod backoff;
 pub mod digest;
 pub mod fault;
 pub mod id;
+pub mod signature;
 
 pub mod config;
 pub mod telemetry;

@@ -8,7 +8,7 @@ use std::{
 
 /// Every top-level module, in layers; a module imports only from layers above its own, and from itself.
 const LAYERS: &[&[&str]] = &[
-    &["id", "digest", "fault", "backoff"],
+    &["id", "digest", "fault", "backoff", "signature"],
     &["config"],
     &["telemetry"],
     &["tensor"],
@@ -31,6 +31,7 @@ const LAYERS: &[&[&str]] = &[
 /// Words that may stand only in files below these folders of `src`.
 const CONFINED: &[(&str, &[&str])] = &[
     ("cudarc", &["backend/cuda/"]),
+    ("ed25519_dalek", &["signature.rs"]),
     ("actix", &["actor/", "daemon/"]),
     ("actix_rt", &["actor/", "daemon/"]),
     ("tokio", &["cache/", "origin/", "actor/", "control/", "cli/", "daemon/"]),

@@ -30,9 +30,10 @@ unsafe impl Sync for HostMemory {}
 impl HostMemory {
     /// A block of at least `len_bytes` zeros.
     pub fn new(len_bytes: usize) -> Self {
-        let lines =
-            (0..len_bytes.div_ceil(ALIGNMENT_BYTES)).map(|_| UnsafeCell::new(Line([0; ALIGNMENT_BYTES])));
-        Self { lines: lines.collect(), len_bytes }
+        let lines = Box::new_zeroed_slice(len_bytes.div_ceil(ALIGNMENT_BYTES));
+        // SAFETY: a line is bytes, for which zeros are a value. Zeroed by the allocator, large blocks take no
+        // memory before they are written to.
+        Self { lines: unsafe { lines.assume_init() }, len_bytes }
     }
 
     /// How many bytes were asked for.

@@ -16,5 +16,5 @@ pub use executable::{
     Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
 };
 pub use memory::{HostMemory, Memory};
-pub use offline::run_on_host;
+pub use offline::{HostBlocks, run_on_host};
 pub use region::Region;

@@ -1,4 +1,4 @@
-//! Running a graph on tensors in host memory, with all blocks made for the occasion: for `kasmina exec`,
+//! Running graphs on tensors in host memory, with all blocks made for the occasion: for `kasmina exec`,
 //! trials and tests. The data plane keeps its blocks and does not come here.
 
 use super::{Bindings, Executable, HostMemory, Memory as _, Region, RunContext, RunError};
@@ -24,15 +24,7 @@ pub fn run_on_host(
     mut feed: impl FnMut(Source) -> HostTensor,
     context: &RunContext,
 ) -> Result<Vec<(Sink, HostTensor)>, RunError> {
-    let needs = executable.needs();
-    let mut singles = Singles::default();
-    let block = |layout: &PackedLayout| HostMemory::new(layout.total_bytes());
-    let parameter_block = block(parameters);
-    let buffer_block = block(buffers);
-    let (gradient_block, update_block) = (block(parameters), block(buffers));
-    let saved_block = block(&needs.saved);
-    let workspace = HostMemory::new(needs.workspace_bytes);
-
+    let mut blocks = HostBlocks::new([parameters, buffers], &executable.needs().saved);
     for &(source, value) in &graph.sources {
         if matches!(source, Source::Constant(_)) {
             continue;
@@ -42,105 +34,172 @@ pub fn run_on_host(
             *tensor.shape() == info.shape && tensor.dtype() == info.dtype,
             "{source:?} is fed as it is declared"
         );
-        match source {
-            Source::Input(n) => singles.put(Kind::Input, n, tensor.bytes()),
-            Source::GradOutput(n) => singles.put(Kind::GradOutput, n, tensor.bytes()),
-            Source::Parameter(n) => put(&parameter_block, parameters, n, tensor.bytes()),
-            Source::Buffer(n) => put(&buffer_block, buffers, n, tensor.bytes()),
-            Source::Saved(n) => put(&saved_block, &needs.saved, n, tensor.bytes()),
-            Source::Constant(_) => {}
-        }
+        blocks.feed(source, tensor.bytes());
     }
-    for &(sink, value) in &graph.sinks {
-        let info = graph.info(value);
-        let bytes = vec![0; info.shape.elements() * info.dtype.size_bytes()];
-        match sink {
-            Sink::Output(n) => singles.put(Kind::Output, n, &bytes),
-            Sink::GradInput(n) => singles.put(Kind::GradInput, n, &bytes),
-            _ => {}
-        }
-    }
-    {
-        let [inputs, outputs, grad_outputs, grad_inputs] = singles.regions();
-        let bindings = Bindings {
-            inputs: &inputs,
-            outputs: &outputs,
-            grad_outputs: &grad_outputs,
-            grad_inputs: &grad_inputs,
-            parameters: parameter_block.region(),
-            grad_parameters: gradient_block.region(),
-            buffers: buffer_block.region(),
-            buffer_updates: update_block.region(),
-            saved: saved_block.region(),
-            workspace: workspace.region(),
-        };
-        executable.run(&bindings, context)?;
-    }
+    blocks.run(executable, graph, context)?;
     let results = graph.sinks.iter().map(|&(sink, value)| {
-        let info = graph.info(value);
-        let bytes = match sink {
-            Sink::Output(n) => singles.get(Kind::Output, n),
-            Sink::GradInput(n) => singles.get(Kind::GradInput, n),
-            Sink::GradParameter(n) => get(&gradient_block, parameters, n),
-            Sink::BufferUpdate(n) => get(&update_block, buffers, n),
-            Sink::Saved(n) => get(&saved_block, &needs.saved, n),
-        };
+        let (info, region) = (graph.info(value), blocks.of(sink));
+        let mut bytes = vec![0; region.len_bytes()];
+        region.read(&mut bytes);
         let tensor = HostTensor::new(info.shape.clone(), info.dtype, bytes);
         (sink, tensor.expect("every block was made for the shapes it holds"))
     });
     Ok(results.collect())
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Input,
-    Output,
-    GradOutput,
-    GradInput,
+/// The memory of a kernel's passes: what is fed or given stays until it is written again, so that a backward
+/// graph finds what its forward graph has left.
+#[derive(Debug)]
+pub struct HostBlocks<'a> {
+    parameters: Block<'a>,
+    buffers: Block<'a>,
+    grad_parameters: Block<'a>,
+    buffer_updates: Block<'a>,
+    saved: Block<'a>,
+    singles: Vec<(Single, HostMemory)>,
+    workspace: HostMemory,
 }
 
-/// Tensors that have a region of their own.
-#[derive(Default)]
-struct Singles(Vec<(Kind, u32, HostMemory)>);
-
-impl Singles {
-    fn put(&mut self, kind: Kind, n: u32, bytes: &[u8]) {
-        let memory = HostMemory::new(bytes.len());
-        memory.region().write(bytes);
-        self.0.push((kind, n, memory));
-    }
-
-    fn get(&self, kind: Kind, n: u32) -> Vec<u8> {
-        let found = self.0.iter().find(|(k, i, _)| *k == kind && *i == n);
-        found.map_or_else(Vec::new, |(_, _, memory)| copied(memory.region()))
-    }
-
-    fn regions(&self) -> [Vec<Region<'_>>; 4] {
-        let mut regions = [const { Vec::new() }; 4];
-        for (kind, n, memory) in &self.0 {
-            let list = &mut regions[*kind as usize];
-            list.resize(list.len().max(*n as usize + 1), Region::EMPTY);
-            list[*n as usize] = memory.region();
+impl<'a> HostBlocks<'a> {
+    /// Zeroed blocks for parameters, buffers and what a forward graph saves.
+    pub fn new([parameters, buffers]: [&'a PackedLayout; 2], saved: &'a PackedLayout) -> Self {
+        Self {
+            parameters: Block::new(parameters),
+            buffers: Block::new(buffers),
+            grad_parameters: Block::new(parameters),
+            buffer_updates: Block::new(buffers),
+            saved: Block::new(saved),
+            singles: Vec::new(),
+            workspace: HostMemory::new(0),
         }
-        regions
+    }
+
+    /// Writes a source's bytes; constants are the graph's own and are passed over.
+    ///
+    /// # Panics
+    /// When the layouts have no such tensor.
+    pub fn feed(&mut self, source: Source, bytes: &[u8]) {
+        let region = match source {
+            Source::Input(n) => self.single(Single::Input(n), bytes.len()),
+            Source::GradOutput(n) => self.single(Single::GradOutput(n), bytes.len()),
+            Source::Parameter(n) => self.parameters.slot(n),
+            Source::Buffer(n) => self.buffers.slot(n),
+            Source::Saved(n) => self.saved.slot(n),
+            Source::Constant(_) => return,
+        };
+        region.write(bytes);
+    }
+
+    /// Runs an executable of `graph` on what the blocks hold.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    pub fn run(
+        &mut self,
+        executable: &dyn Executable,
+        graph: &Graph,
+        context: &RunContext,
+    ) -> Result<(), RunError> {
+        for &(sink, value) in &graph.sinks {
+            let info = graph.info(value);
+            let len_bytes = info.shape.elements() * info.dtype.size_bytes();
+            match sink {
+                Sink::Output(n) => drop(self.single(Single::Output(n), len_bytes)),
+                Sink::GradInput(n) => drop(self.single(Single::GradInput(n), len_bytes)),
+                Sink::BufferUpdate(_) | Sink::Saved(_) | Sink::GradParameter(_) => {}
+            }
+        }
+        let workspace_bytes = executable.needs().workspace_bytes;
+        if self.workspace.len_bytes() < workspace_bytes {
+            self.workspace = HostMemory::new(workspace_bytes);
+        }
+        let list = |number: fn(Single) -> Option<u32>| {
+            let mut regions = Vec::new();
+            for (single, memory) in &self.singles {
+                if let Some(n) = number(*single) {
+                    regions.resize(regions.len().max(n as usize + 1), Region::EMPTY);
+                    regions[n as usize] = memory.region();
+                }
+            }
+            regions
+        };
+        let inputs = list(|single| if let Single::Input(n) = single { Some(n) } else { None });
+        let outputs = list(|single| if let Single::Output(n) = single { Some(n) } else { None });
+        let grad_outputs = list(|single| if let Single::GradOutput(n) = single { Some(n) } else { None });
+        let grad_inputs = list(|single| if let Single::GradInput(n) = single { Some(n) } else { None });
+        let bindings = Bindings {
+            inputs: &inputs,
+            outputs: &outputs,
+            grad_outputs: &grad_outputs,
+            grad_inputs: &grad_inputs,
+            parameters: self.parameters.memory.region(),
+            grad_parameters: self.grad_parameters.memory.region(),
+            buffers: self.buffers.memory.region(),
+            buffer_updates: self.buffer_updates.memory.region(),
+            saved: self.saved.memory.region(),
+            workspace: self.workspace.region(),
+        };
+        executable.run(&bindings, context)
+    }
+
+    /// What the last run with this sink has left there; empty where there was none.
+    ///
+    /// # Panics
+    /// When the layouts have no such tensor.
+    pub fn of(&self, sink: Sink) -> Region<'_> {
+        let single = |wanted: Single| {
+            let found = self.singles.iter().find(|(single, _)| *single == wanted);
+            found.map_or(Region::EMPTY, |(_, memory)| memory.region())
+        };
+        match sink {
+            Sink::Output(n) => single(Single::Output(n)),
+            Sink::GradInput(n) => single(Single::GradInput(n)),
+            Sink::GradParameter(n) => self.grad_parameters.slot(n),
+            Sink::BufferUpdate(n) => self.buffer_updates.slot(n),
+            Sink::Saved(n) => self.saved.slot(n),
+        }
+    }
+
+    fn single(&mut self, single: Single, len_bytes: usize) -> Region<'_> {
+        let at = match self.singles.iter().position(|(known, _)| *known == single) {
+            Some(at) => at,
+            None => {
+                self.singles.push((single, HostMemory::new(len_bytes)));
+                self.singles.len() - 1
+            }
+        };
+        let memory = &mut self.singles[at].1;
+        if memory.len_bytes() != len_bytes {
+            *memory = HostMemory::new(len_bytes);
+        }
+        memory.region()
     }
 }
 
-fn copied(region: Region<'_>) -> Vec<u8> {
-    let mut bytes = vec![0; region.len_bytes()];
-    region.read(&mut bytes);
-    bytes
+/// A tensor that has a block of its own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Single {
+    Input(u32),
+    Output(u32),
+    GradOutput(u32),
+    GradInput(u32),
 }
 
-fn slot<'a>(block: &'a HostMemory, layout: &PackedLayout, n: u32) -> Region<'a> {
-    let slot = &layout.slots()[n as usize];
-    block.region().part(slot.offset_bytes, slot.len_bytes).expect("the block was made for the layout")
+/// Several tensors in one block.
+#[derive(Debug)]
+struct Block<'a> {
+    layout: &'a PackedLayout,
+    memory: HostMemory,
 }
 
-fn put(block: &HostMemory, layout: &PackedLayout, n: u32, bytes: &[u8]) {
-    slot(block, layout, n).write(bytes);
-}
+impl<'a> Block<'a> {
+    fn new(layout: &'a PackedLayout) -> Self {
+        Self { layout, memory: HostMemory::new(layout.total_bytes()) }
+    }
 
-fn get(block: &HostMemory, layout: &PackedLayout, n: u32) -> Vec<u8> {
-    copied(slot(block, layout, n))
+    fn slot(&self, n: u32) -> Region<'_> {
+        let slot = &self.layout.slots()[n as usize];
+        let part = self.memory.region().part(slot.offset_bytes, slot.len_bytes);
+        part.expect("the block was made for the layout")
+    }
 }

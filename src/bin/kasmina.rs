@@ -6,8 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kasmina::{
     artifact::Mode,
     cli::{
-        self, CliError, ExecOptions, Exit, OperatorOptions, QuickstartOptions, TrainerOptions,
-        ValidateOptions,
+        self, CliError, ExecOptions, Exit, InspectOptions, KeygenOptions, OperatorOptions, QuickstartOptions,
+        SignOptions, SubjectOptions, TrainerOptions, ValidateOptions,
     },
     config::{Config, ProcessEnvironment},
 };
@@ -50,14 +50,40 @@ enum Command {
     },
     /// Judges an artifact by the validator's rules: 0 accepted, 1 rejected, 2 unreadable.
     Validate {
-        /// The artifact.
-        file: PathBuf,
+        #[command(flatten)]
+        subject: Subject,
         /// Prints the verdict as JSON.
         #[arg(long)]
         json: bool,
-        /// A configuration whose [validator] section decides.
+    },
+    /// Prints an artifact's verdict, module tree, program and costs.
+    Inspect {
+        #[command(flatten)]
+        subject: Subject,
+        /// Whether batch norm and dropout train.
+        #[arg(long, value_enum, default_value = "eval")]
+        mode: ModeArgument,
+        /// The batch to show the program for, where it was not exported for another.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+        batch: u32,
+        /// Shows the backward program too.
+        #[arg(long)]
+        backward: bool,
+    },
+    /// Makes an Ed25519 key pair for signing artifacts.
+    Keygen {
+        /// The private key's file, in PEM; the public key goes to FILE.pub.
+        #[arg(long, value_name = "FILE", default_value = "kasmina-signing.pem")]
+        out: PathBuf,
+    },
+    /// Signs artifacts: writes FILE.sig beside each.
+    Sign {
+        /// The artifacts.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The private key, as keygen or `openssl genpkey -algorithm ed25519` writes it.
         #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
+        key: PathBuf,
     },
     /// Prints how the daemon does.
     Status(Operator),
@@ -91,6 +117,38 @@ enum Command {
 enum ModeArgument {
     Eval,
     Train,
+}
+
+#[derive(Debug, Args)]
+struct Subject {
+    /// The artifact; a signature is looked for in FILE.sig.
+    file: PathBuf,
+    /// The artifact's catalogue entry, a JSON file.
+    #[arg(long, value_name = "FILE")]
+    entry: Option<PathBuf>,
+    /// The input's sizes without the batch, for archives that do not say: 3,32,32.
+    #[arg(long, value_name = "SIZES", value_delimiter = ',')]
+    input_shape: Option<Vec<usize>>,
+    /// A configuration whose [validator] section decides.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Subject {
+    fn options(self) -> Result<SubjectOptions, CliError> {
+        let config = Config::load(self.config.as_deref(), &ProcessEnvironment)
+            .map_err(|errors| CliError::Usage { reason: errors.to_string() })?;
+        Ok(SubjectOptions { file: self.file, entry: self.entry, input_shape: self.input_shape, config })
+    }
+}
+
+impl From<ModeArgument> for Mode {
+    fn from(mode: ModeArgument) -> Self {
+        match mode {
+            ModeArgument::Eval => Self::Eval,
+            ModeArgument::Train => Self::Train,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -147,17 +205,17 @@ fn with_causes(error: &CliError) -> String {
 fn run(command: Command) -> Result<Exit, CliError> {
     match command {
         Command::Exec { file, input, grad_output, mode, out, threads, seed } => {
-            let mode = match mode {
-                ModeArgument::Eval => Mode::Eval,
-                ModeArgument::Train => Mode::Train,
-            };
-            cli::exec(&ExecOptions { file, input, grad_output, mode, out, threads, seed })
+            cli::exec(&ExecOptions { file, input, grad_output, mode: mode.into(), out, threads, seed })
         }
-        Command::Validate { file, json, config } => {
-            let config = Config::load(config.as_deref(), &ProcessEnvironment)
-                .map_err(|errors| CliError::Usage { reason: errors.to_string() })?;
-            cli::validate(&ValidateOptions { file, json, config })
+        Command::Validate { subject, json } => {
+            cli::validate(&ValidateOptions { subject: subject.options()?, json })
         }
+        Command::Inspect { subject, mode, batch, backward } => {
+            let (subject, batch) = (subject.options()?, batch as usize);
+            cli::inspect(&InspectOptions { subject, mode: mode.into(), batch, backward })
+        }
+        Command::Keygen { out } => cli::keygen(&KeygenOptions { out }),
+        Command::Sign { files, key } => cli::sign(&SignOptions { files, key }),
         Command::Status(operator) => cli::status(&operator.options()),
         Command::Seeds(operator) => cli::seeds(&operator.options()),
         Command::Cache(operator) => cli::cache(&operator.options()),

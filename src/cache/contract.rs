@@ -35,8 +35,9 @@ pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
         ops: vec!["aten.relu".into()],
         input_shape: None,
         output_shape: None,
-        flops: None,
-        peak_bytes: None,
+        forward: None,
+        backward: None,
+        trial: None,
     }
 }
 

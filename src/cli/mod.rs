@@ -2,15 +2,21 @@
 
 mod error;
 mod exec;
+mod inspect;
 mod offline;
 mod operator;
 mod quickstart;
+mod sign;
+mod subject;
 mod table;
 mod tensors;
 mod validate;
 
 pub use error::{CliError, Exit};
 pub use exec::{ExecOptions, exec};
+pub use inspect::{InspectOptions, inspect};
 pub use operator::{OperatorOptions, cache, seeds, status};
 pub use quickstart::{QuickstartOptions, TrainerOptions, quickstart, train};
+pub use sign::{KeygenOptions, SignOptions, keygen, sign};
+pub use subject::SubjectOptions;
 pub use validate::{ValidateOptions, validate};

@@ -1,12 +1,34 @@
 //! Tables for terminals: columns as wide as they need to be, numbers to the right.
 
+use std::io::Write as _;
+
+/// Prints text. What an artifact says of itself stands in it, so control characters are shown and not sent to
+/// the terminal; a reader that went away, such as `head`, is no error.
+pub(super) fn say(text: &str) {
+    let shown: String = text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        match c {
+            c if c != '\n' && c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+        shown
+    });
+    // Nothing is left to say it to where this fails.
+    drop(std::io::stdout().write_all(shown.as_bytes()));
+}
+
 /// Prints rows under their headings. Columns whose heading starts with a space go to the right.
 pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
+    say(&render(headings, rows));
+}
+
+/// Rows under their headings as text.
+pub(super) fn render(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = String::new();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row.get(column).map_or(0, |cell| cell.chars().count()));
         cells.chain([headings[column].trim().chars().count()]).max().unwrap_or(0)
     };
-    let line = |cells: &[String]| {
+    let mut line = |cells: &[String]| {
         let mut text = String::new();
         for (column, heading) in headings.iter().enumerate() {
             let (cell, width) = (cells.get(column).map_or("", String::as_str), width(column));
@@ -15,10 +37,23 @@ pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
             text.push_str(&padded);
             text.push_str("  ");
         }
-        println!("{}", text.trim_end());
+        table.push_str(text.trim_end());
+        table.push('\n');
     };
     line(&headings.iter().map(|heading| heading.trim().to_owned()).collect::<Vec<_>>());
     rows.iter().for_each(|row| line(row));
+    table
+}
+
+/// A count as a person reads it, with a unit: `1.5 MFLOP`.
+pub(super) fn count(number: u64, unit: &str) -> String {
+    let prefixes = ["", "k", "M", "G", "T", "P", "E"];
+    let (mut value, mut prefix) = (number as f64, 0);
+    while value >= 1000.0 && prefix + 1 < prefixes.len() {
+        value /= 1000.0;
+        prefix += 1;
+    }
+    if prefix == 0 { format!("{number} {unit}") } else { format!("{value:.1} {}{unit}", prefixes[prefix]) }
 }
 
 /// Bytes as a person reads them.
@@ -46,6 +81,8 @@ mod tests {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(3 << 30), "3.0 GiB");
+        assert_eq!(count(999, "FLOP"), "999 FLOP");
+        assert_eq!(count(1_540_000, "FLOP"), "1.5 MFLOP");
         assert_eq!(micros(43.4), "43 us");
         assert_eq!(micros(12_345.0), "12.3 ms");
     }

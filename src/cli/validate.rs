@@ -1,22 +1,19 @@
 //! `kasmina validate`: judges a file by the validator's rules, without a daemon.
 
-use std::path::PathBuf;
-
-use super::{CliError, Exit};
-use crate::{
-    config::Config,
-    validation::{self, Policy, Verdict, rules},
+use super::{
+    CliError, Exit,
+    subject::{Subject, SubjectOptions},
+    table,
 };
+use crate::validation::{self, Policy, Verdict, rules};
 
 /// What to judge by what.
 #[derive(Debug)]
 pub struct ValidateOptions {
-    /// The artifact.
-    pub file: PathBuf,
+    /// The artifact and what is said of it.
+    pub subject: SubjectOptions,
     /// Whether to print the verdict as JSON.
     pub json: bool,
-    /// The settings whose `[validator]` section decides.
-    pub config: Config,
 }
 
 /// Judges a file and prints the verdict: 0 accepted, 1 rejected, 2 unreadable.
@@ -24,38 +21,55 @@ pub struct ValidateOptions {
 /// # Errors
 /// [`CliError`] when the file cannot be opened.
 pub fn validate(options: &ValidateOptions) -> Result<Exit, CliError> {
-    let bytes = std::fs::read(&options.file).map_err(CliError::file(&options.file))?;
-    let outcome = validation::validate(bytes.into(), None, &Policy::from(&options.config.validator));
-    let verdict = outcome.verdict;
+    let Subject { bytes, metadata } = Subject::open(&options.subject)?;
+    let policy = Policy::from(&options.subject.config.validator);
+    let verdict = validation::validate(bytes, Some(&metadata), &policy).verdict;
     if options.json {
         let text =
             serde_json::to_string_pretty(&verdict).map_err(|error| CliError::usage(error.to_string()))?;
-        println!("{text}");
+        table::say(&format!("{text}\n"));
     } else {
-        print(&options.file.display().to_string(), &verdict);
+        table::say(&report(&options.subject.file.display().to_string(), &verdict));
     }
+    Ok(exit(&verdict))
+}
+
+/// 0 accepted, 1 rejected, 2 unreadable.
+pub(super) fn exit(verdict: &Verdict) -> Exit {
     let unreadable = verdict.rule(rules::ARCHIVE_READABLE).is_some_and(|rule| !rule.passed);
-    Ok(match verdict.accepted {
+    match verdict.accepted {
         true => Exit::Ok,
         false if unreadable => Exit::Unusable,
         false => Exit::No,
-    })
+    }
 }
 
-fn print(file: &str, verdict: &Verdict) {
+/// The verdict as a person reads it.
+pub(super) fn report(file: &str, verdict: &Verdict) -> String {
+    let mut text = String::new();
     let word = if verdict.accepted { "accepted" } else { "rejected" };
-    println!("{file}: {word}");
-    println!("  sha256      {}", verdict.digest);
-    println!("  format      {}", verdict.format.as_deref().unwrap_or("unknown"));
-    println!("  parameters  {}", verdict.parameters);
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<11} {value}\n"));
+    line("sha256", verdict.digest.to_string());
+    line("size", table::bytes(verdict.size_bytes));
+    line("format", verdict.format.clone().unwrap_or_else(|| "unknown".to_owned()));
+    line("parameters", verdict.parameters.to_string());
     for (name, shape) in [("input", &verdict.input_shape), ("output", &verdict.output_shape)] {
         if let Some(shape) = shape {
-            println!("  {name:<11} {shape} without the batch");
+            line(name, format!("{shape} without the batch"));
         }
     }
-    println!("  ops         {}", verdict.ops.join(" "));
+    for (name, cost) in [("forward", verdict.forward), ("backward", verdict.backward)] {
+        if let Some(cost) = cost {
+            let (flops, bytes) = (table::count(cost.flops, "FLOP"), table::bytes(cost.peak_bytes));
+            line(name, format!("{flops} and {bytes} a sample"));
+        }
+    }
+    if !verdict.ops.is_empty() {
+        line("ops", verdict.ops.join(" "));
+    }
     for rule in &verdict.rules {
         let mark = if rule.passed { "pass" } else { "FAIL" };
-        println!("  {mark}  {:<20} {}", rule.name, rule.detail);
+        text.push_str(&format!("  {mark}  {:<20} {}\n", rule.name, rule.detail));
     }
+    format!("{file}: {word}\n{text}")
 }

@@ -6,7 +6,7 @@ use super::{
     raw::RawValue,
     units::{ByteSize, FileMode, format_duration, parse_duration},
 };
-use crate::id::KernelId;
+use crate::{id::KernelId, signature::PublicKey};
 
 /// A type that a key can have.
 pub(super) trait Setting: Sized {
@@ -47,6 +47,7 @@ texts! {
     String, "a text in quotes", |text: &str| Ok(text.to_owned()), String::clone;
     PathBuf, "a path in quotes", |text: &str| Ok(PathBuf::from(text)), |path| path.display().to_string();
     KernelId, "a kernel id in quotes", |text: &str| text.parse().map_err(|e| format!("{e}")), KernelId::to_string;
+    PublicKey, "a public key in quotes", |text: &str| text.parse().map_err(|e| format!("{e}")), PublicKey::to_string;
 }
 
 /// Types written as one of a few words.

@@ -11,6 +11,10 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     times(config, reader);
     sizes(config, reader);
     modules(config, reader);
+    if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
+        let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
+        reader.refuse("validator.require_signature", message.to_owned());
+    }
 }
 
 fn paths(config: &Config, reader: &mut Reader<'_>) {
@@ -56,6 +60,8 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
         ("origin.retry.attempts", config.origin.retry.attempts.into(), 100),
         ("validator.max_archive_entries", config.validator.max_archive_entries as u64, 65_535),
         ("validator.max_parameters", config.validator.max_parameters, 1 << 40),
+        ("validator.max_flops", config.validator.max_flops, i64::MAX as u64),
+        ("validator.max_trial_flops", config.validator.max_trial_flops, i64::MAX as u64),
         ("engine.error_threshold", config.engine.error_threshold.into(), 1_000_000),
         ("engine.max_tickets_per_layer", config.engine.max_tickets_per_layer as u64, 1_000_000),
         ("limits.max_sessions", config.limits.max_sessions as u64, 65_536),
@@ -84,6 +90,7 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("origin.timeout", config.origin.timeout),
         ("origin.breaker.open_for", config.origin.breaker.open_for),
         ("origin.retry.base_delay", retry.base_delay),
+        ("validator.trial_time_limit", config.validator.trial_time_limit),
         ("engine.time_limit", config.engine.time_limit),
     ] {
         if time < Duration::from_millis(1) {
@@ -107,6 +114,7 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         ("validator.max_artifact_bytes", config.validator.max_artifact_bytes, most),
         ("validator.max_entry_bytes", config.validator.max_entry_bytes, most),
         ("validator.max_plan_bytes", config.validator.max_plan_bytes, most),
+        ("validator.max_trial_bytes", config.validator.max_trial_bytes, most),
         ("limits.max_bytes_per_session", config.limits.max_bytes_per_session, most),
     ] {
         if !(ByteSize::mib(1)..=most).contains(&size) {

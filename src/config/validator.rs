@@ -1,6 +1,9 @@
 //! `[validator]`: what a kernel must satisfy before it runs.
 
+use std::time::Duration;
+
 use super::{section::section, units::ByteSize};
+use crate::signature::PublicKey;
 
 section! {
     /// The limits an artifact is held to.
@@ -20,5 +23,22 @@ section! {
         require_finite: bool = true, "true or false", Restart;
         /// The most memory that one pass may need beside the weights.
         max_plan_bytes: ByteSize = ByteSize::gib(2), "bytes", Restart;
+        /// The most floating-point operations that a kernel may need for one sample, forward and backward
+        /// together.
+        max_flops: u64 = 100_000_000_000, "operations", Restart;
+        /// The keys whose signatures count, each "ed25519:" and 64 hexadecimal digits as kasmina keygen prints it.
+        trusted_keys: Vec<PublicKey> = Vec::new(), "list of keys", Restart;
+        /// Whether a kernel without a trusted key's signature is refused. A wrong signature always is, where a
+        /// key is listed.
+        require_signature: bool = false, "true or false", Restart;
+        /// Whether a kernel is run before it goes live, twice forward and backward on a made-up input: it must
+        /// give the same finite numbers both times.
+        trial: bool = true, "true or false", Restart;
+        /// The most floating-point operations that a whole trial may need.
+        max_trial_flops: u64 = 50_000_000_000, "operations", Restart;
+        /// The most memory that a trial may need beside the weights.
+        max_trial_bytes: ByteSize = ByteSize::mib(256), "bytes", Restart;
+        /// The longest a trial may take; looked at between operations.
+        trial_time_limit: Duration = Duration::from_secs(2), "time", Restart;
     }
 }

@@ -120,6 +120,7 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
         non_finite_guard: config.engine.non_finite_guard,
         max_tickets_per_layer: config.engine.max_tickets_per_layer,
         max_plan_bytes: config.validator.max_plan_bytes.as_usize(),
+        max_flops: config.validator.max_flops,
         threads: config.device.thread_count(),
         panic_in,
         ..EngineConfig::default()

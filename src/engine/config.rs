@@ -17,6 +17,8 @@ pub struct EngineConfig {
     pub max_tickets_per_layer: usize,
     /// Bytes that one plan's workspace and saved values may take.
     pub max_plan_bytes: usize,
+    /// Floating-point operations that a plan may need for one sample, forward and backward together.
+    pub max_flops: u64,
     /// Threads that work on one pass together.
     pub threads: usize,
     /// A pass that costs as many operations and bytes runs on its seed's own thread where another seed runs
@@ -29,7 +31,7 @@ pub struct EngineConfig {
 }
 
 impl Default for EngineConfig {
-    /// Three failures, five seconds, guarded, 1,024 tickets, 1 GiB a plan, as many threads as processors.
+    /// Three failures, five seconds, guarded, 1,024 tickets, 1 GiB a plan, 100 GFLOP a sample, as many threads as processors.
     fn default() -> Self {
         Self {
             error_threshold: 3,
@@ -37,6 +39,7 @@ impl Default for EngineConfig {
             non_finite_guard: true,
             max_tickets_per_layer: 1024,
             max_plan_bytes: 1 << 30,
+            max_flops: 100_000_000_000,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             spread_above: 1_000_000,
             graph_limits: Limits::default(),

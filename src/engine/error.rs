@@ -86,6 +86,20 @@ pub enum EngineError {
         /// Why.
         source: BuildError,
     },
+    /// A pass would compute too much.
+    #[error(
+        "kernel {kernel} needs {needed} floating-point operations for one sample of {input}, {limit} are allowed: use a smaller input or raise validator.max_flops"
+    )]
+    Flops {
+        /// The kernel.
+        kernel: KernelId,
+        /// The input's shape, the batch first.
+        input: Shape,
+        /// What forward and backward need together.
+        needed: u64,
+        /// What is allowed.
+        limit: u64,
+    },
     /// A blend cannot be planned.
     #[error("the blend of the layer cannot be planned: {reason}")]
     Blend {
@@ -221,7 +235,7 @@ impl Fault for EngineError {
             Self::Build { source: BuildError::TooMuchMemory { .. }, .. } | Self::Quota { .. } => {
                 "session.quota"
             }
-            Self::Build { .. } | Self::TooLarge { .. } => "kernel.rejected",
+            Self::Build { .. } | Self::Flops { .. } | Self::TooLarge { .. } => "kernel.rejected",
             Self::Run { source: RunError::Timeout { .. }, .. } | Self::Busy { .. } => "kernel.timeout",
             Self::Run { .. } | Self::Panicked { .. } => "kernel.runtime",
             Self::NonFinite { .. } => "kernel.non_finite",

@@ -85,6 +85,17 @@ impl PlanSet {
         };
         let constants = |graph: &Graph| graph.constants.iter().map(|c| c.bytes().len()).sum::<usize>();
         let mut constant_bytes = 0;
+        let mut flops = cost(&graph).flops;
+        let affordable = |flops: u64| {
+            let samples = key.input_shape.first().map_or(1, |&batch| batch.max(1) as u64);
+            let (needed, limit) = (flops / samples, config.max_flops);
+            if needed > limit {
+                let (kernel, input) = (kernel.id().clone(), key.input_shape.clone());
+                return Err(EngineError::Flops { kernel, input, needed, limit });
+            }
+            Ok(())
+        };
+        affordable(flops)?;
         let mut backward = None;
         if key.wants_input || key.wants_parameters {
             let graded: Vec<bool> =
@@ -92,6 +103,8 @@ impl PlanSet {
             let wants = Wants { inputs: &[key.wants_input], parameters: &graded };
             let mut both = differentiate(&graph, &wants).map_err(refused)?;
             simplify(&mut both.backward);
+            flops = flops.saturating_add(cost(&both.backward).flops);
+            affordable(flops)?;
             if !both.backward.sinks.is_empty() {
                 let gives = |sink| both.backward.sink(sink).is_some();
                 constant_bytes += constants(&both.backward);

@@ -15,21 +15,26 @@ pub struct Cost {
 
 /// Estimates what one run of the graph costs, fusion and caches left aside.
 pub fn cost(graph: &Graph) -> Cost {
-    let bytes = |value: ValueId| {
-        let info = graph.info(value);
-        (info.shape.elements() as u64).saturating_mul(info.dtype.size_bytes() as u64)
-    };
-    let mut cost = Cost::default();
-    for node in &graph.nodes {
-        cost.flops = cost.flops.saturating_add(flops(graph, node));
-        if !is_view(&node.op) {
-            let moved = node.inputs.iter().chain(&node.outputs).map(|&value| bytes(value));
-            cost.moved_bytes = moved.fold(cost.moved_bytes, u64::saturating_add);
-        }
-    }
-    let all = (0..graph.values.len()).map(|i| bytes(ValueId(i as u32)));
-    cost.largest_value_bytes = all.max().unwrap_or(0);
-    cost
+    let nodes = graph.nodes.iter().map(|node| node_cost(graph, node));
+    let all = (0..graph.values.len()).map(|i| value_bytes(graph, ValueId(i as u32)));
+    let largest_value_bytes = all.max().unwrap_or(0);
+    nodes.fold(Cost { largest_value_bytes, ..Cost::default() }, |sum, node| Cost {
+        flops: sum.flops.saturating_add(node.flops),
+        moved_bytes: sum.moved_bytes.saturating_add(node.moved_bytes),
+        largest_value_bytes,
+    })
+}
+
+/// Estimates what one node of the graph costs.
+pub fn node_cost(graph: &Graph, node: &Node) -> Cost {
+    let values = || node.inputs.iter().chain(&node.outputs).map(|&value| value_bytes(graph, value));
+    let moved_bytes = if is_view(&node.op) { 0 } else { values().fold(0, u64::saturating_add) };
+    Cost { flops: flops(graph, node), moved_bytes, largest_value_bytes: values().max().unwrap_or(0) }
+}
+
+fn value_bytes(graph: &Graph, value: ValueId) -> u64 {
+    let info = graph.info(value);
+    (info.shape.elements() as u64).saturating_mul(info.dtype.size_bytes() as u64)
 }
 
 /// Whether an operation can be had by reading the same memory another way.

@@ -60,7 +60,8 @@ impl fmt::Display for Graph {
             writeln!(f, " = {source}")?;
         }
         for node in &self.nodes {
-            self.write_node(f, node)?;
+            self.write_node(f, node, &|value| value.to_string())?;
+            writeln!(f)?;
         }
         self.sinks.iter().try_for_each(|(sink, value)| writeln!(f, "{sink} = {value}"))
     }
@@ -76,15 +77,28 @@ impl Graph {
         Ok(())
     }
 
-    fn write_node(&self, f: &mut fmt::Formatter<'_>, node: &Node) -> fmt::Result {
+    fn write_node(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        node: &Node,
+        operand: &dyn Fn(ValueId) -> String,
+    ) -> fmt::Result {
         self.write_results(f, &node.outputs)?;
         write!(f, " = {}(", node.op.name())?;
-        for (i, value) in node.inputs.iter().enumerate() {
-            write!(f, "{}{value}", if i == 0 { "" } else { ", " })?;
+        for (i, &value) in node.inputs.iter().enumerate() {
+            write!(f, "{}{}", if i == 0 { "" } else { ", " }, operand(value))?;
         }
         f.write_str(")")?;
-        Attributes::of(&node.op).write(f)?;
-        writeln!(f)
+        Attributes::of(&node.op).write(f)
+    }
+
+    /// A node as it stands in the graph's text, with operands named by the caller.
+    pub fn line<'a>(
+        &'a self,
+        node: &'a Node,
+        operand: &'a dyn Fn(ValueId) -> String,
+    ) -> impl fmt::Display + 'a {
+        fmt::from_fn(move |f| self.write_node(f, node, operand))
     }
 }
 

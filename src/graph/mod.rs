@@ -18,7 +18,7 @@ pub(crate) mod tests;
 
 pub use autodiff::{Differentiated, Wants, differentiate};
 pub use builder::{Builder, Limits, MAX_RANK};
-pub use cost::{Cost, cost};
+pub use cost::{Cost, cost, node_cost};
 pub use error::GraphError;
 pub use ir::{Graph, Node, Sink, Source, ValueId, ValueInfo};
 pub use op::{Binary, Compare, Conv2d, Op, Pool2d, Reduction, Unary};

@@ -22,6 +22,9 @@ const NAME: &str = "directory";
 /// File endings that an artifact without a catalogue entry may have, in the order they are tried.
 const ENDINGS: [&str; 2] = ["pt2", "pt"];
 
+/// The largest file that a signature is looked for in.
+const MAX_SIGNATURE_BYTES: u64 = 4096;
+
 /// Which folder, and what of it is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryOptions {
@@ -58,7 +61,8 @@ impl From<&config::Config> for DirectoryOptions {
 }
 
 /// Kernels in a folder: for each a catalogue entry `{id}.json` whose `kernel_binary_ref` is a file within the
-/// folder, or just the artifact, `{id}.pt2` or `{id}.pt`.
+/// folder, or just the artifact, `{id}.pt2` or `{id}.pt`. A signature stands in the entry or beside the artifact, in a file
+/// with `.sig` after the artifact's name.
 ///
 /// Whoever can write to the folder decides what is in it, but no entry leads out of it: absolute references,
 /// `..` and links that end outside are refused. The folder may appear, and change, while the daemon runs.
@@ -96,10 +100,23 @@ impl DirectoryOrigin {
         if refused {
             return Err(OriginError::Status { id: id.clone(), status: metadata.status });
         }
-        if metadata.kernel_binary_ref.is_none() {
-            metadata.kernel_binary_ref = Some(self.bare_artifact(id)?);
+        let reference = match &metadata.kernel_binary_ref {
+            Some(reference) => reference.clone(),
+            None => self.bare_artifact(id)?,
+        };
+        if metadata.signature.is_none() {
+            metadata.signature = self.read_signature(id, &reference)?;
         }
+        metadata.kernel_binary_ref = Some(reference);
         Ok(metadata)
+    }
+
+    /// The signature that lies beside an artifact, as `kasmina sign` writes it.
+    fn read_signature(&self, id: &KernelId, artifact: &str) -> Result<Option<String>, OriginError> {
+        let name = format!("{artifact}.sig");
+        let text = self.read(id, &name, "the signature", MAX_SIGNATURE_BYTES)?;
+        // What is no text is no signature: the validator says so.
+        Ok(text.map(|text| String::from_utf8_lossy(&text).trim().to_owned()))
     }
 
     /// The file that stands for a kernel without a reference of its own.

@@ -154,3 +154,20 @@ async fn a_missing_folder_is_a_failure_not_an_absence() {
     fs::create_dir(&path).unwrap();
     assert_eq!(fetch(&origin, "a").await.unwrap_err().code(), "kernel.not_found");
 }
+
+#[tokio::test]
+async fn a_signature_stands_in_the_entry_or_beside_the_artifact() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("bare.pt2"), b"artifact").unwrap();
+    let signature = async |name: &str| origin(path).metadata(&id(name)).await.unwrap().signature;
+    assert_eq!(signature("bare").await, None);
+    fs::write(path.join("bare.pt2.sig"), "beside\n").unwrap();
+    assert_eq!(signature("bare").await.as_deref(), Some("beside"));
+    let mut told = entry("told", "validated", "bare.pt2", b"artifact");
+    publish(path, "told", &told);
+    assert_eq!(signature("told").await.as_deref(), Some("beside"));
+    told["metadata"] = json!({"signature": "told"});
+    publish(path, "told", &told);
+    assert_eq!(signature("told").await.as_deref(), Some("told"));
+}

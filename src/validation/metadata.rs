@@ -70,6 +70,9 @@ pub struct Metadata {
     pub compilation_target: Option<String>,
     /// SHA-256 of its bytes.
     pub checksum: Option<Digest>,
+    /// An Ed25519 signature over that, in the form `kasmina sign` writes. What it is worth is the validator's
+    /// matter.
+    pub signature: Option<String>,
     /// Which version of the format it follows.
     pub compatibility_version: Option<String>,
 }
@@ -124,6 +127,7 @@ impl Metadata {
             memory_footprint_mb: None,
             compilation_target: None,
             checksum: None,
+            signature: None,
             compatibility_version: None,
         }
     }
@@ -209,6 +213,7 @@ impl TryFrom<Entry> for Metadata {
             memory_footprint_mb: fields.get("memory_footprint_mb")?,
             compilation_target: fields.get("compilation_target")?,
             checksum: fields.get::<String>("checksum")?.map(|text| digest(&text)).transpose()?,
+            signature: fields.get("signature")?,
             compatibility_version: fields.get("compatibility_version")?,
             blueprint_id: match entry.blueprint_id {
                 None => fields.get("blueprint_id")?,
@@ -252,6 +257,7 @@ impl From<Metadata> for Entry {
         put("memory_footprint_mb", metadata.memory_footprint_mb.map(Value::from));
         put("compilation_target", metadata.compilation_target.map(Value::from));
         put("checksum", metadata.checksum.map(|digest| digest.to_string().into()));
+        put("signature", metadata.signature.map(Value::from));
         put("compatibility_version", metadata.compatibility_version.map(Value::from));
         Self {
             id: metadata.id,

@@ -4,6 +4,7 @@ mod error;
 mod metadata;
 mod policy;
 pub mod rules;
+mod trial;
 mod validate;
 mod verdict;
 
@@ -12,6 +13,6 @@ mod tests;
 
 pub use error::ValidationError;
 pub use metadata::{Metadata, MetadataError, Status};
-pub use policy::Policy;
+pub use policy::{Policy, TrialPolicy};
 pub use validate::{Outcome, validate};
-pub use verdict::{ModuleUse, RuleResult, Verdict};
+pub use verdict::{ModuleUse, PassCost, RuleResult, Trial, Verdict};

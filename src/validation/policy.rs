@@ -1,6 +1,8 @@
 //! What the validator demands.
 
-use crate::{artifact::ReadLimits, config, graph::Limits};
+use std::time::Duration;
+
+use crate::{artifact::ReadLimits, config, graph::Limits, signature::PublicKey};
 
 /// The limits and lists that the rules go by.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,22 +21,33 @@ pub struct Policy {
     pub require_finite: bool,
     /// The most bytes that the values of a pass over one sample may take at a time, weights not counted.
     pub max_peak_bytes: u64,
-    /// The most floating-point operations for one sample, where that is bounded.
-    pub max_flops: Option<u64>,
+    /// The most floating-point operations for one sample, forward and backward together.
+    pub max_flops: u64,
+    /// The keys whose signatures count.
+    pub trusted_keys: Vec<PublicKey>,
+    /// Whether a kernel must be signed by one of them.
+    pub require_signature: bool,
+    /// The trial run, where one is held.
+    pub trial: Option<TrialPolicy>,
+}
+
+/// What a trial may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrialPolicy {
+    /// Floating-point operations of all its passes together.
+    pub max_flops: u64,
+    /// Bytes of values at a time, weights and their gradients not counted.
+    pub max_bytes: u64,
+    /// How long it may take; looked at between operations.
+    pub time_limit: Duration,
+    /// Threads that work on it.
+    pub threads: usize,
 }
 
 impl Default for Policy {
-    /// All classes, 10 million parameters, finite weights, 2 GiB, any number of operations.
+    /// All classes, 10 million parameters, finite weights, 2 GiB, 100 billion operations, unsigned, tried.
     fn default() -> Self {
-        Self {
-            read: ReadLimits::default(),
-            graph: Limits::default(),
-            allowed_modules: vec!["*".to_owned()],
-            max_parameters: 10_000_000,
-            require_finite: true,
-            max_peak_bytes: 2 << 30,
-            max_flops: None,
-        }
+        Self::from(&config::Validator::default())
     }
 }
 
@@ -46,13 +59,23 @@ impl From<&config::Validator> for Policy {
             entry_bytes: settings.max_entry_bytes.as_usize(),
             ..ReadLimits::default()
         };
+        let trial = TrialPolicy {
+            max_flops: settings.max_trial_flops,
+            max_bytes: settings.max_trial_bytes.0,
+            time_limit: settings.trial_time_limit,
+            threads: 1,
+        };
         Self {
             read,
+            graph: Limits::default(),
             allowed_modules: settings.allowed_modules.clone(),
             max_parameters: settings.max_parameters,
             require_finite: settings.require_finite,
             max_peak_bytes: settings.max_plan_bytes.0,
-            ..Self::default()
+            max_flops: settings.max_flops,
+            trusted_keys: settings.trusted_keys.clone(),
+            require_signature: settings.require_signature,
+            trial: settings.trial.then_some(trial),
         }
     }
 }

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     Metadata, ModuleUse, Policy, Verdict,
-    rules::{self, Measure, Probe, Probed, Report},
+    rules::{self, Probe, Probed, Report},
+    trial,
 };
 use crate::{
     artifact::{self, Module},
@@ -40,8 +41,9 @@ pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) 
         ops: Vec::new(),
         input_shape: None,
         output_shape: None,
-        flops: None,
-        peak_bytes: None,
+        forward: None,
+        backward: None,
+        trial: None,
     };
     // Nothing that the closure may have left half done is used after a panic: the report is dropped with
     // it, and the verdict's facts are written as a whole.
@@ -66,6 +68,17 @@ fn judge(
     verdict: &mut Verdict,
 ) -> (Report, Option<Module>) {
     let mut report = Report::default();
+    let signature = metadata.and_then(|metadata| metadata.signature.as_deref());
+    let signed =
+        rules::signature_trusted(&verdict.digest, signature, &policy.trusted_keys, policy.require_signature);
+    if let Some(judged) = signed {
+        // Bytes that nobody trusted vouches for are not even read.
+        let refused = judged.is_err();
+        report.note(rules::SIGNATURE_TRUSTED, judged);
+        if refused {
+            return (report, None);
+        }
+    }
     let module = match artifact::read(bytes, &policy.read) {
         Ok(module) => module,
         Err(error) => {
@@ -95,12 +108,15 @@ fn judge(
     if policy.require_finite {
         report.note(rules::WEIGHTS_FINITE, rules::weights_finite(module.parameters(), module.buffers()));
     }
-    if let Some(Probed { output, measure }) = judge_program(&module, metadata, policy, verdict, &mut report) {
+    let probed = judge_program(&module, metadata, policy, verdict, &mut report);
+    if let Some(Probed { output, forward, backward, lowered }) = probed {
         verdict.output_shape = Some(output);
-        let Measure { flops, peak_bytes } = measure;
-        (verdict.flops, verdict.peak_bytes) = (Some(flops), Some(peak_bytes));
-        rules::within_limits(&mut report, measure, policy);
+        (verdict.forward, verdict.backward) = (Some(forward), Some(backward));
+        rules::within_limits(&mut report, forward, backward, policy);
         report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", verdict.ops.len()));
+        if let Some(limits) = policy.trial.filter(|_| report.accepts()) {
+            verdict.trial = trial::hold(&mut report, &module, &lowered, &limits);
+        }
     }
     (report, Some(module))
 }
@@ -121,13 +137,15 @@ fn judge_program(
         Ok(None) => {
             let detail = "no input shape is declared, the program is lowered when a layer names one";
             report.pass(rules::SHAPES_DECLARED, detail);
+            report.note(rules::OPS_WHITELIST, rules::ops_known(&verdict.ops));
             None
         }
         Ok(Some(probe)) => {
             verdict.input_shape = Some(probe.shape.clone());
             let output = metadata.and_then(|metadata| metadata.output_shape.as_ref());
             let lower = |inputs: &[_], mode| module.lower(inputs, mode, &policy.graph);
-            rules::probe(report, &probe, output, &lower)
+            let graded: Vec<bool> = module.parameters().iter().map(|p| p.requires_grad).collect();
+            rules::probe(report, &probe, output, &graded, &lower)
         }
     }
 }

@@ -49,10 +49,32 @@ pub struct Verdict {
     pub input_shape: Option<Shape>,
     /// The output's shape without its batch dimension, as inferred.
     pub output_shape: Option<Shape>,
-    /// Floating-point operations of one forward pass of one sample, where a shape is declared.
-    pub flops: Option<u64>,
-    /// Bytes of weights and of the values alive at once in that pass, without any fusion.
-    pub peak_bytes: Option<u64>,
+    /// What one sample's forward pass needs, where a shape is declared.
+    pub forward: Option<PassCost>,
+    /// What one sample's backward pass needs, where a shape is declared.
+    pub backward: Option<PassCost>,
+    /// How the trial went, where one was held.
+    pub trial: Option<Trial>,
+}
+
+/// What a pass needs, as computed without running it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassCost {
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes of values alive at once, weights not counted, each value with memory of its own.
+    pub peak_bytes: u64,
+}
+
+/// What a trial measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The input's shape with its batch.
+    pub input_shape: Shape,
+    /// Microseconds of the second forward pass in training mode.
+    pub forward_us: u64,
+    /// Microseconds of the second backward pass.
+    pub backward_us: u64,
 }
 
 impl Verdict {

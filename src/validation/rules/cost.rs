@@ -2,36 +2,37 @@
 
 use super::{FLOPS_LIMIT, MEMORY_LIMIT, Report};
 use crate::{
-    graph::{Graph, Source, ValueId},
-    validation::Policy,
+    graph::{Graph, Source, ValueId, cost},
+    validation::{PassCost, Policy},
 };
 
-/// What a pass over one sample needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::validation) struct Measure {
-    /// Floating-point operations.
-    pub(in crate::validation) flops: u64,
-    /// Bytes of values alive at once, weights not counted.
-    pub(in crate::validation) peak_bytes: u64,
+/// What a graph needs each time it runs.
+pub(in crate::validation) fn pass_cost(graph: &Graph) -> PassCost {
+    PassCost { flops: cost(graph).flops, peak_bytes: peak_bytes(graph) }
 }
 
-/// Holds a measure to the limits.
-pub(in crate::validation) fn within_limits(report: &mut Report, measure: Measure, policy: &Policy) {
+/// Holds what one sample needs to the limits.
+pub(in crate::validation) fn within_limits(
+    report: &mut Report,
+    forward: PassCost,
+    backward: PassCost,
+    policy: &Policy,
+) {
     let judge = |has: u64, limit: u64, unit: &str| {
         if has > limit {
             return Err(format!("one sample needs {has} {unit}, {limit} are allowed"));
         }
         Ok(format!("one sample needs {has} of at most {limit} {unit}"))
     };
-    report.note(MEMORY_LIMIT, judge(measure.peak_bytes, policy.max_peak_bytes, "bytes of values"));
-    if let Some(limit) = policy.max_flops {
-        report.note(FLOPS_LIMIT, judge(measure.flops, limit, "floating-point operations"));
-    }
+    let (peak_bytes, flops) =
+        (forward.peak_bytes.max(backward.peak_bytes), forward.flops.saturating_add(backward.flops));
+    report.note(MEMORY_LIMIT, judge(peak_bytes, policy.max_peak_bytes, "bytes of values"));
+    report.note(FLOPS_LIMIT, judge(flops, policy.max_flops, "floating-point operations"));
 }
 
 /// Bytes of the values alive at once when nodes run in order and each value has memory of its own until its
 /// last reader is done; parameters and buffers are not counted. Saturates.
-pub(in crate::validation) fn peak_bytes(graph: &Graph) -> u64 {
+fn peak_bytes(graph: &Graph) -> u64 {
     let bytes = |value: ValueId| {
         let info = graph.info(value);
         (info.shape.elements() as u64).saturating_mul(info.dtype.size_bytes() as u64)
@@ -90,10 +91,12 @@ mod tests {
 
     #[test]
     fn limits_are_inclusive() {
-        let policy = Policy { max_peak_bytes: 10, max_flops: Some(5), ..Policy::default() };
-        let failures = |flops, peak_bytes| {
+        let policy = Policy { max_peak_bytes: 10, max_flops: 5, ..Policy::default() };
+        let failures = |flops: u64, peak_bytes| {
             let mut report = Report::default();
-            within_limits(&mut report, Measure { flops, peak_bytes }, &policy);
+            let (forward, backward) =
+                (PassCost { flops: 3, peak_bytes: 1 }, PassCost { flops: flops - 3, peak_bytes });
+            within_limits(&mut report, forward, backward, &policy);
             let failed = report.finish().into_iter().filter(|rule| !rule.passed);
             failed.map(|rule| rule.name).collect::<Vec<_>>()
         };

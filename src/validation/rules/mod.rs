@@ -2,16 +2,20 @@
 
 mod cost;
 mod modules;
+mod ops;
 mod parameters;
 mod report;
 mod shapes;
+mod signature;
 mod weights;
 
-pub(super) use cost::{Measure, peak_bytes, within_limits};
+pub(super) use cost::{pass_cost, within_limits};
 pub(super) use modules::modules_allowed;
+pub(super) use ops::ops_known;
 pub(super) use parameters::{count, parameters_limited};
 pub(super) use report::Report;
-pub(super) use shapes::{Probe, Probed, probe};
+pub(super) use shapes::{Lowered, Probe, Probed, probe};
+pub(super) use signature::signature_trusted;
 pub(super) use weights::weights_finite;
 
 /// The archive keeps to the limits of its kind: entries, sizes, depths.
@@ -34,11 +38,20 @@ pub const SHAPES_DECLARED: &str = "shapes.declared";
 pub const MEMORY_LIMIT: &str = "memory.limit";
 /// A pass does not compute too much.
 pub const FLOPS_LIMIT: &str = "flops.limit";
+/// It is signed by a key that is trusted.
+pub const SIGNATURE_TRUSTED: &str = "signature.trusted";
+/// It runs within the trial's limits.
+pub const TRIAL_RUNS: &str = "trial.runs";
+/// What it gives in a trial is finite: outputs, gradients, buffers.
+pub const TRIAL_FINITE: &str = "trial.finite";
+/// It gives the same bits when it is run again.
+pub const TRIAL_DETERMINISTIC: &str = "trial.deterministic";
 /// The validator itself came to an end. Fails only by a defect of ours.
 pub const VALIDATION_COMPLETED: &str = "validation.completed";
 
 /// All rules, in the order a verdict lists them.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 15] = [
+    SIGNATURE_TRUSTED,
     ARCHIVE_LIMITS,
     ARCHIVE_READABLE,
     ARCHIVE_WHITELIST,
@@ -49,5 +62,8 @@ pub const ALL: [&str; 11] = [
     SHAPES_DECLARED,
     MEMORY_LIMIT,
     FLOPS_LIMIT,
+    TRIAL_RUNS,
+    TRIAL_FINITE,
+    TRIAL_DETERMINISTIC,
     VALIDATION_COMPLETED,
 ];

@@ -37,6 +37,11 @@ impl Report {
         self.fail(rule_of(error, lowering), error.to_string());
     }
 
+    /// Whether no rule has failed so far.
+    pub(in crate::validation) fn accepts(&self) -> bool {
+        self.0.values().all(|(passed, _)| *passed)
+    }
+
     /// The results in the order of [`ALL`].
     pub(in crate::validation) fn finish(mut self) -> Vec<RuleResult> {
         let taken = ALL.into_iter().filter_map(|name| Some((name, self.0.remove(name)?)));

@@ -1,11 +1,11 @@
 //! `shapes.declared`: the program, lowered for the declared input, gives the declared output.
 
-use super::{Measure, Report, SHAPES_DECLARED, peak_bytes};
+use super::{OPS_WHITELIST, Report, SHAPES_DECLARED, pass_cost};
 use crate::{
     artifact::{ArtifactError, DeclaredInput, Mode},
-    graph::{Graph, Sink, cost},
+    graph::{Differentiated, Graph, Sink, Wants, differentiate, simplify},
     tensor::{DType, Shape},
-    validation::Metadata,
+    validation::{Metadata, PassCost},
 };
 
 /// The batch sizes a program with a free batch is lowered for. Neither is 1, which broadcasts.
@@ -51,12 +51,29 @@ impl Probe {
 }
 
 /// What came out of lowering.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(in crate::validation) struct Probed {
     /// The output's shape without its batch dimension.
     pub(in crate::validation) output: Shape,
-    /// What one sample needs.
-    pub(in crate::validation) measure: Measure,
+    /// What one sample needs forward.
+    pub(in crate::validation) forward: PassCost,
+    /// What one sample needs backward.
+    pub(in crate::validation) backward: PassCost,
+    /// The program for the first of the batch sizes.
+    pub(in crate::validation) lowered: Lowered,
+}
+
+/// A program lowered for one input.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::validation) struct Lowered {
+    /// The input's shape with its batch.
+    pub(in crate::validation) input: Shape,
+    /// The input's type.
+    pub(in crate::validation) dtype: DType,
+    /// In eval mode.
+    pub(in crate::validation) eval: Graph,
+    /// In training mode, with its gradient.
+    pub(in crate::validation) train: Differentiated,
 }
 
 /// Lowering of a module for inputs and a mode.
@@ -68,14 +85,16 @@ pub(in crate::validation) fn probe(
     report: &mut Report,
     probe: &Probe,
     declared_output: Option<&Shape>,
+    graded: &[bool],
     lower: &Lower<'_>,
 ) -> Option<Probed> {
     let mut output: Option<Shape> = None;
-    let mut measures = Vec::new();
+    let (mut forward, mut backward, mut first) = (Vec::new(), Vec::new(), None);
     for &batch in &probe.batches {
         let shape: Shape = std::iter::once(batch).chain(probe.shape.iter().copied()).collect();
+        let mut graphs = Vec::with_capacity(2);
         for mode in [Mode::Eval, Mode::Train] {
-            let graph = match lower(&[(shape.clone(), probe.dtype)], mode) {
+            let mut graph = match lower(&[(shape.clone(), probe.dtype)], mode) {
                 Ok(graph) => graph,
                 Err(error) => {
                     report.blame(&error, true);
@@ -89,10 +108,22 @@ pub(in crate::validation) fn probe(
                     return None;
                 }
             }
-            if mode == Mode::Eval {
-                measures.push(Measure { flops: cost(&graph).flops, peak_bytes: peak_bytes(&graph) });
-            }
+            simplify(&mut graph);
+            graphs.push(graph);
         }
+        let (train, eval) = (graphs.pop()?, graphs.pop()?);
+        let wants = Wants { inputs: &[probe.dtype.is_floating_point()], parameters: graded };
+        let mut train = match differentiate(&train, &wants) {
+            Ok(train) => train,
+            Err(error) => {
+                report.fail(OPS_WHITELIST, format!("the program has no gradient: {error}"));
+                return None;
+            }
+        };
+        simplify(&mut train.backward);
+        forward.push(pass_cost(&eval));
+        backward.push(pass_cost(&train.backward));
+        first.get_or_insert(Lowered { input: shape, dtype: probe.dtype, eval, train });
     }
     let output = output?;
     let batches: Vec<String> = probe.batches.iter().map(ToString::to_string).collect();
@@ -100,7 +131,8 @@ pub(in crate::validation) fn probe(
     let declared = if declared_output.is_some() { " as declared" } else { "" };
     report
         .pass(SHAPES_DECLARED, format!("{shape} gives {output}{declared}, tried with batches of {batches}"));
-    Some(Probed { output, measure: one_sample(&measures, &probe.batches) })
+    let [forward, backward] = [forward, backward].map(|costs| one_sample(&costs, &probe.batches));
+    Some(Probed { output, forward, backward, lowered: first? })
 }
 
 /// The output's shape without its batch, if it is the one expected.
@@ -131,22 +163,19 @@ fn inferred_output(graph: &Graph, batch: usize, expected: Option<&Shape>) -> Res
 }
 
 /// Takes off what a pass costs whatever its batch: with two batch sizes the line through both is known.
-fn one_sample(measures: &[Measure], batches: &[usize]) -> Measure {
-    let of = |read: fn(&Measure) -> u64| match (measures, batches) {
+fn one_sample(costs: &[PassCost], batches: &[usize]) -> PassCost {
+    let of = |read: fn(&PassCost) -> u64| match (costs, batches) {
         ([two, three], [2, 3]) => read(two).saturating_mul(2).saturating_sub(read(three)),
         ([one], [batch]) => read(one) / (*batch).max(1) as u64,
         _ => 0,
     };
-    Measure { flops: of(|measure| measure.flops), peak_bytes: of(|measure| measure.peak_bytes) }
+    PassCost { flops: of(|cost| cost.flops), peak_bytes: of(|cost| cost.peak_bytes) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        graph::{Builder, Op, Reduction, Source, Unary},
-        validation::rules::OPS_WHITELIST,
-    };
+    use crate::graph::{Builder, Op, Reduction, Source, Unary};
 
     fn declared(sizes: &[Option<usize>]) -> DeclaredInput {
         DeclaredInput { sizes: sizes.to_vec(), dtype: DType::F32 }
@@ -180,7 +209,7 @@ mod tests {
         };
         let mut report = Report::default();
         let input = Probe::declared(Some(&metadata(&[6])), None).unwrap().unwrap();
-        let probed = probe(&mut report, &input, output.map(Shape::from).as_ref(), &lower);
+        let probed = probe(&mut report, &input, output.map(Shape::from).as_ref(), &[], &lower);
         (probed, report.finish().remove(0).detail)
     }
 
@@ -189,7 +218,7 @@ mod tests {
         let reshape = |batch| Op::Reshape([batch, 2, 3].into());
         let (probed, detail) = try_with(reshape, Some(&[2, 3]));
         let probed = probed.unwrap();
-        assert_eq!((probed.output, probed.measure.flops), ([2, 3].into(), 6));
+        assert_eq!((probed.output, probed.forward.flops), ([2, 3].into(), 6));
         assert_eq!(detail, "[6] gives [2, 3] as declared, tried with batches of 2 and 3");
         assert_eq!(try_with(reshape, None).0.unwrap().output, [2, 3].into());
 
@@ -212,7 +241,7 @@ mod tests {
             let source = crate::artifact::Problem::Unknown;
             Err(ArtifactError::Operation { place: "line 3".into(), op: "aten.fft".into(), source })
         };
-        assert_eq!(probe(&mut report, &input, None, &unknown), None);
+        assert_eq!(probe(&mut report, &input, None, &[], &unknown), None);
         let rule = report.finish().remove(0);
         assert_eq!((rule.name.as_str(), rule.passed), (OPS_WHITELIST, false));
         assert!(rule.detail.contains("aten.fft"), "{}", rule.detail);
