@@ -89,6 +89,7 @@ pub struct Module {
     pub(super) declared: Option<Vec<DeclaredInput>>,
     pub(super) program: Program,
     pub(super) limits: ReadLimits,
+    pub(super) archive_bytes: usize,
 }
 
 /// The program in its own format.
@@ -112,6 +113,11 @@ impl Module {
     /// The buffers, in the module's own order; `Source::Buffer(n)` is the n-th.
     pub fn buffers(&self) -> &[NamedTensor] {
         &self.buffers
+    }
+
+    /// Bytes of the artifact, which stay in memory as long as one of its tensors does: they are parts of it.
+    pub fn archive_bytes(&self) -> usize {
+        self.archive_bytes
     }
 
     /// Every module of the tree that is known, sorted by path.

@@ -1,7 +1,7 @@
 //! Golden archives with damage inside of their files and checksums that are right again, so that it reaches
 //! the readers behind the zip.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{
     Mode, ReadLimits, read,
@@ -24,7 +24,7 @@ impl Random {
     }
 }
 
-fn archives() -> Vec<Vec<u8>> {
+fn archives() -> Vec<Arc<[u8]>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
     let mut archives = Vec::new();
     for folder in [folder.clone(), folder.join("scripted"), folder.join("decomposed")] {
@@ -32,7 +32,7 @@ fn archives() -> Vec<Vec<u8>> {
             std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         let is_archive = |path: &PathBuf| path.extension().is_some_and(|e| e == "pt" || e == "pt2");
-        archives.extend(files.into_iter().filter(is_archive).map(|path| std::fs::read(path).unwrap()));
+        archives.extend(files.into_iter().filter(is_archive).map(|path| std::fs::read(path).unwrap().into()));
     }
     archives
 }

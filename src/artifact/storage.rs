@@ -33,7 +33,7 @@ impl<'a, 'b> Storages<'a, 'b> {
         Ok(())
     }
 
-    /// A contiguous copy of a tensor.
+    /// A contiguous tensor: a part of the archive where it lies there as it is, else a copy.
     ///
     /// # Errors
     /// [`ArtifactError`] when the file is missing or the tensor does not lie within it.
@@ -59,8 +59,20 @@ impl<'a, 'b> Storages<'a, 'b> {
         if end.is_none_or(|end| end > storage.len()) {
             return Err(malformed("a tensor reaches past the end of its storage"));
         }
+        if bytes == 0 {
+            let empty = HostTensor::new(shape, view.dtype, Vec::new());
+            return empty.map_err(|error| malformed(&error.to_string()));
+        }
+        let start = view.offset * size;
+        if layout.is_contiguous()
+            && view.dtype != DType::Bool
+            && let Some(data) = self.archive.stored_at(file)
+        {
+            let range = data + start..data + start + bytes;
+            let tensor = HostTensor::within(shape, view.dtype, self.archive.bytes().clone(), range);
+            return tensor.map_err(|error| malformed(&error.to_string()));
+        }
         let mut content = if layout.is_contiguous() {
-            let start = view.offset * size;
             storage.get(start..start + bytes).unwrap_or(&[]).to_vec()
         } else {
             gather(storage, &layout, size, bytes)

@@ -186,10 +186,11 @@ impl Kernel {
 
     /// Bytes that stay resident with the kernel itself, whoever uses it.
     ///
-    /// Its weights and the constants of its plans: it grows when a plan is made and shrinks when one is
+    /// Its weights, or the artifact that they are parts of, and the constants of its plans: it grows when a plan is made and shrinks when one is
     /// dropped. What a pass works on belongs to the seeds.
     pub fn resident_bytes(&self) -> usize {
         let weights = self.parameter_layout.total_bytes() + self.buffer_layout.total_bytes();
+        let weights = weights.max(self.program.held_bytes());
         let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans
             .iter()

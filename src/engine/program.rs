@@ -16,6 +16,11 @@ pub trait Program: Send + Sync + fmt::Debug {
     /// # Errors
     /// What stands in the way, with a stable code.
     fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>>;
+
+    /// Bytes that the kernel's weights are parts of and that stay in memory with it.
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }
 
 impl Program for Arc<Module> {
@@ -23,5 +28,9 @@ impl Program for Arc<Module> {
         let mode = if key.train { Mode::Train } else { Mode::Eval };
         let input = (key.input_shape.clone(), key.dtype);
         Module::lower(self, &[input], mode, limits).map_err(|error| Box::new(error) as _)
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.archive_bytes()
     }
 }

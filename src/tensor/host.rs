@@ -1,17 +1,20 @@
 //! Contiguous tensors in host memory: weights as read from an artifact, constants, test data.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use half::{bf16, f16};
 
 use super::{DType, Shape, ShapeError};
 
-/// A contiguous, immutable tensor in host memory; a clone shares the bytes.
-#[derive(Clone, PartialEq)]
+/// A contiguous, immutable tensor in host memory; a clone shares the bytes, and many may share one block.
+///
+/// The bytes need not lie where the element type may lie.
+#[derive(Clone)]
 pub struct HostTensor {
     shape: Shape,
     dtype: DType,
-    bytes: Arc<[u8]>,
+    block: Arc<[u8]>,
+    range: Range<usize>,
 }
 
 /// Why a tensor cannot be made or read.
@@ -78,12 +81,28 @@ impl HostTensor {
     /// # Errors
     /// [`TensorError::Length`] when the bytes are not exactly as many as shape and type need.
     pub fn new(shape: Shape, dtype: DType, bytes: impl Into<Arc<[u8]>>) -> Result<Self, TensorError> {
-        let bytes = bytes.into();
+        let block = bytes.into();
+        let range = 0..block.len();
+        Self::within(shape, dtype, block, range)
+    }
+
+    /// A tensor of a part of a block, which stays in memory as long as the tensor does.
+    ///
+    /// # Errors
+    /// [`TensorError::Length`] when the part is not exactly as long as shape and type need, or does not lie
+    /// within the block.
+    pub fn within(
+        shape: Shape,
+        dtype: DType,
+        block: Arc<[u8]>,
+        range: Range<usize>,
+    ) -> Result<Self, TensorError> {
         let expected = shape.checked_elements()? * dtype.size_bytes();
-        if bytes.len() != expected {
-            return Err(TensorError::Length { shape, dtype, expected, actual: bytes.len() });
+        let actual = block.get(range.clone()).map_or(0, <[u8]>::len);
+        if range.len() != expected || actual != expected {
+            return Err(TensorError::Length { shape, dtype, expected, actual });
         }
-        Ok(Self { shape, dtype, bytes })
+        Ok(Self { shape, dtype, block, range })
     }
 
     /// A tensor of typed values.
@@ -104,12 +123,12 @@ impl HostTensor {
         if T::DTYPE != self.dtype {
             return Err(TensorError::DType { expected: T::DTYPE, actual: self.dtype });
         }
-        Ok(self.bytes.chunks_exact(T::DTYPE.size_bytes()).map(T::get).collect())
+        Ok(self.bytes().chunks_exact(T::DTYPE.size_bytes()).map(T::get).collect())
     }
 
     /// Every value as `f64`, whatever the type; 64-bit integers round.
     pub fn to_f64(&self) -> Vec<f64> {
-        let chunks = self.bytes.chunks_exact(self.dtype.size_bytes());
+        let chunks = self.bytes().chunks_exact(self.dtype.size_bytes());
         match self.dtype {
             DType::F32 => chunks.map(|b| f32::get(b).into()).collect(),
             DType::F64 => chunks.map(f64::get).collect(),
@@ -134,7 +153,13 @@ impl HostTensor {
 
     /// The raw little-endian bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.block[self.range.clone()]
+    }
+}
+
+impl PartialEq for HostTensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.dtype == other.dtype && self.shape == other.shape && self.bytes() == other.bytes()
     }
 }
 
@@ -154,6 +179,18 @@ mod tests {
         assert_eq!(tensor.to_values::<f32>().unwrap(), [1.0, -2.0, 0.5, f32::INFINITY]);
         assert_eq!(tensor.to_f64()[1], -2.0);
         assert!(matches!(tensor.to_values::<i64>(), Err(TensorError::DType { .. })));
+    }
+
+    #[test]
+    fn a_part_of_a_block_is_a_tensor_of_its_own() {
+        let block: Arc<[u8]> = (0..12).collect::<Vec<u8>>().into();
+        let part = |range: Range<usize>| HostTensor::within([4].into(), DType::U8, block.clone(), range);
+        assert_eq!(part(3..7).unwrap().bytes(), [3, 4, 5, 6]);
+        assert_eq!(part(3..7).unwrap(), HostTensor::new([4].into(), DType::U8, vec![3, 4, 5, 6]).unwrap());
+        assert_ne!(part(3..7).unwrap(), part(4..8).unwrap());
+        for wrong in [9..13, 3..6, 20..24, usize::MAX - 3..usize::MAX] {
+            assert!(part(wrong).is_err());
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub struct Outcome {
     pub module: Option<Arc<Module>>,
 }
 
+/// From how many bytes on the digest is made on a thread of its own.
+const BESIDE_BYTES: usize = 1 << 18;
+
 /// Judges an artifact.
 ///
 /// Blocking: until done, in time and memory that the policy's limits bound. Nothing of the artifact is
@@ -32,7 +35,7 @@ pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) 
     let mut verdict = Verdict {
         accepted: false,
         rules: Vec::new(),
-        digest: Digest::of(&bytes),
+        digest: Digest::from_bytes([0; 32]),
         size_bytes: bytes.len() as u64,
         format: None,
         parameters: 0,
@@ -47,7 +50,24 @@ pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) 
     };
     // Nothing that the closure may have left half done is used after a panic: the report is dropped with
     // it, and the verdict's facts are written as a whole.
-    let judged = catch_unwind(AssertUnwindSafe(|| judge(bytes, metadata, policy, &mut verdict)));
+    let signature = metadata.and_then(|metadata| metadata.signature.as_deref());
+    let unsigned = signature.is_none() && !policy.require_signature;
+    let judged = std::thread::scope(|scope| {
+        let judged = |verdict: &mut Verdict| {
+            catch_unwind(AssertUnwindSafe(|| judge(bytes.clone(), metadata, policy, verdict)))
+        };
+        // The digest of a large artifact takes as long as all the rest. Where no signature hangs on it, both
+        // are done at a time.
+        if unsigned && bytes.len() >= BESIDE_BYTES {
+            let digest = std::thread::Builder::new().spawn_scoped(scope, || Digest::of(&bytes));
+            let judged = judged(&mut verdict);
+            let digest = digest.ok().and_then(|digest| digest.join().ok());
+            verdict.digest = digest.unwrap_or_else(|| Digest::of(&bytes));
+            return judged;
+        }
+        verdict.digest = Digest::of(&bytes);
+        judged(&mut verdict)
+    });
     let (report, module) = judged.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");

@@ -87,6 +87,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         declared: Some(shapes),
         program: module::Program::Pt2(Program::new(place.to_owned(), program, bindings, sizes)),
         limits: *limits,
+        archive_bytes: archive.bytes().len(),
     })
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         declared: None,
         program: module::Program::TorchScript(Program { sources, objects, constants }),
         limits: *limits,
+        archive_bytes: archive.bytes().len(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! An archive whose directory has been checked, and the files in it.
 
-use std::{borrow::Cow, collections::HashMap, io::Read as _};
+use std::{borrow::Cow, collections::HashMap, io::Read as _, sync::Arc};
 
 use flate2::{Crc, read::DeflateDecoder};
 
@@ -16,7 +16,7 @@ const HAS_DESCRIPTOR: u16 = 1 << 3;
 
 /// A zip archive in memory; names are relative to the one folder that torch puts everything into.
 pub(crate) struct Archive<'a> {
-    bytes: &'a [u8],
+    bytes: &'a Arc<[u8]>,
     files: HashMap<String, (Record, usize)>,
     names: Vec<String>,
 }
@@ -30,7 +30,7 @@ impl<'a> Archive<'a> {
     ///
     /// # Errors
     /// [`ArtifactError::Malformed`] where anything disagrees, [`ArtifactError::Limit`] past a limit.
-    pub(crate) fn open(bytes: &'a [u8], limits: &ReadLimits) -> Result<Self, ArtifactError> {
+    pub(crate) fn open(bytes: &'a Arc<[u8]>, limits: &ReadLimits) -> Result<Self, ArtifactError> {
         if bytes.len() > limits.archive_bytes {
             return Err(ArtifactError::limit("archive", "bytes", limits.archive_bytes));
         }
@@ -69,6 +69,16 @@ impl<'a> Archive<'a> {
             return Err(damaged("two of its files overlap"));
         }
         Ok(Self { bytes, files, names })
+    }
+
+    /// The archive as it came.
+    pub(crate) fn bytes(&self) -> &'a Arc<[u8]> {
+        self.bytes
+    }
+
+    /// Where a file's content begins in the archive's own bytes, where it is stored as it is.
+    pub(crate) fn stored_at(&self, name: &str) -> Option<usize> {
+        self.files.get(name).filter(|(record, _)| !record.deflated).map(|&(_, data)| data)
     }
 
     /// The files' names, in the directory's order.

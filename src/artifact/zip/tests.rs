@@ -1,5 +1,7 @@
 //! Archives that must be read, and those that must not.
 
+use std::sync::Arc;
+
 use super::{
     Archive,
     writer::{Entry, write},
@@ -8,7 +10,7 @@ use crate::artifact::{ArtifactError, ReadLimits};
 
 fn refusal(bytes: &[u8]) -> String {
     let limits = ReadLimits::default();
-    match Archive::open(bytes, &limits) {
+    match Archive::open(&bytes.into(), &limits) {
         Err(error) => error.to_string(),
         Ok(archive) => {
             let names: Vec<String> = archive.names().map(str::to_owned).collect();
@@ -20,7 +22,8 @@ fn refusal(bytes: &[u8]) -> String {
 
 #[test]
 fn stored_and_deflated_files_are_read() {
-    let bytes = write(&[Entry::new("k/a", "one"), Entry::deflated("k/b/c", "two ".repeat(50))]);
+    let bytes: Arc<[u8]> =
+        write(&[Entry::new("k/a", "one"), Entry::deflated("k/b/c", "two ".repeat(50))]).into();
     let archive = Archive::open(&bytes, &ReadLimits::default()).unwrap();
     assert_eq!(archive.names().collect::<Vec<_>>(), ["a", "b/c"]);
     let stored = archive.file("a").unwrap();
@@ -84,11 +87,11 @@ fn bombs_are_refused_before_they_unpack() {
     let liar = write(&[Entry { claimed_bytes: Some(10), ..Entry::deflated("k/a", vec![0; 4 << 20]) }]);
     assert!(refusal(&liar).contains("another size"));
     let limits = ReadLimits { archive_bytes: 100, ..ReadLimits::default() };
-    assert!(matches!(Archive::open(&bomb, &limits), Err(ArtifactError::Limit { limit: 100, .. })));
+    assert!(matches!(Archive::open(&bomb.into(), &limits), Err(ArtifactError::Limit { limit: 100, .. })));
     let limits = ReadLimits { entries: 1, ..ReadLimits::default() };
     let two = write(&[Entry::new("k/a", ""), Entry::new("k/b", "")]);
-    assert!(matches!(Archive::open(&two, &limits), Err(ArtifactError::Limit { what: "files", .. })));
+    assert!(matches!(Archive::open(&two.into(), &limits), Err(ArtifactError::Limit { what: "files", .. })));
     let limits = ReadLimits { name_bytes: 8, ..ReadLimits::default() };
     let long = write(&[Entry::new("k/very-long-name", "")]);
-    assert!(matches!(Archive::open(&long, &limits), Err(ArtifactError::Limit { .. })));
+    assert!(matches!(Archive::open(&long.into(), &limits), Err(ArtifactError::Limit { .. })));
 }

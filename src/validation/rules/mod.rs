@@ -16,7 +16,7 @@ pub(super) use parameters::{count, parameters_limited};
 pub(super) use report::Report;
 pub(super) use shapes::{Lowered, Probe, Probed, probe};
 pub(super) use signature::signature_trusted;
-pub(super) use weights::weights_finite;
+pub(super) use weights::{all_finite, weights_finite};
 
 /// The archive keeps to the limits of its kind: entries, sizes, depths.
 pub const ARCHIVE_LIMITS: &str = "archive.limits";
