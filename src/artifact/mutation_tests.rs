@@ -91,7 +91,7 @@ fn damaged_files_are_refused_or_read_and_never_panic() {
             refused += 1;
             continue;
         };
-        for shape in [&[2, 4, 8, 8][..], &[3, 5, 8], &[4, 8]] {
+        for shape in [&[2, 4, 8, 8][..], &[2, 8, 6, 6], &[3, 5, 8], &[3, 5, 16], &[4, 8]] {
             match module.lower(&[(shape.into(), DType::F32)], Mode::Train, &Limits::default()) {
                 Ok(_) => lowered += 1,
                 Err(_) => failed += 1,
@@ -99,5 +99,5 @@ fn damaged_files_are_refused_or_read_and_never_panic() {
         }
     }
     let counts = format!("{refused} refused, {failed} did not lower, {lowered} lowered");
-    assert!(refused > 500 && failed > 500 && lowered > 50, "the damage reaches every stage: {counts}");
+    assert!(refused > 500 && failed > 500 && lowered > 80, "the damage reaches every stage: {counts}");
 }

@@ -23,6 +23,8 @@ class Case(NamedTuple):
     batch: int = 3
     # Whether the archive with decomposed ops is kept too. Those are long, and show each op but once.
     decomposed: bool = True
+    # Only where training differs in nothing but the flag of a dropout of 0.
+    eval_only: bool = False
 
 
 # Convolutions and what surrounds them.

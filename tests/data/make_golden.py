@@ -12,9 +12,10 @@ For every case and mode there are
   `buffer.<name>` as the forward pass left it.
 
 The archives hold weights and buffers from before that pass and leave the batch free. `manifest.json` lists it
-all. Running it twice gives the same bytes.
+all. Running it twice gives the same bytes. Where cases are named, only theirs are written anew.
 """
 import copy
+import itertools
 import json
 import os
 import sys
@@ -27,7 +28,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from golden_modules import Case, cases
+import golden_blocks
+import golden_modules
+from golden_modules import Case
 
 TRACED_BATCH = 2
 # The records that the archive's writer makes by itself, and the sources' positions, which name the folders of
@@ -57,10 +60,10 @@ def randomize(module: nn.Module, seed: int) -> None:
                 buffer.copy_(0.3 * normal(buffer))
 
 
-def modes(module: nn.Module) -> list[str]:
+def modes(case: Case) -> list[str]:
     """Eval alone where training changes nothing, and where its result is a matter of chance."""
-    parts = list(module.modules())
-    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts):
+    parts = list(case.module.modules())
+    if case.eval_only or any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts):
         return ["eval"]
     switched = (nn.modules.batchnorm._BatchNorm, nn.Dropout)
     return ["eval", "train"] if any(isinstance(part, switched) for part in parts) else ["eval"]
@@ -83,7 +86,7 @@ def rewritten(source: Path, target: Path) -> None:
 
 def save_scripted(module: torch.jit.ScriptModule, before: dict[str, Tensor], target: Path) -> None:
     """Saves with the state from before: tracing has run the module once."""
-    module.load_state_dict(before)
+    module.load_state_dict(before, strict=False)  # tracing makes every buffer persistent
     with TemporaryDirectory() as folder:
         whole = Path(folder) / target.name
         torch.jit.save(module, str(whole))
@@ -101,7 +104,7 @@ def save_exported(program: torch.export.ExportedProgram, before: dict[str, Tenso
 
 
 def assert_state(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-    assert state.keys() == before.keys(), (state.keys(), before.keys())
+    assert state.keys() >= before.keys(), (state.keys(), before.keys())
     for name, tensor in before.items():
         assert torch.equal(state[name], tensor), f"{name} was changed by the making of the archive"
 
@@ -187,16 +190,19 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "golden"
     wanted = set(sys.argv[2:])
     folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    if wanted:
+        kept = json.loads((folder / "manifest.json").read_text())["cases"]
     entries = []
-    for case in cases():
+    for case in itertools.chain(golden_modules.cases(), golden_blocks.blocks()):
         if wanted and case.name not in wanted:
+            entries += (entry for entry in kept if entry["case"] == case.name)
             continue
-        for mode in modes(case.module):
+        for mode in modes(case):
             entries.append(write_case(case, mode, folder))
             print(f"{case.name} {mode}: {', '.join(entries[-1]['ops'])}", flush=True)
-    if not wanted:
-        manifest = {"torch": torch.__version__, "cases": entries}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest = {"torch": torch.__version__, "cases": entries}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{len(entries)} cases, {total / 1e6:.2f} MB in {folder}")
 

@@ -309,6 +309,14 @@ impl Call<'_, '_> {
         }
     }
 
+    /// The result as what PyTorch makes a view or a copy, by how the argument lies in memory.
+    pub(super) fn maybe_view(&mut self, name: &str, value: ValueId) -> Outcome {
+        match self.tensor_ref(name) {
+            Some(base) => Ok(self.lowering.maybe_view_of(base, value)),
+            None => self.fresh(value),
+        }
+    }
+
     /// Several results as a tuple.
     pub(super) fn fresh_tuple(&mut self, values: &[ValueId]) -> Outcome {
         let items = values.iter().map(|&value| self.lowering.fresh(value)).collect();

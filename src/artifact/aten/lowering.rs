@@ -2,33 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::value::{Scalar, SequenceRef, TensorRef, Value};
+use super::{
+    memory::{Cells, Origin},
+    value::{Scalar, SequenceRef, TensorRef, Value},
+};
 use crate::{
     artifact::{ArtifactError, Mode, NamedTensor, Parameter, Problem},
     graph::{Builder, Graph, GraphError, Limits, Op, Sink, Source, ValueId},
     tensor::{DType, HostTensor, Shape},
 };
-
-/// Where the memory behind a tensor comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Memory {
-    Computed,
-    Input,
-    Parameter,
-    Constant,
-    Buffer(u32),
-}
-
-/// A tensor of the program: the value it has now, and the memory it shares with its views.
-#[derive(Clone, Copy, Debug)]
-struct Cell {
-    value: ValueId,
-    memory: u32,
-    /// Handles of one alias are the same tensor: a write through one is a write to all.
-    alias: u32,
-    /// Written through another view since: what it holds now is not tracked.
-    stale: bool,
-}
 
 /// A finished lowering.
 pub(crate) struct Ready {
@@ -40,9 +22,8 @@ pub(crate) struct Lowering<'a> {
     pub(super) builder: Builder,
     pub(super) mode: Mode,
     parameters: &'a [Parameter],
-    buffers: &'a [NamedTensor],
-    cells: Vec<Cell>,
-    memories: Vec<(Memory, Vec<u32>)>,
+    pub(super) buffers: &'a [NamedTensor],
+    pub(super) cells: Cells,
     sequences: Vec<Vec<Value>>,
     parameter_cells: Vec<Option<TensorRef>>,
     buffer_cells: Vec<Option<TensorRef>>,
@@ -70,8 +51,7 @@ impl<'a> Lowering<'a> {
             mode,
             parameters,
             buffers,
-            cells: Vec::new(),
-            memories: Vec::new(),
+            cells: Cells::default(),
             sequences: Vec::new(),
             parameter_cells: vec![None; parameters.len()],
             buffer_cells: vec![None; buffers.len()],
@@ -104,7 +84,7 @@ impl<'a> Lowering<'a> {
             .builder
             .source(Source::Input(index as u32), shape, dtype)
             .map_err(graph_error(&format!("input {index}")))?;
-        Ok(self.cell(value, Memory::Input))
+        Ok(Value::Tensor(self.cells.allocate(value, Origin::Input)))
     }
 
     /// The n-th parameter; the same tensor each time.
@@ -118,9 +98,9 @@ impl<'a> Lowering<'a> {
             .builder
             .source(Source::Parameter(index as u32), shape, dtype)
             .map_err(graph_error(&parameter.name))?;
-        let cell = self.cell(value, Memory::Parameter);
-        self.parameter_cells[index] = self.tensor_ref(&cell);
-        Ok(cell)
+        let cell = self.cells.allocate(value, Origin::Parameter);
+        self.parameter_cells[index] = Some(cell);
+        Ok(Value::Tensor(cell))
     }
 
     /// The n-th buffer; the same tensor each time.
@@ -134,9 +114,9 @@ impl<'a> Lowering<'a> {
             .builder
             .source(Source::Buffer(index as u32), shape, dtype)
             .map_err(graph_error(&buffer.name))?;
-        let cell = self.cell(value, Memory::Buffer(index as u32));
-        self.buffer_cells[index] = self.tensor_ref(&cell);
-        Ok(cell)
+        let cell = self.cells.allocate(value, Origin::Buffer(index as u32));
+        self.buffer_cells[index] = Some(cell);
+        Ok(Value::Tensor(cell))
     }
 
     /// A constant; one without dimensions is a known number.
@@ -152,74 +132,7 @@ impl<'a> Lowering<'a> {
             return Ok(Value::Known(scalar, tensor.dtype()));
         }
         let value = self.builder.constant(tensor.clone()).map_err(graph_error(name))?;
-        Ok(self.cell(value, Memory::Constant))
-    }
-
-    fn tensor_ref(&self, value: &Value) -> Option<TensorRef> {
-        match value {
-            Value::Tensor(tensor) => Some(*tensor),
-            _ => None,
-        }
-    }
-
-    fn cell(&mut self, value: ValueId, memory: Memory) -> Value {
-        self.memories.push((memory, Vec::new()));
-        let memory = self.memories.len() as u32 - 1;
-        let alias = self.cells.len() as u32;
-        self.add(Cell { value, memory, alias, stale: false })
-    }
-
-    fn add(&mut self, cell: Cell) -> Value {
-        let index = self.cells.len() as u32;
-        self.memories[cell.memory as usize].1.push(index);
-        self.cells.push(cell);
-        Value::Tensor(TensorRef(index))
-    }
-
-    /// A tensor in memory of its own.
-    pub(super) fn fresh(&mut self, value: ValueId) -> Value {
-        self.cell(value, Memory::Computed)
-    }
-
-    /// A tensor that may share its memory with `base`.
-    pub(super) fn view_of(&mut self, base: TensorRef, value: ValueId) -> Value {
-        let base = self.cells[base.0 as usize];
-        let alias = self.cells.len() as u32;
-        self.add(Cell { value, alias, ..base })
-    }
-
-    /// The value that a tensor has now.
-    pub(crate) fn value(&self, tensor: TensorRef) -> Result<ValueId, Problem> {
-        let cell = self.cells[tensor.0 as usize];
-        if cell.stale {
-            return Err(Problem::unsupported(
-                "reading a tensor after a view that shares its memory was written in place",
-            ));
-        }
-        Ok(cell.value)
-    }
-
-    /// Writes a tensor in place. Whoever else looks at the same memory may not be read any more, since how
-    /// the two overlap is not tracked.
-    pub(super) fn write(&mut self, tensor: TensorRef, value: ValueId) -> Result<(), Problem> {
-        let cell = self.cells[tensor.0 as usize];
-        let (memory, handles) = &self.memories[cell.memory as usize];
-        match memory {
-            Memory::Parameter => return Err(Problem::unsupported("writing a parameter in place")),
-            Memory::Constant => return Err(Problem::unsupported("writing a constant in place")),
-            Memory::Computed | Memory::Input | Memory::Buffer(_) => {}
-        }
-        for &index in handles {
-            let other = &mut self.cells[index as usize];
-            if other.alias == cell.alias {
-                other.value = value;
-            } else {
-                other.stale = true;
-            }
-        }
-        // The walk is paid for, so that many views and many writes cannot cost quadratic time.
-        let walked = handles.len() as u64;
-        self.charge(walked)
+        Ok(Value::Tensor(self.cells.allocate(value, Origin::Constant)))
     }
 
     /// Burns fuel for a walk over a list; where it runs out, the next step is refused.
@@ -258,8 +171,8 @@ impl<'a> Lowering<'a> {
 
     /// The number of the buffer a tensor is, where it is one.
     pub(super) fn buffer_of(&self, tensor: TensorRef) -> Option<u32> {
-        match self.memories[self.cells[tensor.0 as usize].memory as usize].0 {
-            Memory::Buffer(index) => Some(index),
+        match self.cells.origin(tensor) {
+            Origin::Buffer(index) => Some(index),
             _ => None,
         }
     }
@@ -320,21 +233,10 @@ impl<'a> Lowering<'a> {
     pub(crate) fn info(&self, value: &Value) -> Option<(Shape, DType)> {
         match value {
             Value::Tensor(tensor) => {
-                let id = self.cells[tensor.0 as usize].value;
+                let id = self.cells.any_value(*tensor);
                 Some((self.builder.shape(id).clone(), self.builder.dtype(id)))
             }
             Value::Known(_, dtype) => Some((Shape::scalar(), *dtype)),
-            _ => None,
-        }
-    }
-
-    /// What a value holds, where it is a constant or a buffer, and whether that will never change.
-    pub(super) fn content(&self, value: ValueId) -> Option<(HostTensor, bool)> {
-        let graph = self.builder.graph();
-        let (source, _) = graph.sources.iter().find(|(_, id)| *id == value)?;
-        match *source {
-            Source::Constant(n) => Some((graph.constants.get(n as usize)?.clone(), true)),
-            Source::Buffer(n) => Some((self.buffers.get(n as usize)?.tensor.clone(), false)),
             _ => None,
         }
     }
@@ -369,10 +271,9 @@ impl<'a> Lowering<'a> {
             let Value::Tensor(counter) = self.buffer(index)? else { continue };
             let source = self.builder.graph().source(Source::Buffer(index as u32));
             let Some(source) = source else { continue };
-            let counted = self.cells[counter.0 as usize].value != source;
+            let counted = self.cells.any_value(counter) != source;
             if self.mode == Mode::Eval {
-                self.cells[counter.0 as usize] =
-                    Cell { value: source, stale: false, ..self.cells[counter.0 as usize] };
+                self.cells.reset(counter, source);
             } else if !counted {
                 let dtype = self.builder.dtype(source);
                 let shape = self.builder.shape(source).clone();
@@ -380,7 +281,7 @@ impl<'a> Lowering<'a> {
                 let next = one
                     .and_then(|one| self.builder.apply(Op::Binary(crate::graph::Binary::Add), &[source, one]))
                     .map_err(graph_error(&name))?;
-                self.cells[counter.0 as usize].value = next;
+                self.cells.reset(counter, next);
             }
         }
         Ok(())

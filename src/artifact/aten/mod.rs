@@ -4,7 +4,9 @@
 //! name; the schema binds them, and the operation appends to the graph.
 
 mod call;
+mod folding;
 mod lowering;
+mod memory;
 mod ops;
 mod schema;
 mod value;
@@ -13,4 +15,4 @@ pub(super) use call::call;
 use call::{Call, Operand, Outcome};
 pub(super) use lowering::{Lowering, Ready};
 pub(super) use schema::{Given, is_known};
-pub(super) use value::{Scalar, SequenceRef, Value};
+pub(super) use value::{Scalar, SequenceRef, Value, dtype_of_code};

@@ -1,8 +1,11 @@
 //! Functions of the language itself: lists, texts, None and conversions.
 
-use crate::artifact::{
-    Problem,
-    aten::{Given, Lowering, Scalar, Value},
+use crate::{
+    artifact::{
+        Problem,
+        aten::{Given, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
+    },
+    tensor::{DType, HostTensor},
 };
 
 const NAMES: &[&str] = &[
@@ -18,11 +21,19 @@ const NAMES: &[&str] = &[
     "__not__",
     "__or__",
     "__range_length",
+    "_set_item",
     "append",
     "device",
     "dtype",
     "format",
+    "is_autocast_enabled",
+    "is_cpu",
+    "is_cuda",
     "is_floating_point",
+    "is_grad_enabled",
+    "is_nested",
+    "is_scripting",
+    "is_tracing",
     "len",
     "layout",
     "list",
@@ -103,6 +114,18 @@ pub(super) fn call(
             lowering.items_mut(items).push(value);
             Ok(list)
         }
+        ("copy", [Value::List(items)]) => {
+            let items = lowering.items(*items).to_vec();
+            Ok(lowering.list(items))
+        }
+        ("_set_item", [list @ Value::List(items), index, value]) => {
+            let (list, items, value) = ((*list).clone(), *items, (*value).clone());
+            place_of(lowering, items, index).map(|at| {
+                lowering.items_mut(items)[at] = value;
+                list
+            })
+        }
+        ("sum", [Value::List(items)]) => sum(lowering, *items),
         ("list", [Value::List(items) | Value::Tuple(items)]) => {
             let items = lowering.items(*items).to_vec();
             Ok(lowering.list(items))
@@ -160,7 +183,13 @@ pub(super) fn call(
             Some((_, dtype)) => Ok(Value::bool(dtype.is_floating_point())),
             None => Err(Problem::argument("it takes a tensor")),
         },
-        ("requires_grad", [_]) => Ok(Value::bool(true)),
+        ("requires_grad", [_]) | ("is_grad_enabled" | "is_scripting", []) => Ok(Value::bool(true)),
+        // What runs here is one device's plain tensors, whatever the program was made on.
+        ("is_nested" | "is_cuda" | "is_mkldnn" | "is_quantized" | "is_sparse", [_])
+        | ("is_autocast_enabled" | "is_tracing", _) => Ok(Value::bool(false)),
+        ("type", [Value::Placement]) => Ok(Value::Str("cpu".into())),
+        ("is_cpu", [_]) => Ok(Value::bool(true)),
+        ("tensor", [value, ..]) => return tensor(lowering, value, given),
         ("unchecked_unwrap_optional", [value]) => Ok((*value).clone()),
         _ => return None,
     })
@@ -245,22 +274,79 @@ pub(super) fn item(lowering: &Lowering<'_>, base: &Value, index: &Value) -> Resu
     let (Value::List(items) | Value::Tuple(items)) = base else {
         return Err(Problem::unsupported(format!("indexing {}", base.kind())));
     };
-    let items = lowering.items(*items);
+    place_of(lowering, *items, index).map(|at| lowering.items(*items)[at].clone())
+}
+
+/// Which element an index means.
+fn place_of(lowering: &Lowering<'_>, items: SequenceRef, index: &Value) -> Result<usize, Problem> {
+    let items = lowering.items(items);
     let Some(index) = index.scalar().and_then(Scalar::to_i64) else {
         return Err(Problem::argument("an index must be an int"));
     };
     let at = if index < 0 { index.checked_add(items.len() as i64) } else { Some(index) };
-    let found = at.and_then(|at| usize::try_from(at).ok()).and_then(|at| items.get(at));
-    found
-        .cloned()
+    at.and_then(|at| usize::try_from(at).ok())
+        .filter(|&at| at < items.len())
         .ok_or_else(|| Problem::argument(format!("index {index} is out of range for {} items", items.len())))
 }
 
-fn slice(
-    lowering: &mut Lowering<'_>,
-    items: crate::artifact::aten::SequenceRef,
-    bounds: &[&Value],
-) -> Result<Value, Problem> {
+fn sum(lowering: &mut Lowering<'_>, items: SequenceRef) -> Result<Value, Problem> {
+    let scalars = lowering.items(items).iter().map(Value::scalar).collect::<Option<Vec<_>>>();
+    let scalars = scalars.ok_or_else(|| Problem::argument("it takes a list of numbers"))?;
+    lowering.spend(scalars.len());
+    let ints = scalars.iter().map(|scalar| scalar.to_i64()).collect::<Option<Vec<_>>>();
+    match ints {
+        Some(ints) => {
+            let sum = ints.iter().try_fold(0i64, |sum, &n| sum.checked_add(n));
+            sum.map(Value::int).ok_or_else(|| Problem::argument("the sum overflows"))
+        }
+        None => Ok(Value::float(scalars.iter().map(|scalar| scalar.to_f64()).sum())),
+    }
+}
+
+/// `torch.tensor` of a number, or of a flat list of them.
+fn tensor(lowering: &mut Lowering<'_>, value: &Value, given: &[Given<'_>]) -> Option<Result<Value, Problem>> {
+    let named = given.iter().find(|(name, _)| *name == Some("dtype")).map(|(_, value)| value);
+    let dtype = match named {
+        Some(Value::DType(dtype)) => Some(*dtype),
+        Some(Value::Number(Scalar::Int(code))) => dtype_of_code(*code),
+        _ => None,
+    };
+    let cast = |scalar: Scalar, dtype: DType| match dtype {
+        DType::Bool => Scalar::Bool(scalar.to_f64() != 0.0),
+        _ if dtype.is_floating_point() => Scalar::Float(scalar.to_f64()),
+        _ => Scalar::Int(scalar.to_i64().unwrap_or(scalar.to_f64() as i64)),
+    };
+    if let Some(scalar) = value.scalar() {
+        let dtype = dtype.unwrap_or(scalar.dtype());
+        return Some(Ok(Value::Known(cast(scalar, dtype), dtype)));
+    }
+    let Value::List(items) = value else { return None };
+    let items = lowering.items(*items).to_vec();
+    lowering.spend(items.len());
+    let scalars = items.iter().map(Value::scalar).collect::<Option<Vec<_>>>()?;
+    let own = if scalars.iter().any(|scalar| scalar.to_i64().is_none()) {
+        DType::F32
+    } else {
+        scalars.first().map_or(DType::F32, |scalar| scalar.dtype())
+    };
+    let dtype = dtype.unwrap_or(own);
+    let made = if dtype == DType::I64 {
+        let values: Vec<i64> =
+            scalars.iter().map(|&scalar| cast(scalar, dtype).to_i64().unwrap_or(0)).collect();
+        HostTensor::from_values([values.len()].into(), &values)
+    } else if dtype == DType::F32 {
+        let values: Vec<f32> = scalars.iter().map(|scalar| scalar.to_f64() as f32).collect();
+        HostTensor::from_values([values.len()].into(), &values)
+    } else {
+        return Some(Err(Problem::unsupported(format!("a list as a tensor of {}", dtype.name()))));
+    };
+    Some(match made {
+        Ok(made) => lowering.constant("tensor", &made).map_err(|error| Problem::argument(error.to_string())),
+        Err(error) => Err(Problem::argument(error.to_string())),
+    })
+}
+
+fn slice(lowering: &mut Lowering<'_>, items: SequenceRef, bounds: &[&Value]) -> Result<Value, Problem> {
     let len = lowering.items(items).len();
     let bound = |i: usize, otherwise: usize| match bounds.get(i).map(|value| (value.scalar(), value)) {
         None | Some((None, Value::None)) => Ok(otherwise),

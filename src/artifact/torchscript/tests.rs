@@ -106,12 +106,49 @@ fn writing_in_place_is_seen_through_every_name() {
 }
 
 #[test]
-fn a_tensor_is_not_read_after_its_view_was_written() {
-    let error = refusal("y = torch.sigmoid(x)\nz = torch.select(y, 0, 0)\n_0 = torch.relu_(z)\nreturn y");
-    assert_eq!(error.code(), "kernel.rejected");
-    assert!(error.to_string().contains("written in place"), "{error}");
-    // Whoever reads the view itself, or made a copy, is right.
-    graph("y = torch.sigmoid(x)\nz = torch.select(y, 0, 0)\nreturn torch.relu_(z)");
+fn a_write_through_a_view_reaches_the_whole_and_its_other_views() {
+    let half = |op| vec![Op::Slice { dim: 0, start: op, len: 1, step: 1 }];
+    let graph = graph(
+        "y = torch.sigmoid(x)\nfirst = torch.slice(y, 0, 0, 1)\nall = torch.transpose(y, 0, 1)\n_0 = torch.relu_(first)\nreturn (y, all, first)",
+    );
+    let (whole, turned, first) = (Sink::Output(0), Sink::Output(1), Sink::Output(2));
+    let made_by = |sink| {
+        let value = graph.sink(sink).unwrap();
+        graph.nodes.iter().find(|node| node.outputs[0] == value).unwrap()
+    };
+    assert_eq!(made_by(whole).op, Op::Cat { dim: 0 }, "the written row in front of the old second");
+    assert_eq!(made_by(whole).inputs[0], graph.sink(first).unwrap());
+    assert_eq!(made_by(first).op, Op::Unary(Unary::Relu));
+    assert_eq!(made_by(turned).inputs[0], graph.sink(whole).unwrap(), "the other view is cut anew");
+    assert!(ops(&graph).ends_with(&[half(1), vec![Op::Cat { dim: 0 }, Op::Permute(vec![1, 0])]].concat()));
+}
+
+#[test]
+fn a_view_of_a_view_is_written_where_it_lies() {
+    let graph = graph(
+        "y = torch.zeros_like(x)\nz = torch.select(torch.permute(y, [1, 0]), 0, -1)\n_0 = torch.add_(z, 1)\nreturn y",
+    );
+    let back = [Op::Permute(vec![1, 0])];
+    assert!(ops(&graph).ends_with(&back), "{:?}", ops(&graph));
+}
+
+#[test]
+fn what_may_be_a_copy_is_not_read_after_a_write() {
+    for (made, written, read) in [
+        ("torch.reshape(y, [3, 2])", "z", "y"),
+        ("torch.reshape(y, [3, 2])", "y", "z"),
+        ("torch.contiguous(y)", "z", "y"),
+        ("torch.flatten(torch.transpose(y, 0, 1))", "z", "y"),
+        ("torch.expand(y, [4, 2, 3])", "y", "z"),
+        ("torch.expand(y, [4, 2, 3])", "z", "y"),
+    ] {
+        let body = format!("y = torch.sigmoid(x)\nz = {made}\n_0 = torch.relu_({written})\nreturn {read}");
+        let error = refusal(&body);
+        assert_eq!(error.code(), "kernel.rejected", "{body}");
+        assert!(error.to_string().contains("written in place"), "{error}");
+    }
+    // Whoever reads what was written itself, or made a copy, is right.
+    graph("y = torch.sigmoid(x)\nz = torch.reshape(y, [3, 2])\nreturn torch.relu_(z)");
     graph("y = torch.sigmoid(x)\nz = torch.clone(y)\n_0 = torch.relu_(z)\nreturn y");
 }
 

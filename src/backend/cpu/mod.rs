@@ -22,10 +22,7 @@ mod walk;
 
 use std::sync::Arc;
 
-use super::{
-    Backend, BuildError, CompileOptions, Executable,
-    plan::{plan, widen},
-};
+use super::{Backend, BuildError, CompileOptions, Executable, plan::plan};
 use crate::graph::Graph;
 
 pub use pool::Pool;
@@ -63,7 +60,6 @@ impl Backend for CpuBackend {
         options: &CompileOptions<'_>,
     ) -> Result<Arc<dyn Executable>, BuildError> {
         support::check(graph)?;
-        let graph = &widen(graph);
         let too_much =
             |needed_bytes| BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes };
         let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)

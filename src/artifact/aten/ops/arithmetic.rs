@@ -161,7 +161,7 @@ impl Operand {
         }
     }
 
-    fn scalar(self) -> Option<Scalar> {
+    pub(super) fn scalar(self) -> Option<Scalar> {
         match self {
             Operand::Tensor(_) => None,
             Operand::Number(scalar) | Operand::Known(scalar, _) => Some(scalar),

@@ -1,7 +1,7 @@
 //! Several tensors into one.
 
 use super::{
-    Call, Entry, Operand, Outcome,
+    Call, Entry, Operand, Outcome, Value,
     arithmetic::result_type,
     entry,
     view::{cut, unsqueeze},
@@ -47,6 +47,28 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.reshape(x, paired)?;
         let y = call.expand(y, &wide)?;
         let y = call.reshape(y, merged)?;
+        call.fresh(y)
+    }),
+    entry("repeat_interleave.self_int(self, repeats, dim=None, *, output_size=None)", |call| {
+        let mut x = call.tensor("self")?;
+        let times = call.size("repeats")?;
+        if call.get("dim") == Value::None {
+            let all = call.shape(x).elements();
+            x = call.reshape(x, [all].into())?;
+        }
+        let shape = call.shape(x);
+        let dim = if call.get("dim") == Value::None { 0 } else { call.dim("dim", &shape)? };
+        let Some(&size) = shape.get(dim) else {
+            return Err(Problem::argument("a tensor without dimensions has none to repeat"));
+        };
+        let y = unsqueeze(call, x, dim + 1)?;
+        let with = |middle: &[usize]| -> Shape {
+            shape[..dim].iter().chain(middle).chain(&shape[dim + 1..]).copied().collect()
+        };
+        let wide = with(&[size, times]);
+        wide.checked_elements()?;
+        let y = call.expand(y, &wide)?;
+        let y = call.reshape(y, with(&[size.saturating_mul(times)]))?;
         call.fresh(y)
     }),
     entry("roll(self, shifts, dims=[])", |call| {

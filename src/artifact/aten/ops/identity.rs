@@ -76,7 +76,7 @@ fn same(call: &mut Call<'_, '_>) -> Outcome {
 /// A copy where the memory lies otherwise, else the tensor itself: which of both is not known here.
 fn maybe_copy(call: &mut Call<'_, '_>) -> Outcome {
     let x = call.tensor("self")?;
-    call.view("self", x)
+    call.maybe_view("self", x)
 }
 
 fn copy(call: &mut Call<'_, '_>) -> Outcome {

@@ -17,6 +17,7 @@ mod pool;
 mod random;
 mod reduce;
 mod resize;
+mod scatter;
 mod view;
 
 use super::{Call, Operand, Outcome, Scalar, Value, schema::Entry};
@@ -41,6 +42,7 @@ pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
         random::ENTRIES,
         reduce::ENTRIES,
         resize::ENTRIES,
+        scatter::ENTRIES,
         view::ENTRIES,
     ]
     .into_iter()

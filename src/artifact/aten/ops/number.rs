@@ -1,6 +1,7 @@
 //! Sizes and numbers: what a program computes about shapes, all known while it is lowered.
 
 use super::{
+    super::folding::Content,
     Call, Entry, Operand, Outcome, Scalar, Value,
     arithmetic::{arithmetic, combine, fold},
     entry,
@@ -8,7 +9,7 @@ use super::{
 use crate::{
     artifact::Problem,
     graph::{Binary, Unary},
-    tensor::Shape,
+    tensor::{DType, HostTensor, Shape},
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -21,6 +22,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("floordiv(self, other)", |call| exact(call, floor_divide, |x, y| (x / y).floor())),
     entry("floor_divide(self, other)", |call| exact(call, floor_divide, |x, y| (x / y).floor())),
     entry("remainder(self, other)", |call| exact(call, modulo, |x, y| x - (x / y).floor() * y)),
+    entry("fmod(self, other)", |call| exact(call, i64::checked_rem, |x, y| x % y)),
     entry("neg(self)", |call| match call.operand("self")? {
         Operand::Tensor(x) => {
             let y = if call.dtype_of(x).is_floating_point() {
@@ -99,8 +101,32 @@ fn number(call: &Call<'_, '_>) -> Result<Scalar, Problem> {
 
 fn exact(call: &mut Call<'_, '_>, ints: fn(i64, i64) -> Option<i64>, floats: fn(f64, f64) -> f64) -> Outcome {
     let (a, b) = (call.operand("self")?, call.operand("other")?);
-    fold(a, b, arithmetic(ints, floats))
-        .unwrap_or_else(|| Err(Problem::unsupported("division with rounding of tensors")))
+    if let Some(folded) = fold(a, b, arithmetic(ints, floats)) {
+        return folded;
+    }
+    let Some(values) = constants(call, a, b, ints)? else {
+        return Err(Problem::unsupported("division with rounding of tensors that the input decides"));
+    };
+    let y = call.lowering.builder.constant(values)?;
+    call.fresh(y)
+}
+
+/// The results of integers that constants decide, as in the shifted indices of a `roll`.
+fn constants(
+    call: &mut Call<'_, '_>,
+    a: Operand,
+    b: Operand,
+    f: fn(i64, i64) -> Option<i64>,
+) -> Result<Option<HostTensor>, Problem> {
+    let (Operand::Tensor(x), Some(b)) = (a, b.scalar().and_then(Scalar::to_i64)) else { return Ok(None) };
+    if call.dtype_of(x) != DType::I64 {
+        return Ok(None);
+    }
+    let Some(Content { tensor, fixed: true }) = call.lowering.content(x)? else { return Ok(None) };
+    let values = tensor.to_values::<i64>().unwrap_or_default();
+    let results = values.iter().map(|&a| f(a, b)).collect::<Option<Vec<_>>>();
+    let results = results.ok_or_else(|| Problem::argument(format!("a division by {b} overflows")))?;
+    Ok(HostTensor::from_values(tensor.shape().clone(), &results).ok())
 }
 
 fn rounded(scalar: Scalar, round: fn(f64) -> f64) -> Option<Scalar> {

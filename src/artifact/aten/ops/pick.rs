@@ -1,6 +1,7 @@
-//! Picking by indices whose content is known: constants, and buffers as the artifact holds them.
+//! Picking by indices whose content is known: computed from constants, and from buffers as the artifact holds
+//! them.
 
-use super::{Call, Entry, Outcome, Value, combine::join, entry, view::cut};
+use super::{super::folding::Content, Call, Entry, Outcome, Value, combine::join, entry, view::cut};
 use crate::{
     artifact::Problem,
     graph::{Binary, Compare, Op, ValueId},
@@ -53,11 +54,11 @@ fn pick(call: &mut Call<'_, '_>, x: ValueId, dim: usize, indices: ValueId) -> Re
     if !matches!(call.dtype_of(indices), DType::I64 | DType::I32) {
         return Err(Problem::unsupported("indexing by what are no integers"));
     }
-    let Some((content, fixed)) = call.lowering.content(indices) else {
-        return Err(Problem::unsupported("indexing by values that are computed"));
+    let Some(Content { tensor, fixed }) = call.lowering.content(indices)? else {
+        return Err(Problem::unsupported("indexing by values that depend on the input or a parameter"));
     };
     let mut places = Vec::new();
-    for value in content.to_f64() {
+    for value in tensor.to_f64() {
         let place = if value < 0.0 { value + size as f64 } else { value };
         if !(0.0..size as f64).contains(&place) {
             return Err(Problem::argument(format!("index {value} is out of range for size {size}")));

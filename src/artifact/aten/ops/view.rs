@@ -8,11 +8,26 @@ use crate::{
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
-    entry("view(self, size)", |call| reshape(call, "size")),
-    entry("_unsafe_view(self, size)", |call| reshape(call, "size")),
-    entry("reshape(self, shape)", |call| reshape(call, "shape")),
-    entry("view_as(self, other)", like),
-    entry("reshape_as(self, other)", like),
+    entry("view(self, size)", |call| {
+        let y = reshape(call, "size")?;
+        call.view("self", y)
+    }),
+    entry("_unsafe_view(self, size)", |call| {
+        let y = reshape(call, "size")?;
+        call.view("self", y)
+    }),
+    entry("reshape(self, shape)", |call| {
+        let y = reshape(call, "shape")?;
+        call.maybe_view("self", y)
+    }),
+    entry("view_as(self, other)", |call| {
+        let y = like(call)?;
+        call.view("self", y)
+    }),
+    entry("reshape_as(self, other)", |call| {
+        let y = like(call)?;
+        call.maybe_view("self", y)
+    }),
     entry("flatten(self, start_dim=0, end_dim=-1)", flatten),
     entry("unflatten(self, dim, sizes)", |call| {
         let x = call.tensor("self")?;
@@ -221,19 +236,17 @@ pub(super) fn volume(sizes: &[usize]) -> Result<usize, Problem> {
     Ok(Shape::from(sizes).checked_elements()?)
 }
 
-fn reshape(call: &mut Call<'_, '_>, name: &str) -> Outcome {
+fn reshape(call: &mut Call<'_, '_>, name: &str) -> Result<ValueId, Problem> {
     let x = call.tensor("self")?;
     let given = call.ints(name)?;
     let shape = resolve(&given, call.shape(x).elements())?;
-    let y = call.reshape(x, shape)?;
-    call.view("self", y)
+    call.reshape(x, shape)
 }
 
-fn like(call: &mut Call<'_, '_>) -> Outcome {
+fn like(call: &mut Call<'_, '_>) -> Result<ValueId, Problem> {
     let (x, other) = (call.tensor("self")?, call.tensor("other")?);
     let shape = call.shape(other);
-    let y = call.reshape(x, shape)?;
-    call.view("self", y)
+    call.reshape(x, shape)
 }
 
 fn flatten(call: &mut Call<'_, '_>) -> Outcome {
@@ -247,7 +260,7 @@ fn flatten(call: &mut Call<'_, '_>) -> Outcome {
     let sizes = shape.iter().copied().take(start).chain([merged]).chain(shape.iter().copied().skip(end + 1));
     let sizes = sizes.collect();
     let y = call.reshape(x, sizes)?;
-    call.view("self", y)
+    call.maybe_view("self", y)
 }
 
 /// x with a dimension of size 1 at `dim`.
@@ -291,7 +304,7 @@ fn reversed(call: &mut Call<'_, '_>, ranks: std::ops::RangeInclusive<usize>) -> 
 }
 
 /// An index counted from the front; one past the end is allowed.
-fn wrap(index: i64, size: usize) -> Option<usize> {
+pub(super) fn wrap(index: i64, size: usize) -> Option<usize> {
     let size = size as i64;
     let index = if index < 0 { index.checked_add(size)? } else { index };
     (0..=size).contains(&index).then_some(index as usize)
@@ -321,7 +334,18 @@ fn select(call: &mut Call<'_, '_>, x: ValueId, dim: usize, at: usize) -> Result<
 fn slice(call: &mut Call<'_, '_>) -> Outcome {
     let x = call.tensor("self")?;
     let shape = call.shape(x);
-    let dim = call.dim("dim", &shape)?;
+    let [dim, start, len, step] = range(call, &shape)?;
+    if step == 1 {
+        let y = cut(call, x, dim, start, len)?;
+        return call.view("self", y);
+    }
+    let y = call.apply(Op::Slice { dim, start, len, step }, &[x])?;
+    call.view("self", y)
+}
+
+/// The arguments `dim`, `start`, `end` and `step` as a dimension, its first index, how many, and the step.
+pub(super) fn range(call: &Call<'_, '_>, shape: &Shape) -> Result<[usize; 4], Problem> {
+    let dim = call.dim("dim", shape)?;
     let Some(&size) = shape.get(dim) else {
         return Err(Problem::argument("a tensor without dimensions cannot be sliced"));
     };
@@ -335,13 +359,7 @@ fn slice(call: &mut Call<'_, '_>) -> Outcome {
     if step == 0 {
         return Err(Problem::argument("a slice needs a step of at least 1"));
     }
-    let len = end.saturating_sub(start).div_ceil(step);
-    if step == 1 {
-        let y = cut(call, x, dim, start, len)?;
-        return call.view("self", y);
-    }
-    let y = call.apply(Op::Slice { dim, start, len, step }, &[x])?;
-    call.view("self", y)
+    Ok([dim, start, end.saturating_sub(start).div_ceil(step), step])
 }
 
 /// How many pieces a tensor may be cut into: a size of 2³⁰ could ask for as many.
