@@ -28,6 +28,7 @@ from torch import nn  # noqa: E402
 import kasmina  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from echo import echo_round_trip  # noqa: E402
+from reading import reading, table  # noqa: E402
 from reference_kernels import Case, cases, export  # noqa: E402
 
 #: The kernel of the round trip.
@@ -196,6 +197,8 @@ def markdown(report):
         f"| start of the daemon until a session is served | {report['start_ms']:.0f} ms |",
         f"| geometric mean over all cases | {report['geomean']} × PyTorch eager |",
         "",
+        *table(report["reading"]),
+        "",
         "| case | pass | kasmina ms | PyTorch ms | × faster |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
@@ -206,12 +209,12 @@ def markdown(report):
     return "\n".join(lines)
 
 
-def write_documentation(table):
+def write_documentation(page):
     path = ROOT / "docs" / "performance.md"
     text = path.read_text()
     before, rest = text.split(MARKERS[0])
     after = rest.split(MARKERS[1])[1]
-    path.write_text(f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}")
+    path.write_text(f"{before}{MARKERS[0]}\n{page}\n{MARKERS[1]}{after}")
 
 
 def main():
@@ -233,6 +236,7 @@ def main():
                 export(case, kernels)
         if not options.case:
             report["l1"] = l1_hit()
+            report["reading"] = reading(kernels)
             report["round_trip"] = {"echo": percentiles(echo_round_trip())}
             for spin in report["spins"]:
                 with daemon(options.daemon, kernels, options.threads, spin) as (path, started_s):
@@ -254,9 +258,9 @@ def main():
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1))
     if not options.case:
-        table = markdown(report)
-        print(table)
-        write_documentation(table)
+        page = markdown(report)
+        print(page)
+        write_documentation(page)
 
 
 if __name__ == "__main__":

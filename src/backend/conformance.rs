@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use half::{bf16, f16};
+
 use super::{Backend, CompileOptions, RunContext, run_on_host};
 use crate::{
     graph::{
@@ -136,7 +138,7 @@ fn plain(dtype: DType) -> Vec<Subject> {
 /// Runs every subject on a backend and on the reference evaluator.
 pub(super) fn conforms(backend: &dyn Backend) {
     let mut covered = BTreeSet::new();
-    for dtype in [DType::F32, DType::F64] {
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
         for subject in subjects(dtype) {
             covered.extend(subject.graph.nodes.iter().map(|node| node.op.name()));
             check(backend, &subject, dtype);
@@ -162,7 +164,13 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
     let none = PackedLayout::default();
     let options = CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX };
     let executable = backend.compile(&subject.graph, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let tolerance = if dtype == DType::F64 { 1e-12 } else { 2e-5 };
+    // A half that falls between two others may be rounded either way, and what is made of it too.
+    let tolerance = match dtype {
+        DType::F64 => 1e-12,
+        DType::F32 => 2e-5,
+        DType::F16 => 2e-3,
+        _ => 1e-2,
+    };
     let mut before: Option<Vec<(Sink, HostTensor)>> = None;
     for threads in [1, 2, 3] {
         let context = RunContext { seed: 42, deadline: None, threads };
@@ -195,12 +203,20 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
 fn fill(shape: &Shape, dtype: DType, salt: u64, subject: &Subject) -> HostTensor {
     let (low, high) = subject.range;
     let values = match dtype {
-        DType::F32 | DType::F64 => noise(shape, salt, low, high),
+        dtype if dtype.is_floating_point() => noise(shape, salt, low, high),
         _ => noise(shape, salt, 0.0, 4.0).into_iter().map(f64::floor).collect(),
     };
     match dtype {
         DType::F32 => {
             HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as f32).collect::<Vec<_>>())
+        }
+        DType::BF16 => {
+            let values: Vec<_> = values.iter().map(|&v| bf16::from_f64(v)).collect();
+            HostTensor::from_values(shape.clone(), &values)
+        }
+        DType::F16 => {
+            let values: Vec<_> = values.iter().map(|&v| f16::from_f64(v)).collect();
+            HostTensor::from_values(shape.clone(), &values)
         }
         DType::I64 => {
             HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as i64).collect::<Vec<_>>())

@@ -71,6 +71,13 @@ INPUTS = {
 }
 
 
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
 def twin(name):
     """A fresh copy of the module that a kernel was written from."""
     make, _ = INPUTS[name.removesuffix("-ts").removesuffix("-nan")]
@@ -79,9 +86,9 @@ def twin(name):
         return make()
 
 
-def export(module, shape, path):
+def export(module, shape, path, dtype=torch.float32):
     program = torch.export.export(
-        module.train(), (torch.randn(shape),), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=4096)},)
+        module.train(), (torch.randn(shape, dtype=dtype),), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=4096)},)
     )
     torch.export.save(program, str(path))
 
@@ -94,6 +101,8 @@ def write(folder):
         _, shape = INPUTS[name]
         # In eval mode, so that tracing does not move the running statistics.
         torch.jit.trace(twin(name).eval(), torch.randn(shape)).save(str(folder / f"{name}-ts.pt"))
+    for dtype in HALVES:
+        export(twin("mlp").to(dtype), TOKENS, folder / f"mlp-{name_of(dtype)}.pt2", dtype)
     broken = twin("mlp")
     with torch.no_grad():
         broken.up.weight[0, 0] = float("nan")

@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from .modules import IMAGE, INPUTS, TOKENS, twin
+from .modules import HALVES, IMAGE, INPUTS, TOKENS, name_of, twin
 
 TOLERANCE = 1e-4
 
 
-def close(ours, truth, what):
+def close(ours, truth, what, tolerance=TOLERANCE):
+    assert ours.dtype == truth.dtype, what
     error = (ours - truth).norm() / truth.norm().clamp(min=1e-6)
-    assert error < TOLERANCE, f"{what}: {error}"
+    assert error < tolerance, f"{what}: {error}"
 
 
 def blended(blend, h, x, alphas, outputs):
@@ -92,6 +93,28 @@ def test_a_batch_of_another_size_needs_no_new_graft(client):
     for batch in (2, 7, 3, 7):
         x = torch.randn(batch, *TOKENS[1:])
         close(layer(x), module(x), f"batch {batch}")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=name_of)
+def test_a_layer_of_half_precision_equals_its_twin(client, dtype):
+    torch.manual_seed(3)
+    host = nn.Linear(8, 8, dtype=dtype)
+    layer = kasmina.torch.SeededLayer(host, client, name="layer", seeds=1, dtype=dtype)
+    seed = layer.seeds[0]
+    seed.graft(f"mlp-{name_of(dtype)}", alpha=0.5, input_shape=TOKENS[1:])
+    module = twin("mlp").to(dtype)
+    x = torch.randn(TOKENS, dtype=dtype, requires_grad=True)
+    x_twin = x.detach().clone().requires_grad_()
+    gradient = torch.randn(TOKENS, dtype=dtype)
+    y = layer(x)
+    y.backward(gradient)
+    truth = 0.5 * nn.functional.linear(x_twin, host.weight.detach(), host.bias.detach()) + 0.5 * module(x_twin)
+    truth.backward(gradient)
+    close(y, truth, "output", 2e-2)
+    close(x.grad, x_twin.grad, "input gradient", 2e-2)
+    parameters = dict(seed.named_parameters())
+    for name, parameter in module.named_parameters():
+        close(parameters[name].grad, parameter.grad, name, 2e-2)
 
 
 def test_dropout_draws_from_torch_and_uses_one_mask_both_ways(client):

@@ -22,7 +22,10 @@ mod walk;
 
 use std::sync::Arc;
 
-use super::{Backend, BuildError, CompileOptions, Executable, plan::plan};
+use super::{
+    Backend, BuildError, CompileOptions, Executable,
+    plan::{plan, widen},
+};
 use crate::graph::Graph;
 
 pub use pool::Pool;
@@ -60,6 +63,7 @@ impl Backend for CpuBackend {
         options: &CompileOptions<'_>,
     ) -> Result<Arc<dyn Executable>, BuildError> {
         support::check(graph)?;
+        let graph = &widen(graph);
         let too_much =
             |needed_bytes| BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes };
         let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)

@@ -50,27 +50,6 @@ impl Target for Cpu {
 pub(super) fn check(graph: &Graph) -> Result<(), BuildError> {
     for node in &graph.nodes {
         let infos = || node.inputs.iter().chain(&node.outputs).map(|&value| graph.info(value));
-        let half = infos().any(|info| matches!(info.dtype, DType::BF16 | DType::F16));
-        let moves = matches!(
-            node.op,
-            Op::Cast(_)
-                | Op::Reshape(_)
-                | Op::Permute(_)
-                | Op::Expand(_)
-                | Op::Slice { .. }
-                | Op::Unslice { .. }
-                | Op::Cat { .. }
-                | Op::Full { .. }
-                | Op::Arange { .. }
-                | Op::Where
-        );
-        if half && !moves {
-            return Err(BuildError::Unsupported {
-                device: "cpu".into(),
-                op: node.op.name().into(),
-                reason: "it computes in float32 and float64: cast the input first".into(),
-            });
-        }
         let small = infos().any(|info| matches!(info.dtype, DType::I32 | DType::U8 | DType::Bool));
         if small && matches!(node.op, Op::Binary(_) | Op::Reduce { .. }) {
             return Err(BuildError::Unsupported {

@@ -5,7 +5,9 @@
 
 mod place;
 mod planner;
+mod widen;
 mod workspace;
 
 pub use place::{Home, Place};
 pub use planner::{Plan, Scratch, Step, StepKind, Target, plan};
+pub use widen::widen;

@@ -12,12 +12,13 @@ mod reduce;
 mod tensor;
 
 use super::{Graph, Op, Sink, Source, ops::keep};
-use crate::tensor::{HostTensor, TensorError};
+use crate::tensor::{DType, HostTensor, TensorError};
 
 pub use elementwise::{gradient as unary_gradient, unary as unary_value};
 use tensor::Tensor;
 
-/// Runs a graph. Every value is computed in `f64` and rounded to its type only at the sinks.
+/// Runs a graph. Every value is computed in `f64`; those of half precision are rounded where they are made, as
+/// that is part of what they mean, the others only at the sinks.
 ///
 /// # Errors
 /// [`TensorError`] when a fed tensor's shape is not the source's.
@@ -58,6 +59,9 @@ pub fn evaluate(
         assert_eq!(results.len(), node.outputs.len(), "{}", node.op.name());
         for (&output, result) in node.outputs.iter().zip(results) {
             assert_eq!(result.shape, graph.info(output).shape, "{} gives the inferred shape", node.op.name());
+            let dtype = graph.info(output).dtype;
+            let is_half = matches!(dtype, DType::BF16 | DType::F16);
+            let result = if is_half { result.map(|v| elementwise::cast(dtype, v)) } else { result };
             values[output.0 as usize] = Some(result);
         }
     }
