@@ -11,6 +11,7 @@ mod module;
 #[cfg(test)]
 mod mutation_tests;
 mod pickle;
+mod pickled;
 mod pt2;
 mod storage;
 mod torchscript;

@@ -8,6 +8,7 @@ For every case and mode there are
 - `scripted/<case>.<mode>.pt`   the same from `torch.jit.script`, which keeps control flow,
 - `<case>.<mode>.pt2`           a `torch.export` archive,
 - `decomposed/<case>.<mode>.pt2`  most of them after `run_decompositions()`, where changes of state are outputs,
+- `half/<case>.<mode>.<dtype>.…`  some of them in bfloat16 and float16, traced and exported,
 - `<case>.<mode>.safetensors`   `input`, `grad_output`, `output`, `grad.input`, `grad.<parameter>` and
   `buffer.<name>` as the forward pass left it.
 
@@ -33,6 +34,13 @@ import golden_modules
 from golden_modules import Case
 
 TRACED_BATCH = 2
+# What is written in float16 too; in bfloat16 is all that rounding leaves alone.
+IN_FLOAT16 = {"conv2d", "mlp_gelu", "rms_norm", "attention_fused", "tv_vit", "tv_efficientnet_fused", "gpt_block"}
+# How far PyTorch's own result may be from that in float64. Beyond, rounding decides: on which side of a corner a
+# value falls, or what a gradient is that would be 0.
+MAX_ROUNDING = 1e-2
+# A value of it lies so near a ReLU's corner that another order of summing puts it on the other side.
+AT_A_CORNER = {("projected_residual", "train")}
 # The records that the archive's writer makes by itself, and the sources' positions, which name the folders of
 # the machine that the archive was made on.
 OWN_RECORDS = {"version", ".data/version", ".data/serialization_id"}
@@ -112,7 +120,7 @@ def assert_state(state: dict[str, Tensor], before: dict[str, Tensor]) -> None:
 def golden(module: nn.Module, x: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
     y = module(x)
-    grad_output = torch.randn(y.shape, generator=draw)
+    grad_output = torch.randn(y.shape, generator=draw).to(y.dtype)
     y.backward(grad_output)
     tensors = {"input": x.detach(), "grad_output": grad_output, "output": y.detach(), "grad.input": x.grad}
     tensors |= {f"grad.{name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -131,7 +139,47 @@ def ops(program: torch.export.ExportedProgram) -> list[str]:
 
 def check(loaded, x: Tensor, expected: Tensor) -> None:
     """The archive itself computes the golden output, at the golden's batch."""
-    torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-6)
+    rtol, atol = (1e-5, 1e-6) if expected.dtype == torch.float32 else (2e-2, 2e-2)
+    torch.testing.assert_close(loaded(x), expected, rtol=rtol, atol=atol)
+
+
+def write_half(case: Case, mode: str, dtype: torch.dtype, folder: Path) -> dict | None:
+    """The case in a narrow type; nothing where its result is a matter of rounding."""
+    seed = zlib.crc32(case.name.encode())
+    module = copy.deepcopy(case.module)
+    randomize(module, seed)
+    module.to(dtype).train(mode == "train")
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    draw = torch.Generator().manual_seed(seed + 2)
+    example = torch.randn(TRACED_BATCH, *case.sample, generator=draw).to(dtype)
+    x = torch.randn(case.batch, *case.sample, generator=draw).to(dtype)
+    fresh = lambda: copy.deepcopy(module)
+    state = draw.get_state()
+    tensors = golden(fresh(), x, draw)
+    draw.set_state(state)
+    exact = golden(fresh().double(), x.double(), draw)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and name not in ("input", "grad_output"):
+            if (tensor.double() - exact[name]).norm() > MAX_ROUNDING * exact[name].norm():
+                return None
+    stem = f"half/{case.name}.{mode}.{str(dtype).removeprefix('torch.')}"
+    files = {"torchscript": f"{stem}.pt", "pt2": f"{stem}.pt2", "golden": f"{stem}.safetensors"}
+    save_scripted(torch.jit.trace(fresh(), example, check_trace=False), before, folder / files["torchscript"])
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(fresh(), (example,), dynamic_shapes=({0: batch},))
+    save_exported(program, before, folder / files["pt2"])
+    save_file(tensors, str(folder / files["golden"]))
+    check(torch.jit.load(str(folder / files["torchscript"])), x, tensors["output"])
+    check(torch.export.load(str(folder / files["pt2"])).module(), x, tensors["output"])
+    return {
+        "case": case.name,
+        "mode": mode,
+        "dtype": str(dtype).removeprefix("torch."),
+        "files": files,
+        "archive_batch": TRACED_BATCH,
+        "input": list(x.shape),
+        "output": list(tensors["output"].shape),
+    }
 
 
 def write_case(case: Case, mode: str, folder: Path) -> dict:
@@ -175,6 +223,7 @@ def write_case(case: Case, mode: str, folder: Path) -> dict:
     return {
         "case": case.name,
         "mode": mode,
+        "dtype": "float32",
         "files": files,
         "archive_batch": TRACED_BATCH,
         "input": list(x.shape),
@@ -194,13 +243,23 @@ def main() -> None:
     if wanted:
         kept = json.loads((folder / "manifest.json").read_text())["cases"]
     entries = []
-    for case in itertools.chain(golden_modules.cases(), golden_blocks.blocks()):
+    cases = list(itertools.chain(golden_modules.cases(), golden_blocks.blocks()))
+    for case in cases:
         if wanted and case.name not in wanted:
-            entries += (entry for entry in kept if entry["case"] == case.name)
+            entries += (entry for entry in kept if entry["case"] == case.name and entry["dtype"] == "float32")
             continue
         for mode in modes(case):
             entries.append(write_case(case, mode, folder))
             print(f"{case.name} {mode}: {', '.join(entries[-1]['ops'])}", flush=True)
+    # After all others: what tracing numbers its classes from would shift theirs.
+    for case in cases:
+        if wanted and case.name not in wanted:
+            entries += (entry for entry in kept if entry["case"] == case.name and entry["dtype"] != "float32")
+            continue
+        narrow = [torch.bfloat16] + [torch.float16] * (case.name in IN_FLOAT16)
+        smooth = (mode for mode in modes(case) if (case.name, mode) not in AT_A_CORNER)
+        written = (write_half(case, mode, dtype, folder) for mode in smooth for dtype in narrow)
+        entries += filter(None, written)
     manifest = {"torch": torch.__version__, "cases": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -184,6 +184,8 @@ impl Machine<'_> {
         let object = self.top()?;
         match &mut self.items[object.0 as usize] {
             Item::Object { state, .. } if state.is_none() => *state = Some(new),
+            // The version marks that a state dictionary carries.
+            Item::Dict(_) => {}
             _ => return Err(self.malformed("it sets the state of what is no fresh object")),
         }
         Ok(())
@@ -324,6 +326,11 @@ impl Machine<'_> {
         let arguments = self.pop()?;
         let function = self.pop()?;
         let function = self.class(function)?;
+        let is_dict = matches!(&self.items[function.0 as usize],
+            Item::Global { module, name } if module == "collections" && name == "OrderedDict");
+        if is_dict && self.items[arguments.0 as usize] == Item::Tuple(Vec::new()) {
+            return self.push(Item::Dict(Vec::new()));
+        }
         self.push(Item::Call { function, arguments })
     }
 }

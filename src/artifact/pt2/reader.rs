@@ -9,14 +9,12 @@ use super::{
         Argument, ExportedProgram, InputSpec, OutputSpec, Payload, PayloadConfig, Size, TensorMeta, Versioned,
     },
 };
-use crate::{
-    artifact::{
-        ArtifactError, DeclaredInput, Module, NamedTensor, Parameter, ReadLimits,
-        module::{self, Format, ModuleType},
-        storage::{Storages, View},
-        zip::Archive,
-    },
-    tensor::HostTensor,
+use crate::artifact::{
+    ArtifactError, DeclaredInput, Module, NamedTensor, Parameter, ReadLimits,
+    module::{self, Format, ModuleType},
+    pickled::{self, Pickled},
+    storage::{Storages, View},
+    zip::Archive,
 };
 
 /// The schema's major version that is understood.
@@ -57,8 +55,11 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     drop(text);
     let mut reader = Reader {
         storages: Storages::new(archive, limits),
-        weights: payloads(archive, "weights", name, limits)?,
-        constants: payloads(archive, "constants", name, limits)?,
+        archive,
+        limits,
+        weights: Payloads::read(archive, "weights", name, limits)?,
+        constants: Payloads::read(archive, "constants", name, limits)?,
+        alone: HashMap::new(),
         parameters: Vec::new(),
         buffers: Vec::new(),
         by_place: HashMap::new(),
@@ -95,25 +96,43 @@ fn json<'t, T: serde::Deserialize<'t>>(place: &str, text: &'t str) -> Result<T, 
     serde_json::from_str(text).map_err(|error| ArtifactError::malformed(place, error.to_string()))
 }
 
-fn payloads(
-    archive: &Archive<'_>,
-    kind: &str,
-    name: &str,
-    limits: &ReadLimits,
-) -> Result<BTreeMap<String, Payload>, ArtifactError> {
-    let place = format!("data/{kind}/{name}_{kind}_config.json");
-    if !archive.contains(&place) {
-        return Ok(BTreeMap::new());
+/// Where the archive keeps tensors of one kind.
+enum Payloads {
+    /// Each in a file of its own, as PyTorch 2.9 and newer write them.
+    Files(BTreeMap<String, Payload>),
+    /// All in one pickle, as PyTorch 2.8 writes them.
+    Saved(BTreeMap<String, Pickled>),
+}
+
+impl Payloads {
+    fn read(
+        archive: &Archive<'_>,
+        kind: &str,
+        name: &str,
+        limits: &ReadLimits,
+    ) -> Result<Self, ArtifactError> {
+        let place = format!("data/{kind}/{name}_{kind}_config.json");
+        if archive.contains(&place) {
+            let text = archive.text(&place, limits.json_bytes, "bytes of JSON")?;
+            let config: PayloadConfig = json(&place, &text)?;
+            return Ok(Self::Files(config.config));
+        }
+        let place = format!("data/{kind}/{name}.pt");
+        if archive.contains(&place) {
+            return pickled::saved(archive, &place, limits).map(Self::Saved);
+        }
+        Ok(Self::Files(BTreeMap::new()))
     }
-    let text = archive.text(&place, limits.json_bytes, "bytes of JSON")?;
-    let config: PayloadConfig = json(&place, &text)?;
-    Ok(config.config)
 }
 
 struct Reader<'a, 'b> {
+    archive: &'b Archive<'a>,
+    limits: &'b ReadLimits,
     storages: Storages<'a, 'b>,
-    weights: BTreeMap<String, Payload>,
-    constants: BTreeMap<String, Payload>,
+    weights: Payloads,
+    constants: Payloads,
+    /// Tensors that have a pickle of their own, by their file.
+    alone: HashMap<String, Pickled>,
     parameters: Vec<Parameter>,
     buffers: Vec<NamedTensor>,
     /// Which parameter a file is already: tied weights are one parameter.
@@ -124,22 +143,40 @@ struct Reader<'a, 'b> {
 type Declared = (DeclaredInput, Vec<Option<String>>);
 
 impl Reader<'_, '_> {
-    fn tensor(&mut self, name: &str) -> Result<(HostTensor, String, bool), ArtifactError> {
-        let (kind, payload) = match (self.weights.get(name), self.constants.get(name)) {
-            (Some(payload), _) => ("weights", payload),
-            (None, Some(payload)) => ("constants", payload),
-            (None, None) => return Err(ArtifactError::malformed(name, "the archive holds no such tensor")),
-        };
-        if payload.use_pickle {
-            return Err(ArtifactError::rejected(name, "a pickled tensor", "export plain tensors"));
+    fn tensor(&mut self, name: &str) -> Result<Pickled, ArtifactError> {
+        for (kind, payloads) in [("weights", &self.weights), ("constants", &self.constants)] {
+            let payload = match payloads {
+                Payloads::Saved(saved) => match saved.get(name) {
+                    Some(found) => {
+                        return Ok(Pickled { at: format!("{kind} {}", found.at), ..found.clone() });
+                    }
+                    None => continue,
+                },
+                Payloads::Files(files) => match files.get(name) {
+                    Some(payload) => payload,
+                    None => continue,
+                },
+            };
+            let file = format!("data/{kind}/{}", payload.path_name);
+            if payload.use_pickle {
+                // Each file is read once, however many names it has.
+                if !self.alone.contains_key(&file) {
+                    let one = pickled::saved(self.archive, &file, self.limits)?.remove("");
+                    let one = one.ok_or_else(|| ArtifactError::malformed(&file, "it holds no tensor"))?;
+                    self.alone.insert(file.clone(), Pickled { at: format!("{file} {}", one.at), ..one });
+                }
+                return Ok(self.alone[&file].clone());
+            }
+            let meta = payload
+                .tensor_meta
+                .as_ref()
+                .ok_or_else(|| ArtifactError::malformed(name, "it is no tensor"))?;
+            let view = view(name, meta)?;
+            let tensor = self.storages.tensor(&file, &view)?;
+            let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
+            return Ok(Pickled { tensor, requires_grad: meta.requires_grad, at });
         }
-        let file = format!("data/{kind}/{}", payload.path_name);
-        let meta =
-            payload.tensor_meta.as_ref().ok_or_else(|| ArtifactError::malformed(name, "it is no tensor"))?;
-        let view = view(name, meta)?;
-        let tensor = self.storages.tensor(&file, &view)?;
-        let place = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
-        Ok((tensor, place, meta.requires_grad))
+        Err(ArtifactError::malformed(name, "the archive holds no such tensor"))
     }
 
     fn binding(
@@ -151,7 +188,7 @@ impl Reader<'_, '_> {
     ) -> Result<Binding, ArtifactError> {
         Ok(match spec {
             InputSpec::Parameter { arg, parameter_name } => {
-                let (tensor, at, requires_grad) = self.tensor(parameter_name)?;
+                let Pickled { tensor, at, requires_grad } = self.tensor(parameter_name)?;
                 let index = match self.by_place.get(&at) {
                     Some(&index) => index,
                     None => {
@@ -164,12 +201,12 @@ impl Reader<'_, '_> {
                 Binding::Parameter(arg.name.clone(), index)
             }
             InputSpec::Buffer { arg, buffer_name } => {
-                let (tensor, ..) = self.tensor(buffer_name)?;
+                let Pickled { tensor, .. } = self.tensor(buffer_name)?;
                 self.buffers.push(NamedTensor { name: buffer_name.clone(), tensor });
                 Binding::Buffer(arg.name.clone(), self.buffers.len() - 1)
             }
             InputSpec::TensorConstant { arg, tensor_constant_name } => {
-                let (tensor, ..) = self.tensor(tensor_constant_name)?;
+                let Pickled { tensor, .. } = self.tensor(tensor_constant_name)?;
                 Binding::Constant(arg.name.clone(), tensor)
             }
             InputSpec::UserInput(user) => match &user.arg {

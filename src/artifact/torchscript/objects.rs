@@ -7,9 +7,10 @@ use crate::{
     artifact::{
         ArtifactError, ModuleType, NamedTensor, Parameter,
         pickle::{Document, Item, ItemId},
-        storage::{Storages, View},
+        pickled::{self, Pickled},
+        storage::Storages,
     },
-    tensor::{DType, HostTensor},
+    tensor::HostTensor,
 };
 
 /// An attribute of a module.
@@ -146,8 +147,8 @@ impl TreeReader<'_, '_, '_> {
                 Some(("torch._utils", _)) => {
                     let name = join(path, key);
                     let named = |names: &[String]| names.iter().any(|known| known == key);
-                    let (tensor, requires_grad, at) =
-                        tensor(self.place, self.document, self.storages, id, "data")?;
+                    let Pickled { tensor, requires_grad, at } =
+                        pickled::tensor(self.place, self.document, self.storages, id, "data")?;
                     if named(&class.parameters) {
                         let new = self.tree.parameters.len();
                         let index = *self.tied.entry(at).or_insert(new);
@@ -183,52 +184,6 @@ impl TreeReader<'_, '_, '_> {
     ) -> Result<Vec<Attribute>, ArtifactError> {
         items.iter().map(|&item| self.attribute(item, "", path, class, depth + 10)).collect()
     }
-}
-
-/// Reads a tensor: its content, whether it wants a gradient, and a text for its place.
-pub(super) fn tensor(
-    place: &str,
-    document: &Document,
-    storages: &mut Storages<'_, '_>,
-    id: ItemId,
-    folder: &str,
-) -> Result<(HostTensor, bool, String), ArtifactError> {
-    let malformed = || ArtifactError::malformed(place, "a tensor is not written as torch writes it");
-    let Item::Call { function, arguments } = document.get(id) else { return Err(malformed()) };
-    let arguments = document.elements(*arguments).ok_or_else(malformed)?;
-    if document.global(*function) != Some(("torch._utils", "_rebuild_tensor_v2")) {
-        return Err(malformed());
-    }
-    let &[storage, offset, sizes, strides, requires_grad, ..] = arguments else { return Err(malformed()) };
-    let Item::Persistent(storage) = document.get(storage) else { return Err(malformed()) };
-    let &[_, kind, key, ..] = document.elements(*storage).ok_or_else(malformed)? else {
-        return Err(malformed());
-    };
-    let (_, kind) = document.global(kind).ok_or_else(malformed)?;
-    let view = View {
-        dtype: storage_dtype(kind).ok_or_else(malformed)?,
-        sizes: document.sizes(sizes).ok_or_else(malformed)?,
-        strides: document.sizes(strides).ok_or_else(malformed)?,
-        offset: document.int(offset).and_then(|n| usize::try_from(n).ok()).ok_or_else(malformed)?,
-    };
-    let file = format!("{folder}/{}", document.text(key).ok_or_else(malformed)?);
-    let tensor = storages.tensor(&file, &view)?;
-    let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
-    Ok((tensor, *document.get(requires_grad) == Item::Bool(true), at))
-}
-
-fn storage_dtype(kind: &str) -> Option<DType> {
-    Some(match kind {
-        "FloatStorage" => DType::F32,
-        "DoubleStorage" => DType::F64,
-        "HalfStorage" => DType::F16,
-        "BFloat16Storage" => DType::BF16,
-        "LongStorage" => DType::I64,
-        "IntStorage" => DType::I32,
-        "ByteStorage" => DType::U8,
-        "BoolStorage" => DType::Bool,
-        _ => return None,
-    })
 }
 
 fn join(path: &str, name: &str) -> String {

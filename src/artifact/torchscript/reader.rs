@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use super::{
     Program,
-    objects::{Tree, TreeReader, tensor},
+    objects::{Tree, TreeReader},
     parser::parse,
     program::Sources,
 };
 use crate::artifact::{
     ArtifactError, Format, Module, ReadLimits, module,
     pickle::{self, Item},
+    pickled,
     storage::Storages,
     zip::Archive,
 };
@@ -83,6 +84,6 @@ fn constants(
     let Item::Tuple(items) = document.get(document.root()) else {
         return Err(ArtifactError::malformed(PLACE, "the constants are no tuple"));
     };
-    let tensors = items.iter().map(|&item| tensor(PLACE, &document, storages, item, "constants"));
-    tensors.map(|tensor| tensor.map(|(tensor, ..)| tensor)).collect()
+    let tensors = items.iter().map(|&item| pickled::tensor(PLACE, &document, storages, item, "constants"));
+    tensors.map(|tensor| tensor.map(|pickled| pickled.tensor)).collect()
 }
