@@ -3,6 +3,10 @@
 /// The most tensors a program may give; a seed takes one.
 pub(super) const MAX_OUTPUTS: usize = 1000;
 
+/// The most bytes that one text or name of a program may have. Comparing, printing and copying texts costs a
+/// program one step however long they are.
+pub(super) const MAX_TEXT_BYTES: usize = 4096;
+
 /// Bounds on everything that an artifact's bytes decide while they are read and lowered.
 ///
 /// Depths are bounded so that recursive descent stays within a thread's stack; counts and sizes so that
@@ -47,8 +51,8 @@ impl Default for ReadLimits {
             pickle_steps: 1_000_000,
             pickle_stack: 100_000,
             pickle_memo: 200_000,
-            json_bytes: 32 << 20,
-            code_bytes: 8 << 20,
+            json_bytes: 16 << 20,
+            code_bytes: 2 << 20,
             nesting: 100,
             fuel: 1_000_000,
         }

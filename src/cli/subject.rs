@@ -2,13 +2,13 @@
 
 use std::{
     ffi::OsString,
-    io::{ErrorKind, Read as _},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::CliError;
-use crate::{config::Config, id::KernelId, tensor::Shape, validation::Metadata};
+use crate::{config::Config, id::KernelId, origin::read_file, tensor::Shape, validation::Metadata};
 
 /// The artifact and what is said of it beside.
 #[derive(Debug)]
@@ -33,7 +33,9 @@ impl Subject {
     /// Reads the artifact, its entry, and the signature beside it, which is `FILE.sig`.
     pub(super) fn open(options: &SubjectOptions) -> Result<Self, CliError> {
         let limit_bytes = options.config.validator.max_artifact_bytes.0;
-        let bytes = read_at_most(&options.file, limit_bytes).map_err(CliError::file(&options.file))?;
+        let opened = std::fs::File::open(&options.file);
+        let bytes = opened.and_then(|file| read_file(file, limit_bytes));
+        let bytes = bytes.map_err(CliError::file(&options.file))?;
         let mut metadata = match &options.entry {
             None => Metadata::bare(id_of(&options.file)),
             Some(path) => {
@@ -51,17 +53,8 @@ impl Subject {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(CliError::file(&path)(error)),
         }
-        Ok(Self { bytes: bytes.into(), metadata })
+        Ok(Self { bytes, metadata })
     }
-}
-
-/// The file's bytes; one byte past the limit is enough for the validator to see that there are too many.
-fn read_at_most(path: &Path, limit_bytes: u64) -> std::io::Result<Vec<u8>> {
-    let file = std::fs::File::open(path)?;
-    let known = file.metadata().map_or(0, |about| about.len()).min(limit_bytes);
-    let mut bytes = Vec::with_capacity(known as usize + 1);
-    file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Where the signature of a file lies.

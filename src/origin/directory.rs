@@ -2,13 +2,13 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{Origin, OriginError};
+use super::{Origin, OriginError, read_file};
 use crate::{
     cache::BoxFuture,
     config,
@@ -149,7 +149,7 @@ impl DirectoryOrigin {
             Some(expected) if expected != actual => {
                 Err(OriginError::Checksum { id: id.clone(), expected, actual })
             }
-            _ => Ok(bytes.into()),
+            _ => Ok(bytes),
         }
     }
 
@@ -164,7 +164,7 @@ impl DirectoryOrigin {
         name: &str,
         what: &'static str,
         limit_bytes: u64,
-    ) -> Result<Option<Vec<u8>>, OriginError> {
+    ) -> Result<Option<Arc<[u8]>>, OriginError> {
         let refused = |reason| OriginError::Reference { id: id.clone(), reference: name.to_owned(), reason };
         if name.is_empty() || name.contains("://") || Path::new(name).is_absolute() {
             return Err(refused("give the name of a file within the folder"));
@@ -196,10 +196,7 @@ impl DirectoryOrigin {
         if about.len() > limit_bytes {
             return Err(too_large());
         }
-        let mut bytes = Vec::with_capacity(about.len() as usize);
-        // A file may grow while it is read.
-        let limited = file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes);
-        limited.map_err(|error| unavailable(&path, &error))?;
+        let bytes = read_file(file, limit_bytes).map_err(|error| unavailable(&path, &error))?;
         if bytes.len() as u64 > limit_bytes {
             return Err(too_large());
         }

@@ -3,6 +3,7 @@
 mod breaker;
 mod directory;
 mod error;
+mod file;
 mod guarded;
 mod guarded_tier;
 mod port;
@@ -20,6 +21,7 @@ mod guarded_tests;
 pub use breaker::{Breaker, BreakerPolicy, BreakerState, BreakerStatus, Permit};
 pub use directory::{DirectoryOptions, DirectoryOrigin};
 pub use error::OriginError;
+pub use file::read_file;
 pub use guarded::{GuardPolicy, Guarded};
 pub use guarded_tier::GuardedTier;
 pub use port::Origin;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Document, Item, ItemId, opcode as op};
-use crate::artifact::{ArtifactError, ReadLimits};
+use crate::artifact::{ArtifactError, ReadLimits, limits::MAX_TEXT_BYTES};
 
 /// Reads one pickle of protocol 2.
 ///
@@ -64,6 +64,9 @@ impl Machine<'_> {
     }
 
     fn text(&mut self, len: usize) -> Result<String, ArtifactError> {
+        if len > MAX_TEXT_BYTES && self.bytes.len() - self.at >= len {
+            return Err(ArtifactError::limit(self.place, "bytes in a text or name", MAX_TEXT_BYTES));
+        }
         let bytes = self.take(len)?.to_vec();
         String::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))
     }

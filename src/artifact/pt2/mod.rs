@@ -3,6 +3,7 @@
 mod program;
 mod reader;
 mod schema;
+mod ssa;
 
 pub(super) use program::Program;
 pub(super) use reader::read;

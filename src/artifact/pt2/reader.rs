@@ -8,6 +8,7 @@ use super::{
     schema::{
         Argument, ExportedProgram, InputSpec, OutputSpec, Payload, PayloadConfig, Size, TensorMeta, Versioned,
     },
+    ssa,
 };
 use crate::artifact::{
     ArtifactError, DeclaredInput, Module, NamedTensor, Parameter, ReadLimits,
@@ -72,6 +73,14 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     for spec in &program.graph_module.signature.output_specs {
         check_output(place, spec)?;
     }
+    let names = bindings.iter().filter_map(|binding| match binding {
+        Binding::Parameter(name, _)
+        | Binding::Buffer(name, _)
+        | Binding::Constant(name, _)
+        | Binding::Input(name, _) => Some(name.as_str()),
+        Binding::Unused => None,
+    });
+    ssa::check(place, &program, names)?;
     let types = module_types(&program);
     let ops =
         program.graph_module.graph.nodes.iter().filter_map(|node| node.target.strip_prefix("torch.ops."));
@@ -259,6 +268,9 @@ fn declare(name: &str, meta: &TensorMeta) -> Result<Declared, ArtifactError> {
             "use float32 or another plain type",
         )
     })?;
+    if meta.sizes.iter().any(|size| matches!(size, Size::AsInt(..0))) {
+        return Err(ArtifactError::malformed(name, "an input's size is negative"));
+    }
     let sizes = meta.sizes.iter().map(Size::fixed).collect();
     let symbols = meta.sizes.iter().map(|size| size.symbol().map(str::to_owned)).collect();
     Ok((DeclaredInput { sizes, dtype }, symbols))

@@ -4,6 +4,7 @@ use crate::{
     artifact::{
         Problem,
         aten::{Given, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
+        limits::MAX_TEXT_BYTES,
     },
     tensor::{DType, HostTensor},
 };
@@ -168,7 +169,11 @@ pub(super) fn call(
         }
         ("format", [Value::Str(pattern), values @ ..]) => {
             let mut text = pattern.to_string();
+            // However many values there are and however long they print, the text stays short.
             for value in values {
+                if text.len() > MAX_TEXT_BYTES || !text.contains("{}") {
+                    break;
+                }
                 text = text.replacen("{}", &display(lowering, value), 1);
             }
             Ok(Value::Str(text.chars().take(1000).collect::<String>().into()))

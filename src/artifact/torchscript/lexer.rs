@@ -1,6 +1,6 @@
 //! From source text to tokens, with indentation as tokens of its own.
 
-use crate::artifact::ArtifactError;
+use crate::artifact::{ArtifactError, limits::MAX_TEXT_BYTES};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
@@ -43,6 +43,14 @@ impl Lexer<'_> {
         Err(ArtifactError::malformed(format!("{}:{}", self.file, self.line), reason))
     }
 
+    fn check_length(&self, bytes: usize) -> Result<(), ArtifactError> {
+        if bytes > MAX_TEXT_BYTES {
+            let place = format!("{}:{}", self.file, self.line);
+            return Err(ArtifactError::limit(place, "bytes in a text or name", MAX_TEXT_BYTES));
+        }
+        Ok(())
+    }
+
     fn push(&mut self, token: Token) {
         self.out.push((token, self.line));
     }
@@ -69,6 +77,7 @@ impl Lexer<'_> {
                     let end = self.rest.find(|c: char| c != '_' && !c.is_ascii_alphanumeric());
                     let (name, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
                     self.rest = rest;
+                    self.check_length(name.len())?;
                     self.push(Token::Name(name.to_owned()));
                 }
                 _ => self.sign()?,
@@ -157,6 +166,7 @@ impl Lexer<'_> {
             match chars.next() {
                 None | Some((_, '\n')) => return self.fail("a text does not end"),
                 Some((at, c)) if c == quote => {
+                    self.check_length(bytes.len())?;
                     self.rest = &self.rest[at + 1..];
                     let text = String::from_utf8_lossy(&bytes).into_owned();
                     self.push(Token::Str(text));

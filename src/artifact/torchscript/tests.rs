@@ -208,7 +208,7 @@ fn endless_programs_run_out_of_fuel() {
 
 #[test]
 fn depth_is_refused_and_never_overflows() {
-    let n = 200_000;
+    let n = 150_000;
     let nested = [
         format!("return {}x{}", "(".repeat(n), ")".repeat(n)),
         format!("return {}x{}", "[".repeat(n), "]".repeat(n)),

@@ -9,6 +9,9 @@ use crate::{
     validation::RuleResult,
 };
 
+/// How much of a reason is kept.
+const MOST_CHARACTERS: usize = 1000;
+
 /// One result a rule: a failure replaces a pass, and the first failure stays.
 #[derive(Debug, Default)]
 pub(in crate::validation) struct Report(BTreeMap<&'static str, (bool, String)>);
@@ -21,7 +24,7 @@ impl Report {
     pub(in crate::validation) fn fail(&mut self, rule: &'static str, detail: impl Into<String>) {
         let result = self.0.entry(rule).or_insert((true, String::new()));
         if result.0 {
-            *result = (false, detail.into());
+            *result = (false, shortened(detail.into()));
         }
     }
 
@@ -47,6 +50,15 @@ impl Report {
         let taken = ALL.into_iter().filter_map(|name| Some((name, self.0.remove(name)?)));
         taken.map(|(name, (passed, detail))| RuleResult { name: name.to_owned(), passed, detail }).collect()
     }
+}
+
+/// A reason may quote the artifact, which may be long.
+fn shortened(mut detail: String) -> String {
+    if let Some((end, _)) = detail.char_indices().nth(MOST_CHARACTERS) {
+        detail.truncate(end);
+        detail.push('…');
+    }
+    detail
 }
 
 fn rule_of(error: &ArtifactError, lowering: bool) -> &'static str {
@@ -82,11 +94,13 @@ mod tests {
         report.pass(ARCHIVE_READABLE, "read");
         report.fail(ARCHIVE_READABLE, "the code does not parse");
         report.fail(ARCHIVE_READABLE, "again");
+        report.fail(SHAPES_DECLARED, "é".repeat(5000));
         report.pass(ARCHIVE_READABLE, "read");
         let rules: Vec<_> = report.finish().into_iter().map(|r| (r.name, r.passed, r.detail)).collect();
         assert_eq!(rules[0], (ARCHIVE_READABLE.into(), false, "the code does not parse".into()));
         assert_eq!(rules[1].0, WEIGHTS_FINITE);
-        assert_eq!(rules.len(), 2);
+        assert_eq!(rules[2].2.chars().count(), MOST_CHARACTERS + 1);
+        assert_eq!(rules.len(), 3);
     }
 
     #[test]
