@@ -25,6 +25,8 @@ class Case(NamedTuple):
     decomposed: bool = True
     # Only where training differs in nothing but the flag of a dropout of 0.
     eval_only: bool = False
+    # Whether tracing and exporting keep its meaning: where a loop or a branch depends on sizes they do not.
+    traced: bool = True
 
 
 # Convolutions and what surrounds them.

@@ -26,14 +26,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import golden_blocks
 import golden_modules
+import golden_programs
 from golden_modules import Case
 
 TRACED_BATCH = 2
+FROZEN = {"bottleneck", "squeeze_excite", "attention_masked", "tv_mobilenet_v3", "gpt_block"}
 # What is written in float16 too; in bfloat16 is all that rounding leaves alone.
 IN_FLOAT16 = {"conv2d", "mlp_gelu", "rms_norm", "attention_fused", "tv_vit", "tv_efficientnet_fused", "gpt_block"}
 # How far PyTorch's own result may be from that in float64. Beyond, rounding decides: on which side of a corner a
@@ -143,6 +144,19 @@ def check(loaded, x: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(loaded(x), expected, rtol=rtol, atol=atol)
 
 
+def write_frozen(case: Case, folder: Path) -> dict:
+    """The archive whose weights are constants, beside the results that the case has in eval mode."""
+    randomize(case.module, zlib.crc32(case.name.encode()))
+    stem = f"{case.name}.eval"
+    files = {"torchscript_frozen": f"frozen/{stem}.pt", "golden": f"{stem}.safetensors"}
+    frozen = torch.jit.freeze(torch.jit.script(copy.deepcopy(case.module).eval()))
+    save_scripted(frozen, {}, folder / files["torchscript_frozen"])
+    tensors = load_file(str(folder / files["golden"]))
+    check(torch.jit.load(str(folder / files["torchscript_frozen"])), tensors["input"], tensors["output"])
+    shape = list(tensors["input"].shape)
+    return {"case": case.name, "mode": "eval", "dtype": "float32", "frozen": True, "files": files, "input": shape}
+
+
 def write_half(case: Case, mode: str, dtype: torch.dtype, folder: Path) -> dict | None:
     """The case in a narrow type; nothing where its result is a matter of rounding."""
     seed = zlib.crc32(case.name.encode())
@@ -193,30 +207,27 @@ def write_case(case: Case, mode: str, folder: Path) -> dict:
     fresh = lambda: copy.deepcopy(case.module)
 
     stem = f"{case.name}.{mode}"
-    files = {
-        "torchscript": f"{stem}.pt",
-        "torchscript_scripted": f"scripted/{stem}.pt",
-        "pt2": f"{stem}.pt2",
-        "golden": f"{stem}.safetensors",
-    }
-    exported = ["pt2"]
-    if case.decomposed:
-        files["pt2_decomposed"] = f"decomposed/{stem}.pt2"
-        exported.append("pt2_decomposed")
-    save_scripted(torch.jit.trace(fresh(), example, check_trace=False), before, folder / files["torchscript"])
+    files = {"torchscript_scripted": f"scripted/{stem}.pt", "golden": f"{stem}.safetensors"}
+    exported, found = [], {"ops": []}
+    if case.traced:
+        files |= {"torchscript": f"{stem}.pt", "pt2": f"{stem}.pt2"}
+        save_scripted(torch.jit.trace(fresh(), example, check_trace=False), before, folder / files["torchscript"])
     save_scripted(torch.jit.script(fresh()), before, folder / files["torchscript_scripted"])
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(fresh(), (example,), dynamic_shapes=({0: batch},))
-    save_exported(program, before, folder / files["pt2"])
-    found = {"ops": ops(program)}
-    if case.decomposed:
-        program = program.run_decompositions()
-        found["ops_decomposed"] = ops(program)
-        save_exported(program, before, folder / files["pt2_decomposed"])
+    if case.traced:
+        batch = torch.export.Dim("batch", min=1, max=4096)
+        program = torch.export.export(fresh(), (example,), dynamic_shapes=({0: batch},))
+        save_exported(program, before, folder / files["pt2"])
+        exported, found = ["pt2"], {"ops": ops(program)}
+        if case.decomposed:
+            files["pt2_decomposed"] = f"decomposed/{stem}.pt2"
+            exported.append("pt2_decomposed")
+            program = program.run_decompositions()
+            found["ops_decomposed"] = ops(program)
+            save_exported(program, before, folder / files["pt2_decomposed"])
 
     tensors = golden(fresh(), x, draw)
     save_file(tensors, str(folder / files["golden"]))
-    for script in ("torchscript", "torchscript_scripted"):
+    for script in (kind for kind in files if kind.startswith("torchscript")):
         check(torch.jit.load(str(folder / files[script])), x, tensors["output"])
     for kind in exported:
         check(torch.export.load(str(folder / files[kind])).module(), x, tensors["output"])
@@ -232,6 +243,32 @@ def write_case(case: Case, mode: str, folder: Path) -> dict:
     } | found
 
 
+def is_extra(entry: dict) -> bool:
+    return entry["dtype"] != "float32" or entry.get("frozen", False)
+
+
+def write_exported(case: Case, mode: str, folder: Path) -> dict:
+    """The exported archive alone, as another version of PyTorch writes it."""
+    seed = zlib.crc32(case.name.encode())
+    randomize(case.module, seed)
+    case.module.train(mode == "train")
+    before = {name: tensor.clone() for name, tensor in case.module.state_dict().items()}
+    draw = torch.Generator().manual_seed(seed + 1)
+    example = torch.randn(TRACED_BATCH, *case.sample, generator=draw)
+    x = torch.randn(case.batch, *case.sample, generator=draw)
+    stem = f"{case.name}.{mode}"
+    files = {"pt2": f"{stem}.pt2", "pt2_decomposed": f"{stem}.decomposed.pt2", "golden": f"{stem}.safetensors"}
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(copy.deepcopy(case.module), (example,), dynamic_shapes=({0: batch},))
+    save_exported(program, before, folder / files["pt2"])
+    save_exported(program.run_decompositions(), before, folder / files["pt2_decomposed"])
+    tensors = golden(copy.deepcopy(case.module), x, draw)
+    save_file(tensors, str(folder / files["golden"]))
+    for kind in ("pt2", "pt2_decomposed"):
+        check(torch.export.load(str(folder / files[kind])).module(), x, tensors["output"])
+    return {"case": case.name, "mode": mode, "dtype": "float32", "files": files, "input": list(x.shape)}
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch.jit is deprecated; its archives are not gone
     torch.set_num_threads(1)
@@ -243,10 +280,12 @@ def main() -> None:
     if wanted:
         kept = json.loads((folder / "manifest.json").read_text())["cases"]
     entries = []
-    cases = list(itertools.chain(golden_modules.cases(), golden_blocks.blocks()))
+    import golden_blocks  # What PyTorch's older versions write is made without torchvision and timm.
+
+    cases = list(itertools.chain(golden_modules.cases(), golden_blocks.blocks(), golden_programs.programs()))
     for case in cases:
         if wanted and case.name not in wanted:
-            entries += (entry for entry in kept if entry["case"] == case.name and entry["dtype"] == "float32")
+            entries += (entry for entry in kept if entry["case"] == case.name and not is_extra(entry))
             continue
         for mode in modes(case):
             entries.append(write_case(case, mode, folder))
@@ -254,10 +293,12 @@ def main() -> None:
     # After all others: what tracing numbers its classes from would shift theirs.
     for case in cases:
         if wanted and case.name not in wanted:
-            entries += (entry for entry in kept if entry["case"] == case.name and entry["dtype"] != "float32")
+            entries += (entry for entry in kept if entry["case"] == case.name and is_extra(entry))
             continue
+        if case.name in FROZEN:
+            entries.append(write_frozen(case, folder))
         narrow = [torch.bfloat16] + [torch.float16] * (case.name in IN_FLOAT16)
-        smooth = (mode for mode in modes(case) if (case.name, mode) not in AT_A_CORNER)
+        smooth = (mode for mode in modes(case) if case.traced and (case.name, mode) not in AT_A_CORNER)
         written = (write_half(case, mode, dtype, folder) for mode in smooth for dtype in narrow)
         entries += filter(None, written)
     manifest = {"torch": torch.__version__, "cases": entries}
