@@ -3,7 +3,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 VENV := .venv
 
-.PHONY: quickstart test bench lint venv deps clean
+.PHONY: quickstart test bench fuzz lint venv deps clean
 
 ## Build, start a daemon on a temporary directory, and train a network on real digits through it.
 quickstart: deps
@@ -18,6 +18,10 @@ test:
 bench: venv
 	cargo build --release --locked --bins
 	$(VENV)/bin/python benches/bench.py $(if $(CASE),--case "$(CASE)")
+
+## Fuzzes every reader of artifacts for FUZZ_SECONDS each, 60 by default.
+fuzz:
+	scripts/fuzz
 
 ## Format, clippy, documentation, and dependencies where cargo-deny is installed.
 lint:

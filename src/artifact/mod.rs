@@ -6,6 +6,8 @@
 
 mod aten;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod limits;
 mod module;
 #[cfg(test)]

@@ -64,34 +64,57 @@ fn damage(content: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
+/// An archive with one file damaged behind a checksum that is right again: flipped, cut, and, one time in four,
+/// with a piece of the same kind of file from another archive put into it.
+fn damaged(archives: &[Arc<[u8]>], round: usize, limits: &ReadLimits, random: &mut Random) -> Vec<u8> {
+    let archive = Archive::open(&archives[round % archives.len()], limits).unwrap();
+    let names: Vec<&str> = archive.names().collect();
+    let is_read = |name: &str| [".py", ".pkl", ".json"].iter().any(|ending| name.ends_with(ending));
+    let targets: Vec<&&str> = names.iter().filter(|name| is_read(name)).collect();
+    let target = *targets[random.below(targets.len())];
+    let entries = names.iter().map(|name| {
+        let mut content = archive.file(name).unwrap().into_owned();
+        if *name == target {
+            if random.below(4) == 0 {
+                let other = Archive::open(&archives[random.below(archives.len())], limits).unwrap();
+                let kind = name.rsplit('.').next().unwrap();
+                let piece = other.names().find(|name| name.rsplit('.').next() == Some(kind));
+                let piece = piece.map(|name| other.file(name).unwrap().into_owned()).unwrap_or_default();
+                let (from, to) = (random.below(piece.len()), random.below(content.len()));
+                let end = (from + random.below(200)).min(piece.len());
+                content.splice(to..to, piece[from..end].iter().copied());
+            }
+            for _ in 0..=random.below(3) {
+                damage(&mut content, random);
+            }
+        }
+        Entry::new(&format!("k/{name}"), content)
+    });
+    write(&entries.collect::<Vec<_>>())
+}
+
 #[test]
-fn damaged_files_are_refused_or_read_and_never_panic() {
+fn ten_thousand_damaged_archives_are_refused_or_read_and_never_panic() {
     let archives = archives();
     assert!(archives.len() > 100, "the golden data is in place");
     let mut random = Random(0x5EED_CAFE);
     let limits = ReadLimits { fuel: 20_000, ..ReadLimits::default() };
     let (mut refused, mut failed, mut lowered) = (0, 0, 0);
-    for round in 0..2_000 {
-        let archive = Archive::open(&archives[round % archives.len()], &limits).unwrap();
-        let names: Vec<&str> = archive.names().collect();
-        let told = |name: &&&str| name.ends_with(".py") || name.ends_with(".pkl") || name.ends_with(".json");
-        let targets: Vec<&&str> = names.iter().filter(told).collect();
-        let target = *targets[random.below(targets.len())];
-        let entries = names.iter().map(|name| {
-            let mut content = archive.file(name).unwrap().into_owned();
-            if *name == target {
-                for _ in 0..=random.below(3) {
-                    damage(&mut content, &mut random);
-                }
+    for round in 0..10_000 {
+        let bytes = match round % 4 {
+            // The archive itself, checksums and all.
+            0 => {
+                let mut bytes = archives[random.below(archives.len())].to_vec();
+                damage(&mut bytes, &mut random);
+                bytes
             }
-            Entry::new(&format!("k/{name}"), content)
-        });
-        let bytes = write(&entries.collect::<Vec<_>>());
+            _ => damaged(&archives, round, &limits, &mut random),
+        };
         let Ok(module) = read(bytes.into(), &limits) else {
             refused += 1;
             continue;
         };
-        for shape in [&[2, 4, 8, 8][..], &[2, 8, 6, 6], &[3, 5, 8], &[3, 5, 16], &[4, 8]] {
+        for shape in [&[2, 4, 8, 8][..], &[3, 5, 8]] {
             match module.lower(&[(shape.into(), DType::F32)], Mode::Train, &Limits::default()) {
                 Ok(_) => lowered += 1,
                 Err(_) => failed += 1,
@@ -99,5 +122,5 @@ fn damaged_files_are_refused_or_read_and_never_panic() {
         }
     }
     let counts = format!("{refused} refused, {failed} did not lower, {lowered} lowered");
-    assert!(refused > 500 && failed > 500 && lowered > 80, "the damage reaches every stage: {counts}");
+    assert!(refused > 2500 && failed > 1000 && lowered > 100, "the damage reaches every stage: {counts}");
 }

@@ -106,7 +106,8 @@ impl<'a> Archive<'a> {
             if record.deflated { inflate(name, packed, record.bytes)?.into() } else { packed.into() };
         let mut crc = Crc::new();
         crc.update(&content);
-        if crc.sum() != record.crc {
+        // A fuzzer would hardly guess a checksum, and never reach what lies behind.
+        if crc.sum() != record.crc && !cfg!(fuzzing) {
             return Err(ArtifactError::malformed(name, "the checksum is wrong"));
         }
         Ok(content)

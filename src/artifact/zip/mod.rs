@@ -12,5 +12,5 @@ pub(super) use archive::Archive;
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(super) mod writer;
