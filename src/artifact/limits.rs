@@ -1,5 +1,7 @@
 //! How much an artifact may ask of its reader.
 
+use std::time::Duration;
+
 /// The most tensors a program may give; a seed takes one.
 pub(super) const MAX_OUTPUTS: usize = 1000;
 
@@ -37,6 +39,8 @@ pub struct ReadLimits {
     pub nesting: usize,
     /// Statements, expressions and loop turns that lowering a program may take.
     pub fuel: u64,
+    /// How long lowering a program may take, whatever its steps.
+    pub time_limit: Duration,
 }
 
 impl Default for ReadLimits {
@@ -55,6 +59,7 @@ impl Default for ReadLimits {
             code_bytes: 2 << 20,
             nesting: 100,
             fuel: 1_000_000,
+            time_limit: Duration::from_secs(10),
         }
     }
 }

@@ -149,7 +149,7 @@ impl Module {
         mode: Mode,
         limits: &Limits,
     ) -> Result<Graph, ArtifactError> {
-        let mut lowering = Lowering::new(&self.parameters, &self.buffers, mode, *limits, self.limits.fuel);
+        let mut lowering = Lowering::new(&self.parameters, &self.buffers, mode, *limits, &self.limits);
         let inputs = inputs
             .iter()
             .enumerate()

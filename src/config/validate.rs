@@ -90,6 +90,7 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("origin.timeout", config.origin.timeout),
         ("origin.breaker.open_for", config.origin.breaker.open_for),
         ("origin.retry.base_delay", retry.base_delay),
+        ("validator.time_limit", config.validator.time_limit),
         ("validator.trial_time_limit", config.validator.trial_time_limit),
         ("engine.time_limit", config.engine.time_limit),
     ] {

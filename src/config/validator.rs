@@ -26,6 +26,8 @@ section! {
         /// The most floating-point operations that a kernel may need for one sample, forward and backward
         /// together.
         max_flops: u64 = 100_000_000_000, "operations", Restart;
+        /// The longest that a program may take to become a graph, whatever its steps.
+        time_limit: Duration = Duration::from_secs(10), "time", Restart;
         /// The keys whose signatures count, each "ed25519:" and 64 hexadecimal digits as kasmina keygen prints it.
         trusted_keys: Vec<PublicKey> = Vec::new(), "list of keys", Restart;
         /// Whether a kernel without a trusted key's signature is refused. A wrong signature always is, where a

@@ -57,6 +57,7 @@ impl From<&config::Validator> for Policy {
             archive_bytes: settings.max_artifact_bytes.as_usize(),
             entries: settings.max_archive_entries,
             entry_bytes: settings.max_entry_bytes.as_usize(),
+            time_limit: settings.time_limit,
             ..ReadLimits::default()
         };
         let trial = TrialPolicy {

@@ -1,16 +1,22 @@
 //! The state of one lowering: the graph that grows, and what the program's tensors are at the moment.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use super::{
     memory::{Cells, Origin},
     value::{Scalar, SequenceRef, TensorRef, Value},
 };
 use crate::{
-    artifact::{ArtifactError, Mode, NamedTensor, Parameter, Problem},
+    artifact::{ArtifactError, Mode, NamedTensor, Parameter, Problem, ReadLimits},
     graph::{Builder, Graph, GraphError, Limits, Op, Sink, Source, ValueId},
     tensor::{DType, HostTensor, Shape},
 };
+
+/// How many burns of fuel there are from one look at the clock to the next.
+const BURNS_A_LOOK: u32 = 256;
 
 /// A finished lowering.
 pub(crate) struct Ready {
@@ -32,6 +38,9 @@ pub(crate) struct Lowering<'a> {
     running_means: BTreeSet<u32>,
     fuel: u64,
     fuel_limit: u64,
+    deadline: Instant,
+    time_limit: Duration,
+    burns: u32,
 }
 
 fn graph_error(place: &str) -> impl FnOnce(GraphError) -> ArtifactError {
@@ -44,7 +53,7 @@ impl<'a> Lowering<'a> {
         buffers: &'a [NamedTensor],
         mode: Mode,
         limits: Limits,
-        fuel: u64,
+        read: &ReadLimits,
     ) -> Self {
         Self {
             builder: Builder::with_limits(limits),
@@ -57,8 +66,11 @@ impl<'a> Lowering<'a> {
             buffer_cells: vec![None; buffers.len()],
             dropout_sites: 0,
             running_means: BTreeSet::new(),
-            fuel,
-            fuel_limit: fuel,
+            fuel: read.fuel,
+            fuel_limit: read.fuel,
+            deadline: Instant::now() + read.time_limit,
+            time_limit: read.time_limit,
+            burns: 0,
         }
     }
 
@@ -67,8 +79,13 @@ impl<'a> Lowering<'a> {
         self.mode
     }
 
-    /// Burns one unit of the program's fuel.
+    /// Burns units of the program's fuel, and looks at the clock now and then.
     pub(crate) fn burn(&mut self, units: u64, place: impl Fn() -> String) -> Result<(), ArtifactError> {
+        self.burns = self.burns.wrapping_add(1);
+        if self.burns.is_multiple_of(BURNS_A_LOOK) && Instant::now() >= self.deadline {
+            let limit_ms = usize::try_from(self.time_limit.as_millis()).unwrap_or(usize::MAX);
+            return Err(ArtifactError::limit(place(), "milliseconds of lowering", limit_ms));
+        }
         match self.fuel.checked_sub(units) {
             Some(left) => {
                 self.fuel = left;

@@ -207,6 +207,15 @@ fn endless_programs_run_out_of_fuel() {
 }
 
 #[test]
+fn the_clock_ends_a_program_before_its_fuel() {
+    let mut module = module("for i in range(100000):\n  pass\nreturn x").unwrap();
+    assert!(lower(&module, Mode::Eval).is_ok());
+    module.limits.time_limit = std::time::Duration::ZERO;
+    let error = lower(&module, Mode::Eval).unwrap_err();
+    assert!(matches!(error, ArtifactError::Limit { what: "milliseconds of lowering", .. }), "{error}");
+}
+
+#[test]
 fn depth_is_refused_and_never_overflows() {
     let n = 150_000;
     let nested = [

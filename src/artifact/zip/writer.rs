@@ -79,6 +79,6 @@ pub(in crate::artifact) fn write(entries: &[Entry]) -> Vec<u8> {
 fn deflate(content: &[u8]) -> Vec<u8> {
     let mut packed = Vec::with_capacity(content.len() + 1024);
     let mut compress = Compress::new(Compression::best(), false);
-    compress.compress_vec(content, &mut packed, FlushCompress::Finish).unwrap();
+    compress.compress_vec(content, &mut packed, FlushCompress::Finish).expect("a vector takes every byte");
     packed
 }
