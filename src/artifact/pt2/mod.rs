@@ -1,5 +1,7 @@
 //! PT2 archives of `torch.export.save`: a graph in JSON and raw weights.
 
+mod expression;
+mod inputs;
 mod program;
 mod reader;
 mod schema;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::schema::{
-    Argument, ExportedProgram, Float, Name, Node, OptionalTensor, OutputSpec, Range, SymInt, SymNumber, dtype,
+    Argument, ExportedProgram, Float, Name, Node, OptionalTensor, OutputSpec, SymInt, SymNumber, dtype,
 };
 use crate::{
     artifact::{
@@ -11,7 +11,7 @@ use crate::{
         aten::{self, Given, Lowering, Value},
         limits::MAX_OUTPUTS,
     },
-    tensor::{HostTensor, Shape},
+    tensor::HostTensor,
 };
 
 /// What an input of the graph is bound to.
@@ -28,10 +28,10 @@ pub(super) enum Binding {
 #[derive(Debug)]
 pub(crate) struct Program {
     place: String,
-    program: ExportedProgram,
-    bindings: Vec<Binding>,
+    pub(super) program: ExportedProgram,
+    pub(super) bindings: Vec<Binding>,
     /// For each input and dimension, the symbol its size is.
-    symbols: Vec<Vec<Option<String>>>,
+    pub(super) symbols: Vec<Vec<Option<String>>>,
 }
 
 /// Nodes that state what the exporter knew and compute nothing.
@@ -124,63 +124,6 @@ impl Program {
         }
         Ok(outputs)
     }
-
-    /// Fixed sizes must be met, and sizes that share a symbol be equal and in range.
-    fn check_inputs(&self, lowering: &Lowering<'_>, inputs: &[Value]) -> Result<(), ArtifactError> {
-        if inputs.len() != self.symbols.len() {
-            return Err(ArtifactError::InputCount { expected: self.symbols.len(), actual: inputs.len() });
-        }
-        let names = self.bindings.iter().filter_map(|binding| match binding {
-            Binding::Input(name, index) => Some((*index, name)),
-            _ => None,
-        });
-        let mut known: HashMap<&str, usize> = HashMap::new();
-        for (index, name) in names {
-            let meta = &self.program.graph_module.graph.tensor_values[name];
-            let Some((shape, given)) = lowering.info(&inputs[index]) else { continue };
-            let refuse = |hint: String| {
-                let sizes =
-                    meta.sizes.iter().zip(&self.symbols[index]).map(|(size, symbol)| match size.fixed() {
-                        Some(size) => size.to_string(),
-                        None => symbol.clone().unwrap_or_else(|| "free".into()),
-                    });
-                let expected = format!("[{}]", sizes.collect::<Vec<_>>().join(", "));
-                ArtifactError::InputShape { index, actual: shape.clone(), expected, hint }
-            };
-            if meta.dtype() != Some(given) {
-                let wanted = meta.dtype().map_or("another type", |dtype| dtype.name());
-                return Err(refuse(format!("it takes {wanted} elements, not {given}")));
-            }
-            if meta.sizes.len() != shape.rank() {
-                return Err(refuse(format!("it takes {} dimensions", meta.sizes.len())));
-            }
-            for (dim, size) in meta.sizes.iter().enumerate() {
-                if size.fixed().is_some_and(|fixed| fixed != shape[dim]) {
-                    return Err(refuse(format!(
-                        "size {dim} is fixed; export it with dynamic_shapes={{{dim}: torch.export.Dim(\"size{dim}\")}}"
-                    )));
-                }
-                let Some(symbol) = self.symbols[index][dim].as_deref() else { continue };
-                if *known.entry(symbol).or_insert(shape[dim]) != shape[dim] {
-                    return Err(refuse(format!("every size {symbol} must be the same")));
-                }
-                if let Some(range) = self.program.range_constraints.get(symbol) {
-                    check_range(&shape, dim, *range).map_err(refuse)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn check_range(shape: &Shape, dim: usize, range: Range) -> Result<(), String> {
-    let size = shape[dim] as i64;
-    let (low, high) = (range.min_val.unwrap_or(0), range.max_val.unwrap_or(i64::MAX));
-    if (low..=high).contains(&size) {
-        return Ok(());
-    }
-    let high = if high == i64::MAX { "any size".to_owned() } else { high.to_string() };
-    Err(format!("size {dim} may be {low} to {high}; export it with a wider torch.export.Dim"))
 }
 
 /// The values of one run by their names.
@@ -271,6 +214,9 @@ impl<'p> Run<'p> {
 
     fn evaluate(&mut self, lowering: &mut Lowering<'_>, node: &'p Node) -> Result<(), Problem> {
         let (name, overload) = target(&node.target).ok_or(Problem::Unknown)?;
+        if name == "_assert_scalar" {
+            return self.check_assertion(lowering, node);
+        }
         if ASSERTIONS.contains(&name) {
             return Ok(());
         }
@@ -284,6 +230,20 @@ impl<'p> Run<'p> {
         }
         let result = aten::call(lowering, name, overload.unwrap_or(""), &given)?;
         self.bind(lowering, &node.outputs, result)
+    }
+
+    /// What the exporter assumed about sizes must hold for these.
+    fn check_assertion(&self, lowering: &mut Lowering<'_>, node: &Node) -> Result<(), Problem> {
+        let Some(condition) = node.inputs.first() else { return Ok(()) };
+        let value = self.argument(lowering, &condition.arg)?;
+        if value.scalar().is_none_or(|scalar| scalar.to_f64() != 0.0) {
+            return Ok(());
+        }
+        let message = node.inputs.iter().find_map(|input| match &input.arg {
+            Argument::AsString(text) => Some(text.chars().take(300).collect::<String>()),
+            _ => None,
+        });
+        Err(Problem::argument(message.unwrap_or_else(|| "an assertion of the program fails".into())))
     }
 
     fn bind(
@@ -348,8 +308,16 @@ fn target(target: &str) -> Option<(&str, Option<&str>)> {
     if let Some(name) = target.strip_prefix("torch.ops.aten.") {
         return name.split_once('.').map(|(name, overload)| (name, Some(overload)));
     }
+    match target {
+        "torch.sym_max" => return Some(("maximum", None)),
+        "torch.sym_min" => return Some(("minimum", None)),
+        "torch.sym_not" => return Some(("logical_not", None)),
+        _ => {}
+    }
     let name = target.strip_prefix("_operator.")?;
     Some(match name {
+        "and_" => ("logical_and", None),
+        "or_" => ("logical_or", None),
         "mod" => ("remainder", None),
         "truediv" => ("div", None),
         "add" | "sub" | "mul" | "floordiv" | "neg" | "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "pow" => {

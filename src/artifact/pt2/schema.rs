@@ -13,6 +13,9 @@ pub(super) struct ExportedProgram {
     pub(super) graph_module: GraphModule,
     #[serde(default)]
     pub(super) range_constraints: BTreeMap<String, Range>,
+    /// Conditions on the inputs' sizes under which the program is what the module computes.
+    #[serde(default)]
+    pub(super) guards_code: Vec<String>,
 }
 
 /// Read before the rest, which another version may have changed.

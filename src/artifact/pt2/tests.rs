@@ -90,7 +90,10 @@ fn a_program_is_read_and_lowered() {
 fn shapes_that_were_not_exported_say_how_to_export() {
     let fixed = lower(&program(), [4, 5]).unwrap_err();
     assert_eq!(fixed.code(), "kernel.shape");
-    assert!(fixed.to_string().contains("dynamic_shapes={1: torch.export.Dim"), "{fixed}");
+    assert!(
+        fixed.to_string().contains("torch.export.export(module, args, dynamic_shapes=({1: torch.export.Dim"),
+        "{fixed}"
+    );
     let range = lower(&program(), [5, 3]).unwrap_err();
     assert!(range.to_string().contains("size 0 may be 1 to 4"), "{range}");
     assert!(lower(&program(), [4, 3, 1]).is_err());
@@ -99,6 +102,52 @@ fn shapes_that_were_not_exported_say_how_to_export() {
     let ints =
         read(&program()).unwrap().lower(&[([4, 3].into(), DType::I64)], Mode::Eval, &Limits::default());
     assert!(ints.unwrap_err().to_string().contains("float32"));
+}
+
+#[test]
+fn derived_sizes_guards_and_assertions_are_held_to() {
+    let sizes = "/graph_module/graph/tensor_values/x/sizes";
+    let mut derived = program();
+    *derived.pointer_mut(sizes).unwrap() = json!([
+        symbol("s0"),
+        {"as_expr": {"expr_str": "Mul(Integer(3), Symbol('s1', positive=True, integer=True))"}},
+    ]);
+    derived["range_constraints"]["s1"] = json!({"min_val": 1, "max_val": 2});
+    lower(&derived, [2, 3]).unwrap();
+    lower(&derived, [2, 6]).unwrap();
+    assert!(
+        lower(&derived, [2, 5])
+            .unwrap_err()
+            .to_string()
+            .contains("size 1 must be Mul(Integer(3), Symbol('s1'))")
+    );
+    assert!(lower(&derived, [2, 9]).unwrap_err().to_string().contains("s1 in Mul"));
+    *derived.pointer_mut(sizes).unwrap() =
+        json!([symbol("s0"), {"as_expr": {"expr_str": "Add(Symbol('s0', integer=True), Integer(1))"}}]);
+    lower(&derived, [2, 3]).unwrap();
+    assert!(lower(&derived, [3, 3]).unwrap_err().to_string().contains("must be 4"));
+
+    let mut guarded = program();
+    guarded["guards_code"] = json!(["L['x'].size()[0] % 2 == 0"]);
+    lower(&guarded, [2, 3]).unwrap();
+    let error = lower(&guarded, [3, 3]).unwrap_err();
+    assert_eq!(error.code(), "kernel.shape");
+    assert!(error.to_string().contains("exported for sizes where"), "{error}");
+    guarded["guards_code"] = json!(["L['x'].storage().secret == 0"]);
+    assert!(lower(&guarded, [2, 3]).unwrap_err().to_string().contains("is not understood"));
+
+    let mut asserted = program();
+    let size = json!({"target": "torch.ops.aten.sym_size.int", "outputs": [{"as_sym_int": {"as_name": "n"}}],
+        "inputs": [{"name": "self", "arg": {"as_tensor": {"name": "x"}}}, {"name": "dim", "arg": {"as_int": 0}}]});
+    let even = json!({"target": "_operator.eq", "outputs": [{"as_sym_bool": {"as_name": "e"}}],
+        "inputs": [{"name": "a", "arg": {"as_sym_int": {"as_name": "n"}}}, {"name": "b", "arg": {"as_int": 2}}]});
+    let check = json!({"target": "torch.ops.aten._assert_scalar.default", "outputs": [],
+        "inputs": [{"name": "self", "arg": {"as_sym_bool": {"as_name": "e"}}},
+                   {"name": "assert_msg", "arg": {"as_string": "Eq(s0, 2) on node 'e'"}}]});
+    let nodes = asserted.pointer_mut("/graph_module/graph/nodes").unwrap().as_array_mut().unwrap();
+    nodes.splice(0..0, [size, even, check]);
+    lower(&asserted, [2, 3]).unwrap();
+    assert!(lower(&asserted, [3, 3]).unwrap_err().to_string().contains("Eq(s0, 2)"));
 }
 
 #[test]
