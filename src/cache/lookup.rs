@@ -92,7 +92,10 @@ pub struct Found {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LookupError {
     /// It was found out a while ago, and is believed for a while more.
-    #[error("{reason} (known for now, asked again in {retry_in_ms} ms; forget kernel {id} to ask at once)")]
+    #[error(
+        "{reason} (known for now, asked again in {retry_in_s} s; forget kernel {id} to ask at once)",
+        retry_in_s = retry_in_ms.div_ceil(1000)
+    )]
     Known {
         /// Which kernel.
         id: KernelId,

@@ -100,7 +100,7 @@ def start(kernels):
     """Starts daemons; what still runs at the end is killed."""
     started = []
 
-    def begin(**options):
+    def begin(kernels=kernels, **options):
         # Sockets have short names, and pytest's own folders have long ones.
         daemon = Daemon(tempfile.mkdtemp(prefix="kasmina-"), kernels, **options)
         started.append(daemon)
