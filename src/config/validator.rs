@@ -37,10 +37,10 @@ section! {
         /// give the same finite numbers both times.
         trial: bool = true, "true or false", Restart;
         /// The most floating-point operations that a whole trial may need.
-        max_trial_flops: u64 = 50_000_000_000, "operations", Restart;
+        max_trial_flops: u64 = 200_000_000_000, "operations", Restart;
         /// The most memory that a trial may need beside the weights.
         max_trial_bytes: ByteSize = ByteSize::mib(256), "bytes", Restart;
         /// The longest a trial may take; looked at between operations.
-        trial_time_limit: Duration = Duration::from_secs(2), "time", Restart;
+        trial_time_limit: Duration = Duration::from_secs(5), "time", Restart;
     }
 }

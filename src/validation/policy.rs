@@ -64,7 +64,8 @@ impl From<&config::Validator> for Policy {
             max_flops: settings.max_trial_flops,
             max_bytes: settings.max_trial_bytes.0,
             time_limit: settings.trial_time_limit,
-            threads: 1,
+            // The rest goes on serving passes.
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
         };
         Self {
             read,
