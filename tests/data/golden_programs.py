@@ -1,7 +1,7 @@
 """Modules that show what programs do beside computing: share memory, write in place, keep constants, branch,
 loop and raise. PyTorch decides what they mean; some can be scripted only, since tracing would fix a branch.
 """
-from typing import Iterator
+from typing import Final, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,91 @@ class WrittenInput(nn.Module):
         return y + total.unsqueeze(1)
 
 
+def scaled(x: Tensor, by: float = 2.0, shift: Optional[Tensor] = None) -> Tensor:
+    if shift is not None:
+        return x * by + shift
+    return x * by
+
+
+def clipped(x: Tensor, low: float, high: Optional[float] = None) -> Tensor:
+    if high is None:
+        return x.clamp(min=low)
+    assert high > low, f"{low} is not below {high}"
+    return x.clamp(low, high)
+
+
+class Language(nn.Module):
+    """The language that scripting keeps."""
+
+    repeats: Final[int]
+    kind: Final[str]
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.repeats, self.kind = 3, "soft"
+        self.sizes: List[int] = [1, 2, 4]
+        self.rates: Tuple[float, float] = (0.5, 0.25)
+        self.limit: Optional[float] = None
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.named = nn.ModuleDict({"gate": nn.Linear(width, width), "norm": nn.LayerNorm(width)})
+        self.pick = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.0))
+        self.identity = nn.Identity()
+        self.nothing: Optional[nn.Module] = None
+
+    def halves(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        middle = x.size(-1) // 2
+        return x[..., :middle], x[..., middle:]
+
+    def early(self, x: Tensor, depth: int) -> Tensor:
+        if depth <= 0:
+            return x
+        for size in self.sizes:
+            if size > depth:
+                return x * float(size)
+        return x - 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"expected three dimensions, got {x.dim()} with shape {x.shape}")
+        for i, layer in enumerate(self.layers):
+            x = x + layer(x) * self.rates[i % 2]
+        for name, layer in self.named.items():
+            if name == "gate":
+                x = x * torch.sigmoid(layer(x))
+            else:
+                x = layer(x)
+        steps = 0
+        while steps < self.repeats:
+            steps += 1
+            if steps == 2:
+                continue
+            x = scaled(x, by=1.0 + 1.0 / steps)
+        if self.training:
+            x = x + 0.125
+        elif self.kind in ["hard", "soft"]:
+            x = x - 0.25
+        parts: List[Tensor] = []
+        for size in self.sizes[1:]:
+            parts.append(self.early(x, size))
+        parts += [clipped(x, -2.0), clipped(x, low=-1.0, high=2.0)]
+        x = torch.stack(parts).mean(0)
+        if self.limit is not None:
+            x = x * self.limit
+        left, right = self.halves(x)
+        x = torch.cat([right, left], dim=-1)
+        squares = [i * i for i in range(3)]
+        total = 0
+        for a, b in zip(squares, self.sizes):
+            total += a * b
+        b, t, c = x.shape
+        y = x.reshape(b * t, c)
+        if y.size(0) == b * t:
+            y = y.view(b, t, -1)
+        x = x * (1.5 if total > 3 else 0.5) + y * float(total) * 0.01
+        x = scaled(x, shift=y.mean())
+        return self.identity(self.pick(x)) if self.nothing is None else x
+
+
 class Modes(nn.Module):
     """Both modes in one scripted archive, and running statistics kept by hand."""
 
@@ -106,3 +191,4 @@ def programs() -> Iterator[Case]:
     yield Case("written_views", WrittenViews(), (4, 6))
     yield Case("written_input", WrittenInput(), (3, 5))
     yield Case("modes", Modes(5), (5,), 4, traced=False)
+    yield Case("language", Language(8), (3, 8), traced=False)
