@@ -21,6 +21,8 @@ mod zip;
 
 use std::sync::Arc;
 
+#[cfg(test)]
+pub(crate) use aten::samples;
 pub use error::{ArtifactError, Problem};
 pub use limits::ReadLimits;
 pub use module::{DeclaredInput, Format, Mode, Module, ModuleType, NamedTensor, Parameter};

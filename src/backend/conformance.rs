@@ -71,6 +71,24 @@ fn plain(dtype: DType) -> Vec<Subject> {
     all.push(subject("full", &[], &|b, _| {
         b.apply(Op::Full { shape: [2, 3].into(), dtype, value: 1.5 }, &[]).unwrap()
     }));
+    all.push(subject("detach", &[&[4, 3]], &|b, x| {
+        let turned = b.apply(Op::Permute(vec![1, 0]), x).unwrap();
+        let still = b.apply(Op::Detach, &[turned]).unwrap();
+        b.apply(Op::Binary(Binary::Mul), &[turned, still]).unwrap()
+    }));
+    all.push(subject("an index out of range", &[&[4, 3]], &|b, x| {
+        let indices = Op::Arange { start: -6.0, step: 3.0, len: 5, dtype: DType::I64 };
+        let indices = b.apply(indices, &[]).unwrap();
+        b.apply(Op::Pick { dim: 0 }, &[x[0], indices]).unwrap()
+    }));
+    all.push(subject("sums over what is repeated", &[&[1, 3], &[4, 1]], &|b, x| {
+        let sums = [(x[0], vec![0]), (x[0], vec![0, 1]), (x[1], vec![1])].map(|(x, dims)| {
+            let wide = b.apply(Op::Expand([4, 3].into()), &[x]).unwrap();
+            let sum = b.apply(Op::Reduce { reduction: Reduction::Sum, dims }, &[wide]).unwrap();
+            b.apply(Op::Expand([4, 3].into()), &[sum]).unwrap()
+        });
+        b.apply(Op::Cat { dim: 0 }, &sums).unwrap()
+    }));
     for to in DType::ALL {
         all.push(subject(&format!("cast to {to}"), &[&[5]], &|b, x| {
             let positive = b.apply(Op::Unary(Unary::Abs), x).unwrap();
@@ -135,6 +153,11 @@ fn plain(dtype: DType) -> Vec<Subject> {
     all
 }
 
+/// Every subject's graph in one type.
+pub(super) fn graphs(dtype: DType) -> impl Iterator<Item = Graph> {
+    subjects(dtype).into_iter().map(|subject| subject.graph)
+}
+
 /// Runs every subject on a backend and on the reference evaluator.
 pub(super) fn conforms(backend: &dyn Backend) {
     let mut covered = BTreeSet::new();
@@ -158,7 +181,7 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
             Source::Saved(n) => 200 + u64::from(n),
             _ => 7,
         };
-        fill(&info.shape, info.dtype, salt, subject)
+        fill(&info.shape, info.dtype, salt, subject.range)
     };
     let truth = evaluate(&subject.graph, feed, 42).unwrap_or_else(|e| panic!("{name}: {e}"));
     let none = PackedLayout::default();
@@ -200,8 +223,7 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
 }
 
 /// Numbers for a source; whole numbers (max-pooling's indices) stay small enough to be indices.
-fn fill(shape: &Shape, dtype: DType, salt: u64, subject: &Subject) -> HostTensor {
-    let (low, high) = subject.range;
+pub(super) fn fill(shape: &Shape, dtype: DType, salt: u64, (low, high): (f64, f64)) -> HostTensor {
     let values = match dtype {
         dtype if dtype.is_floating_point() => noise(shape, salt, low, high),
         _ => noise(shape, salt, 0.0, 4.0).into_iter().map(f64::floor).collect(),

@@ -9,7 +9,11 @@ pub mod cpu;
 mod executable;
 mod memory;
 mod offline;
+#[cfg(test)]
+mod ops_page;
 pub mod plan;
+#[cfg(test)]
+mod random_graphs;
 mod region;
 
 pub use executable::{

@@ -100,7 +100,7 @@ fn values_that_need(graph: &Graph, wants: &Wants<'_>) -> Vec<bool> {
         needs[value.0 as usize] = is_wanted(source, wants) && graph.info(value).dtype.is_floating_point();
     }
     for node in &graph.nodes {
-        if node.inputs.iter().any(|v| needs[v.0 as usize]) {
+        if node.op != Op::Detach && node.inputs.iter().any(|v| needs[v.0 as usize]) {
             for &output in &node.outputs {
                 needs[output.0 as usize] = graph.info(output).dtype.is_floating_point();
             }
@@ -229,7 +229,12 @@ fn readings(
 fn is_replayed(graph: &Graph, node: &Node) -> bool {
     let elements = |value: ValueId| graph.info(value).shape.elements();
     match node.op {
-        Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Full { .. } | Op::Arange { .. } => true,
+        Op::Reshape(_)
+        | Op::Permute(_)
+        | Op::Expand(_)
+        | Op::Detach
+        | Op::Full { .. }
+        | Op::Arange { .. } => true,
         Op::Slice { .. } => elements(node.outputs[0]).saturating_mul(4) >= elements(node.inputs[0]),
         _ => false,
     }

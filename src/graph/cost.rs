@@ -39,7 +39,7 @@ fn value_bytes(graph: &Graph, value: ValueId) -> u64 {
 
 /// Whether an operation can be had by reading the same memory another way.
 fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice { .. })
+    matches!(op, Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice { .. } | Op::Detach)
 }
 
 fn flops(graph: &Graph, node: &Node) -> u64 {
@@ -60,7 +60,10 @@ fn flops(graph: &Graph, node: &Node) -> u64 {
         | Op::Slice { .. }
         | Op::Unslice { .. }
         | Op::Cat { .. }
+        | Op::Pick { .. }
+        | Op::Detach
         | Op::Full { .. } => 0,
+        Op::Unpick { .. } => count(node.inputs[1]),
         Op::Arange { .. } => each(written, 2),
         Op::Reduce { .. } => read(),
         Op::Softmax { .. } | Op::LogSoftmax { .. } => each(written, 12),
@@ -102,10 +105,16 @@ fn per_element(unary: &Unary) -> u64 {
         | Unary::AddScalar { .. }
         | Unary::MulScalar { .. }
         | Unary::Sqrt
+        | Unary::Sign
+        | Unary::Floor
+        | Unary::Ceil
+        | Unary::Round
+        | Unary::Trunc
         | Unary::Reciprocal => 1,
         Unary::Rsqrt => 2,
         Unary::Hardswish | Unary::Hardsigmoid => 4,
         Unary::Exp
+        | Unary::Expm1
         | Unary::Log
         | Unary::Log1p
         | Unary::Sin

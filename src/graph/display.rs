@@ -171,7 +171,9 @@ impl Attributes {
                 none.with("dim", dim).with("size", size).with("start", start).with("step", step)
             }
             Op::Reduce { reduction, dims } => none.word("how", format!("{reduction:?}")).with("dims", dims),
+            Op::Unpick { dim, size } => none.with("dim", dim).with("size", size),
             Op::Cat { dim }
+            | Op::Pick { dim }
             | Op::Softmax { dim }
             | Op::SoftmaxGrad { dim }
             | Op::LogSoftmax { dim }
@@ -205,7 +207,7 @@ impl Attributes {
             Op::Dropout { p, site } => none.with("p", p).with("site", site),
             Op::Full { value, .. } => none.with("value", value),
             Op::Arange { start, step, .. } => none.with("start", start).with("step", step),
-            Op::Binary(_) | Op::Where | Op::BatchNormGrad => none,
+            Op::Binary(_) | Op::Where | Op::Detach | Op::BatchNormGrad => none,
         }
     }
 }

@@ -24,6 +24,8 @@ pub enum Unary {
     Reciprocal,
     /// eˣ.
     Exp,
+    /// eˣ − 1, without loss near 0.
+    Expm1,
     /// Natural logarithm.
     Log,
     /// ln(1 + x), without loss near 0.
@@ -34,6 +36,16 @@ pub enum Unary {
     Cos,
     /// Error function.
     Erf,
+    /// −1, 0 or 1; as of the four below, its gradient is 0 everywhere.
+    Sign,
+    /// The largest whole number not above x.
+    Floor,
+    /// The smallest whole number not below x.
+    Ceil,
+    /// The nearest whole number, of two the even one.
+    Round,
+    /// x without what stands behind the point.
+    Trunc,
     /// max(x, 0); its gradient at 0 is 0. NaN passes through.
     Relu,
     /// x where x > 0, `slope`·x elsewhere.
@@ -213,6 +225,21 @@ pub enum Op {
         /// From one index to the next, at least 1.
         step: usize,
     },
+    /// (x, indices: int64 [n]) → x at the indices of one dimension, n of them. A negative index counts from the
+    /// end. One out of range gives NaN (0 in whole numbers, false), which a guarded pass refuses.
+    Pick {
+        /// The dimension.
+        dim: usize,
+    },
+    /// (indices, gy) → gx of [`Op::Pick`]: zeros with gy added at the indices, equal ones together.
+    Unpick {
+        /// The dimension.
+        dim: usize,
+        /// The length along `dim` of the result.
+        size: usize,
+    },
+    /// (x) → x, whose gradient goes no further.
+    Detach,
     /// (x₁, x₂, …) → the tensors end to end along one dimension; one type, at least one operand.
     Cat {
         /// The dimension.
@@ -401,11 +428,17 @@ impl Unary {
             Unary::Rsqrt => "rsqrt",
             Unary::Reciprocal => "reciprocal",
             Unary::Exp => "exp",
+            Unary::Expm1 => "expm1",
             Unary::Log => "log",
             Unary::Log1p => "log1p",
             Unary::Sin => "sin",
             Unary::Cos => "cos",
             Unary::Erf => "erf",
+            Unary::Sign => "sign",
+            Unary::Floor => "floor",
+            Unary::Ceil => "ceil",
+            Unary::Round => "round",
+            Unary::Trunc => "trunc",
             Unary::Relu => "relu",
             Unary::LeakyRelu { .. } => "leaky_relu",
             Unary::Elu { .. } => "elu",
@@ -457,17 +490,21 @@ impl Op {
         "batch_norm_grad",
         "cast",
         "cat",
+        "ceil",
         "compare",
         "conv2d",
         "conv2d_grad_input",
         "conv2d_grad_weight",
         "cos",
+        "detach",
         "div",
         "dropout",
         "elu",
         "erf",
         "exp",
         "expand",
+        "expm1",
+        "floor",
         "full",
         "gelu",
         "gelu_tanh",
@@ -492,14 +529,17 @@ impl Op {
         "mul_scalar",
         "neg",
         "permute",
+        "pick",
         "pow",
         "pow_scalar",
         "reciprocal",
         "reduce",
         "relu",
         "reshape",
+        "round",
         "rsqrt",
         "sigmoid",
+        "sign",
         "silu",
         "sin",
         "slice",
@@ -509,7 +549,9 @@ impl Op {
         "sqrt",
         "sub",
         "tanh",
+        "trunc",
         "unary_grad",
+        "unpick",
         "unslice",
         "where",
     ];
@@ -528,6 +570,9 @@ impl Op {
             Op::Expand(_) => "expand",
             Op::Slice { .. } => "slice",
             Op::Unslice { .. } => "unslice",
+            Op::Pick { .. } => "pick",
+            Op::Unpick { .. } => "unpick",
+            Op::Detach => "detach",
             Op::Cat { .. } => "cat",
             Op::Reduce { .. } => "reduce",
             Op::Softmax { .. } => "softmax",

@@ -74,6 +74,8 @@ fn is_simple(op: &Op) -> bool {
             | Op::Expand(_)
             | Op::Slice { .. }
             | Op::Cat { .. }
+            | Op::Pick { .. }
+            | Op::Detach
             | Op::Full { .. }
             | Op::Arange { .. }
             | Op::Cast(_)

@@ -8,11 +8,15 @@ mod folding;
 mod lowering;
 mod memory;
 mod ops;
+#[cfg(test)]
+mod samples;
 mod schema;
 mod value;
 
 pub(super) use call::call;
 use call::{Call, Operand, Outcome};
 pub(super) use lowering::{Lowering, Ready};
+#[cfg(test)]
+pub(crate) use samples::samples;
 pub(super) use schema::{Given, is_known};
 pub(super) use value::{Scalar, SequenceRef, Value, dtype_of_code};

@@ -30,9 +30,9 @@ impl Sizes {
         })
     }
 
-    /// Elements that share a mean.
+    /// Elements that share a mean, which is 0 where there are none.
     fn count(self) -> f64 {
-        (self.images * self.plane) as f64
+        (self.images * self.plane).max(1) as f64
     }
 }
 

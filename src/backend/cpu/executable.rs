@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     batch_norm, contraction, conv, elementwise,
     memory::{Bounds, Memory, Shared},
-    movement,
+    movement, pick,
     pool::Pool,
     pooling,
     real::Real,
@@ -118,6 +118,8 @@ impl<'a> Run<'a> {
             Op::Dropout { p, site } => elementwise::dropout::<T>(self, *p, *site),
             Op::Arange { start, step, .. } => elementwise::arange(self, *start, *step),
             Op::Unslice { dim, start, step, .. } => movement::unslice(self, *dim, *start, *step),
+            Op::Pick { dim } => pick::forward(self, *dim),
+            Op::Unpick { dim, .. } => pick::backward::<T>(self, *dim),
             Op::Cat { dim } => movement::cat(self, *dim),
             Op::Reduce { reduction, dims } => reduce::run::<T>(self, *reduction, dims),
             Op::Softmax { dim } => softmax::forward::<T>(self, *dim, false),
@@ -148,7 +150,12 @@ impl<'a> Run<'a> {
             Op::LayerNormGrad { .. } => row_norm::layer_grad::<T>(self),
             Op::GroupNorm { groups, eps } => row_norm::group::<T>(self, *groups, *eps),
             Op::GroupNormGrad { groups } => row_norm::group_grad::<T>(self, *groups),
-            Op::Reshape(_) | Op::Permute(_) | Op::Expand(_) | Op::Slice { .. } | Op::Full { .. } => {
+            Op::Reshape(_)
+            | Op::Permute(_)
+            | Op::Expand(_)
+            | Op::Slice { .. }
+            | Op::Detach
+            | Op::Full { .. } => {
                 unreachable!("the planner turns views and filled tensors into places")
             }
         }

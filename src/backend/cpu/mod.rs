@@ -10,6 +10,7 @@ mod im2col;
 mod math;
 mod memory;
 mod movement;
+mod pick;
 mod pool;
 mod pooling;
 mod real;

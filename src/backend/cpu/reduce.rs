@@ -106,10 +106,12 @@ fn add<T: Plain, G: Gather<T>>(from: Strided<'_, T>, shape: &Shape, to: &Layout,
                 #[inline(always)]
                 |Span { len, firsts: [i, o], .. }| match steps {
                     [1, 0] => y[o] = G::join(y[o], along::<T, G>(&from.data[i..i + len])),
+                    // One element that is read again and again, as an expanded operand has it.
+                    [0, 0] => (0..len).for_each(|_| y[o] = G::join(y[o], from.data[i])),
                     [step, 0] => {
                         y[o] = from.data[i..]
                             .iter()
-                            .step_by(step.max(1))
+                            .step_by(step)
                             .take(len)
                             .fold(y[o], |sum, &v| G::join(sum, v));
                     }

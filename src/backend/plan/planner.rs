@@ -165,6 +165,7 @@ impl Planner<'_> {
                 Op::Slice { dim, start, len, step } => {
                     Some(relaid(&inputs[0], inputs[0].layout.slice(*dim, *start, *len, *step)))
                 }
+                Op::Detach => Some(inputs[0].clone()),
                 Op::Full { shape, dtype, value } => Some(self.repeated(shape, *dtype, *value)),
                 Op::Cast(dtype) if *dtype == inputs[0].dtype => Some(inputs[0].clone()),
                 _ => None,

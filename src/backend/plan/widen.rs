@@ -70,6 +70,8 @@ fn moves(op: &Op) -> bool {
             | Op::Slice { .. }
             | Op::Unslice { .. }
             | Op::Cat { .. }
+            | Op::Pick { .. }
+            | Op::Detach
             | Op::Full { .. }
             | Op::Arange { .. }
             | Op::Where

@@ -82,6 +82,16 @@ fn unary_vjp(rule: &mut Rule<'_>, unary: Unary, gy: ValueId) -> Result<ValueId, 
         Unary::AddScalar { .. } => Ok(gy),
         // gx = c·gy
         Unary::MulScalar { value } => rule.unary(Unary::MulScalar { value }, gy),
+        // gx = 0: the steps between have a slope, and PyTorch calls it 0.
+        Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round | Unary::Trunc => {
+            let (shape, dtype) = (rule.builder.shape(gy).clone(), rule.builder.dtype(gy));
+            rule.op(Op::Full { shape, dtype, value: 0.0 }, &[])
+        }
+        // gx = gy·(y + 1)
+        Unary::Expm1 => {
+            let power = rule.unary(Unary::AddScalar { value: 1.0 }, y)?;
+            rule.binary(Binary::Mul, gy, power)
+        }
         // gx = gy·y
         Unary::Exp => rule.binary(Binary::Mul, gy, y),
         // y is positive exactly where x is, and usually has to be kept anyway for what comes next.

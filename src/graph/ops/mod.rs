@@ -101,6 +101,9 @@ pub fn infer(op: &Op, inputs: &[&ValueInfo]) -> Result<Results, GraphError> {
         | Op::Expand(_)
         | Op::Slice { .. }
         | Op::Unslice { .. }
+        | Op::Pick { .. }
+        | Op::Unpick { .. }
+        | Op::Detach
         | Op::Cat { .. } => movement::infer(op, operands),
         Op::Reduce { .. }
         | Op::Softmax { .. }
@@ -214,6 +217,9 @@ pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
         | Op::Expand(_)
         | Op::Slice { .. }
         | Op::Unslice { .. }
+        | Op::Pick { .. }
+        | Op::Unpick { .. }
+        | Op::Detach
         | Op::Cat { .. } => movement::vjp(rule),
         Op::Reduce { .. }
         | Op::Softmax { .. }

@@ -5,13 +5,16 @@ use smallvec::smallvec;
 use super::{Checked as _, OperandGradients, Operands, Results, Rule, one};
 use crate::{
     graph::{GraphError, Op, ValueId},
-    tensor::Shape,
+    tensor::{DType, Shape},
 };
 
 pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphError> {
     let name = op.name();
     if let Op::Cat { dim } = op {
         return cat(*dim, operands);
+    }
+    if let Op::Pick { .. } | Op::Unpick { .. } = op {
+        return pick(op, operands);
     }
     let [x] = operands.exactly()?;
     let rank = x.shape.rank();
@@ -36,6 +39,7 @@ pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphErr
             operands.ensure(reaches, || format!("{} does not broadcast to {shape}", x.shape))?;
             shape.clone()
         }
+        Op::Detach => x.shape.clone(),
         Op::Slice { dim, start, len, step } => {
             operands.ensure(*dim < rank, || format!("there is no dimension {dim}"))?;
             operands.ensure(*step >= 1, || "the step must be at least 1".into())?;
@@ -66,6 +70,27 @@ pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphErr
 /// One more than the last of `len` indices from `start` by `step`; `None` on overflow or where there is none.
 fn strided_end(start: usize, len: usize, step: usize) -> Option<usize> {
     len.checked_sub(1)?.checked_mul(step)?.checked_add(start)?.checked_add(1)
+}
+
+fn pick(op: &Op, operands: Operands<'_>) -> Result<Results, GraphError> {
+    let [first, second] = operands.exactly()?;
+    let (tensor, indices, place) =
+        if matches!(op, Op::Pick { .. }) { (first, second, 1) } else { (second, first, 0) };
+    operands.rank(place, 1)?;
+    operands.ensure(indices.dtype == DType::I64, || "the indices must be int64".into())?;
+    let (dim, size) = match op {
+        Op::Pick { dim } => (*dim, indices.shape[0]),
+        Op::Unpick { dim, size } => {
+            operands.ensure(tensor.dtype.is_floating_point(), || "it takes floating-point numbers".into())?;
+            (*dim, *size)
+        }
+        _ => return operands.fail("it picks nothing"),
+    };
+    operands.ensure(dim < tensor.shape.rank(), || format!("there is no dimension {dim}"))?;
+    let fits = matches!(op, Op::Pick { .. }) || tensor.shape[dim] == indices.shape[0];
+    operands.ensure(fits, || format!("there must be an index for each element along dimension {dim}"))?;
+    let shape = tensor.shape.iter().enumerate().map(|(i, &n)| if i == dim { size } else { n }).collect();
+    Ok(one(shape, tensor.dtype))
 }
 
 fn cat(dim: usize, operands: Operands<'_>) -> Result<Results, GraphError> {
@@ -103,10 +128,18 @@ pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
         Op::Unslice { dim, start, step, .. } => {
             rule.op(Op::Slice { dim, start, len: shape[dim], step }, &[gy])?
         }
+        // Each element gets the gradients of all the places it was read for.
+        Op::Pick { dim } => rule.op(Op::Unpick { dim, size: shape[dim] }, &[rule.input(1), gy])?,
+        Op::Unpick { dim, .. } => {
+            let gradient = rule.op(Op::Pick { dim }, &[gy, rule.input(0)])?;
+            return Ok(smallvec![None, Some(gradient)]);
+        }
         Op::Cat { dim } => return cat_vjp(rule, dim, gy),
         _ => return Err(rule.none()),
     };
-    Ok(smallvec![Some(gradient)])
+    let mut gradients = smallvec![None; rule.node.inputs.len()];
+    gradients[0] = Some(gradient);
+    Ok(gradients)
 }
 
 fn cat_vjp(rule: &mut Rule<'_>, dim: usize, gy: ValueId) -> Result<OperandGradients, GraphError> {

@@ -16,11 +16,23 @@ pub fn unary(unary: Unary, x: f64) -> f64 {
         Unary::Rsqrt => 1.0 / x.sqrt(),
         Unary::Reciprocal => 1.0 / x,
         Unary::Exp => x.exp(),
+        Unary::Expm1 => x.exp_m1(),
         Unary::Log => x.ln(),
         Unary::Log1p => x.ln_1p(),
         Unary::Sin => x.sin(),
         Unary::Cos => x.cos(),
         Unary::Erf => erf(x),
+        Unary::Sign => {
+            if x == 0.0 || x.is_nan() {
+                x
+            } else {
+                x.signum()
+            }
+        }
+        Unary::Floor => x.floor(),
+        Unary::Ceil => x.ceil(),
+        Unary::Round => x.round_ties_even(),
+        Unary::Trunc => x.trunc(),
         Unary::Relu => clamp(x, 0.0, f64::INFINITY),
         Unary::LeakyRelu { slope } => {
             if x > 0.0 {
@@ -74,7 +86,8 @@ pub fn gradient(unary: Unary, x: f64, gy: f64) -> f64 {
         Unary::Sqrt => gy / (2.0 * x.sqrt()),
         Unary::Rsqrt => -0.5 * gy / (x * x.sqrt()),
         Unary::Reciprocal => -gy / (x * x),
-        Unary::Exp => gy * x.exp(),
+        Unary::Exp | Unary::Expm1 => gy * x.exp(),
+        Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Round | Unary::Trunc => 0.0,
         Unary::Log => gy / x,
         Unary::Log1p => gy / (1.0 + x),
         Unary::Sin => gy * x.cos(),
@@ -166,6 +179,11 @@ pub(super) fn binary(binary: Binary, a: f64, b: f64) -> f64 {
             }
         }
     }
+}
+
+/// Integers divide towards zero, and by zero to zero, as on a device.
+pub(super) fn whole_quotient(quotient: f64) -> f64 {
+    if quotient.is_finite() { quotient.trunc() } else { 0.0 }
 }
 
 pub(super) fn compare(compare: Compare, a: f64, b: f64) -> bool {

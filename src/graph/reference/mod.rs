@@ -11,7 +11,7 @@ mod pool;
 mod reduce;
 mod tensor;
 
-use super::{Graph, Op, Sink, Source, ops::keep};
+use super::{Binary, Graph, Op, Sink, Source, ops::keep};
 use crate::tensor::{DType, HostTensor, TensorError};
 
 pub use elementwise::{gradient as unary_gradient, unary as unary_value};
@@ -61,7 +61,12 @@ pub fn evaluate(
             assert_eq!(result.shape, graph.info(output).shape, "{} gives the inferred shape", node.op.name());
             let dtype = graph.info(output).dtype;
             let is_half = matches!(dtype, DType::BF16 | DType::F16);
-            let result = if is_half { result.map(|v| elementwise::cast(dtype, v)) } else { result };
+            let divided = node.op == Op::Binary(Binary::Div) && !dtype.is_floating_point();
+            let result = match (is_half, divided) {
+                (true, _) => result.map(|v| elementwise::cast(dtype, v)),
+                (_, true) => result.map(elementwise::whole_quotient),
+                _ => result,
+            };
             values[output.0 as usize] = Some(result);
         }
     }

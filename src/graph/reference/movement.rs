@@ -36,6 +36,36 @@ pub(super) fn run(op: &Op, operands: &[&Tensor]) -> Option<Vec<Tensor>> {
             });
             y
         }
+        Op::Detach => x.clone(),
+        Op::Pick { dim } => {
+            let indices = operands.get(1)?;
+            let mut dims = x.shape.to_vec();
+            dims[*dim] = indices.data.len();
+            Tensor::build(dims.into(), |index| {
+                let mut from = index.to_vec();
+                match picked(indices.data[index[*dim]], x.shape[*dim]) {
+                    Some(place) => {
+                        from[*dim] = place;
+                        x.at(&from)
+                    }
+                    None => f64::NAN,
+                }
+            })
+        }
+        Op::Unpick { dim, size } => {
+            let gy = operands.get(1)?;
+            let mut dims = gy.shape.to_vec();
+            dims[*dim] = *size;
+            let mut y = Tensor::zeros(dims.into());
+            for_each_index(&gy.shape, |index| {
+                let mut to = index.to_vec();
+                if let Some(place) = picked(x.data[index[*dim]], *size) {
+                    to[*dim] = place;
+                    *y.at_mut(&to) += gy.at(index);
+                }
+            });
+            y
+        }
         Op::Cat { dim } => {
             let mut dims = x.shape.to_vec();
             dims[*dim] = operands.iter().map(|operand| operand.shape[*dim]).sum();
@@ -53,4 +83,10 @@ pub(super) fn run(op: &Op, operands: &[&Tensor]) -> Option<Vec<Tensor>> {
         _ => return None,
     };
     Some(vec![result])
+}
+
+/// Where an index points; a negative one counts from the end.
+fn picked(index: f64, size: usize) -> Option<usize> {
+    let place = if index < 0.0 { index + size as f64 } else { index };
+    (0.0..size as f64).contains(&place).then_some(place as usize)
 }

@@ -104,7 +104,8 @@ fn gradients_equal_finite_differences() {
 
 /// Whether an operation can stand between a value and its gradient.
 fn has_gradient(op: &str) -> bool {
-    !op.ends_with("_grad") && !["eq", "compare", "full", "arange", "conv2d_grad_weight"].contains(&op)
+    !op.ends_with("_grad")
+        && !["eq", "compare", "full", "arange", "detach", "conv2d_grad_weight"].contains(&op)
 }
 
 #[test]
@@ -146,4 +147,24 @@ fn views_and_sources_are_not_saved() {
     // Only tanh's result: its views are replayed, x and w are read again.
     assert_eq!(saved.len(), 1);
     assert_eq!(saved[0].1, h);
+}
+
+#[test]
+fn what_is_detached_gives_none_and_what_has_steps_gives_zeros() {
+    let mut builder = Builder::new();
+    let parameter = |b: &mut Builder, n| b.source(Source::Parameter(n), [2].into(), DType::F32).unwrap();
+    let [cut, stepped, direct, compared] = [0, 1, 2, 3].map(|n| parameter(&mut builder, n));
+    let still = builder.apply(Op::Detach, &[cut]).unwrap();
+    let sign = builder.apply(Op::Unary(crate::graph::Unary::Sign), &[stepped]).unwrap();
+    let above = builder.apply(Op::Compare(crate::graph::Compare::Gt), &[compared, direct]).unwrap();
+    let number = builder.apply(Op::Cast(DType::F32), &[above]).unwrap();
+    let mut y = direct;
+    for factor in [still, sign, number] {
+        y = builder.apply(Op::Binary(crate::graph::Binary::Mul), &[y, factor]).unwrap();
+    }
+    builder.sink(Sink::Output(0), y);
+    let wants = Wants { inputs: &[], parameters: &[true; 4] };
+    let both = differentiate(&builder.finish(), &wants).unwrap();
+    let has: Vec<bool> = (0..4).map(|n| both.backward.sink(Sink::GradParameter(n)).is_some()).collect();
+    assert_eq!(has, [false, true, true, false]);
 }

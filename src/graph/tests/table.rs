@@ -43,6 +43,7 @@ pub(crate) fn cases() -> Vec<Case> {
     pools(&mut all);
     norms(&mut all);
     mixtures(&mut all);
+    empties(&mut all);
     all
 }
 
@@ -51,6 +52,12 @@ fn unaries(all: &mut Vec<Case>) {
         Unary::Neg,
         Unary::Abs,
         Unary::Exp,
+        Unary::Expm1,
+        Unary::Sign,
+        Unary::Floor,
+        Unary::Ceil,
+        Unary::Round,
+        Unary::Trunc,
         Unary::Sin,
         Unary::Cos,
         Unary::Erf,
@@ -119,7 +126,62 @@ fn movements(all: &mut Vec<Case>) {
     all.push(op("slice", &[&[3, 7]], Op::Slice { dim: 1, start: 1, len: 3, step: 2 }));
     all.push(op("empty slice", &[&[3, 7]], Op::Slice { dim: 1, start: 7, len: 0, step: 1 }));
     all.push(op("unslice", &[&[3, 3]], Op::Unslice { dim: 1, size: 8, start: 1, step: 3 }));
+    for dim in 0..3 {
+        // Some twice, some never, one from the end.
+        all.push(case(format!("pick {dim}"), &[&[3, 4, 3]], move |b, x| {
+            let indices = indices(b)?;
+            b.apply(Op::Pick { dim }, &[x[0], indices])
+        }));
+        let mut shape = [3, 4, 3];
+        shape[dim] = 5;
+        all.push(case(format!("unpick {dim}"), &[&shape], move |b, x| {
+            let indices = indices(b)?;
+            b.apply(Op::Unpick { dim, size: 4 }, &[indices, x[0]])
+        }));
+    }
     all.push(op("cat", &[&[2, 3], &[2, 1], &[2, 4]], Op::Cat { dim: 1 }));
+}
+
+fn indices(b: &mut Builder) -> Result<ValueId, GraphError> {
+    let run = |start, len| Op::Arange { start, step: 1.0, len, dtype: DType::I64 };
+    let (few, more) = (b.apply(run(-1.0, 3), &[])?, b.apply(run(0.0, 2), &[])?);
+    b.apply(Op::Cat { dim: 0 }, &[few, more])
+}
+
+/// Batches of nothing: x has no elements, and what it is combined with gets a gradient of zeros.
+fn empties(all: &mut Vec<Case>) {
+    let none = |name: &str, shapes: &[&[usize]], empty: Op| op(format!("{name}, no batch"), shapes, empty);
+    let conv = Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
+    let pool = Pool2d { kernel: [2, 2], stride: [2, 2], padding: [0, 0], dilation: [1, 1], ceil: false };
+    let eps = 1e-5;
+    all.push(none("mul", &[&[0, 3], &[3]], Op::Binary(Binary::Mul)));
+    all.push(none("gelu", &[&[0, 3]], Op::Unary(Unary::Gelu)));
+    all.push(none("expand", &[&[0, 1]], Op::Expand([0, 4].into())));
+    all.push(none("permute", &[&[0, 3, 2]], Op::Permute(vec![2, 0, 1])));
+    all.push(none("cat", &[&[0, 3], &[0, 2]], Op::Cat { dim: 1 }));
+    all.push(none("cat of one that is empty", &[&[0, 3], &[2, 3]], Op::Cat { dim: 0 }));
+    all.push(none("slice", &[&[0, 5]], Op::Slice { dim: 1, start: 1, len: 2, step: 2 }));
+    all.push(none("sum", &[&[0, 3]], Op::Reduce { reduction: Reduction::Sum, dims: vec![0] }));
+    all.push(none("mean", &[&[0, 3]], Op::Reduce { reduction: Reduction::Mean, dims: vec![1] }));
+    all.push(none("amax", &[&[0, 3]], Op::Reduce { reduction: Reduction::Amax, dims: vec![1] }));
+    all.push(none("softmax", &[&[0, 3]], Op::Softmax { dim: 1 }));
+    all.push(none("log_softmax", &[&[0, 3, 2]], Op::LogSoftmax { dim: 1 }));
+    all.push(none("matmul", &[&[0, 3], &[3, 4]], Op::MatMul { transpose_a: false, transpose_b: false }));
+    all.push(none("bmm", &[&[0, 2, 3], &[0, 4, 3]], Op::MatMul { transpose_a: false, transpose_b: true }));
+    all.push(none("conv2d", &[&[0, 2, 4, 4], &[3, 2, 3, 3]], Op::Conv2d(conv)));
+    let depthwise = Conv2d { groups: 2, ..conv };
+    all.push(none("depthwise", &[&[0, 2, 4, 4], &[2, 1, 3, 3]], Op::Conv2d(depthwise)));
+    all.push(none("max_pool2d", &[&[0, 2, 4, 4]], Op::MaxPool2d(pool)));
+    let average = Op::AvgPool2d { pool, count_include_pad: true, divisor: None };
+    all.push(none("avg_pool2d", &[&[0, 2, 4, 4]], average));
+    all.push(none("adaptive", &[&[0, 2, 4, 4]], Op::AdaptiveAvgPool2d { output_size: [3, 2] }));
+    all.push(none("layer_norm", &[&[0, 4], &[4], &[4]], Op::LayerNorm { dims: 1, eps }));
+    all.push(none("group_norm", &[&[0, 4, 3], &[4], &[4]], Op::GroupNorm { groups: 2, eps }));
+    all.push(none("dropout", &[&[0, 4]], Op::Dropout { p: 0.5, site: 0 }));
+    all.push(case("pick, no index", &[&[3, 2]], |b, x| {
+        let none = b.apply(Op::Arange { start: 0.0, step: 1.0, len: 0, dtype: DType::I64 }, &[])?;
+        b.apply(Op::Pick { dim: 0 }, &[x[0], none])
+    }));
 }
 
 fn reductions(all: &mut Vec<Case>) {

@@ -1,6 +1,9 @@
 //! Arithmetic of two operands, with PyTorch's type promotion; known numbers are folded.
 
-use super::{Call, Entry, Operand, Outcome, Scalar, Value, entry};
+use super::{
+    Call, Entry, Operand, Outcome, Scalar, Value, entry,
+    rounding::{Rounding, quotient},
+};
 use crate::{
     artifact::Problem,
     graph::{Binary, Op, Unary, ValueId},
@@ -10,6 +13,7 @@ use crate::{
 pub(super) const ENTRIES: &[Entry] = &[
     entry("add(self, other, *, alpha=1)", |call| weighted(call, "self", "other", 1.0)),
     entry("sub(self, other, *, alpha=1)", |call| weighted(call, "self", "other", -1.0)),
+    entry("subtract(self, other, *, alpha=1)", |call| weighted(call, "self", "other", -1.0)),
     entry("rsub(self, other, alpha=1)", |call| weighted(call, "other", "self", -1.0)),
     entry("mul(self, other)", |call| binary(call, Binary::Mul)),
     entry("multiply(self, other)", |call| binary(call, Binary::Mul)),
@@ -248,11 +252,14 @@ fn divide(call: &mut Call<'_, '_>) -> Outcome {
         let folded = match &*mode {
             "floor" => fold(a, b, arithmetic(super::number::floor_divide, |x, y| (x / y).floor())),
             "trunc" => fold(a, b, arithmetic(i64::checked_div, |x, y| (x / y).trunc())),
-            _ => None,
+            _ => return Err(Problem::argument(format!("it does not round by {mode:?}"))),
         };
-        return folded.unwrap_or_else(|| {
-            Err(Problem::unsupported(format!("dividing tensors with rounding {mode:?}")))
-        });
+        if let Some(folded) = folded {
+            return folded;
+        }
+        let rounding = if &*mode == "floor" { Rounding::Floor } else { Rounding::Trunc };
+        let y = quotient(call, a, b, rounding)?;
+        return call.fresh(y);
     }
     if let Some(folded) = fold(a, b, |x, y| Ok(Scalar::Float(x.to_f64() / y.to_f64()))) {
         return folded;

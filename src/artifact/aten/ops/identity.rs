@@ -1,7 +1,7 @@
 //! Operations that change nothing but a type, if that.
 
 use super::{Call, Entry, Outcome, Value, entry};
-use crate::{artifact::Problem, tensor::DType};
+use crate::{graph::Op, tensor::DType};
 
 pub(super) const ENTRIES: &[Entry] = &[
     entry("contiguous(self, *, memory_format=None)", maybe_copy),
@@ -87,14 +87,15 @@ fn copy(call: &mut Call<'_, '_>) -> Outcome {
     call.fresh(x)
 }
 
-/// Cutting the gradient is the identity where none could flow; elsewhere there is no such operation yet.
+/// The same tensor, seen by no gradient.
 fn detach(call: &mut Call<'_, '_>) -> Outcome {
     if let known @ Value::Known(..) = call.get("self") {
         return Ok(known);
     }
     let x = call.tensor("self")?;
     if call.lowering.is_differentiable(x)? {
-        return Err(Problem::unsupported("detaching what depends on the input or a parameter"));
+        let y = call.apply(Op::Detach, &[x])?;
+        return call.view("self", y);
     }
     Ok(call.get("self"))
 }

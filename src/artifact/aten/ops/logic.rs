@@ -31,11 +31,24 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.apply(Op::Where, &[mask, value, x])?;
         call.fresh(y)
     }),
-    entry("logical_not(self)", not),
+    entry("logical_not(self)", |call| {
+        let x = call.tensor("self")?;
+        let x = truth_of(call, x)?;
+        let y = inverted(call, x)?;
+        call.fresh(y)
+    }),
     entry("bitwise_not(self)", not),
-    entry("logical_and(self, other)", |call| junction(call, true)),
+    entry("logical_and(self, other)", |call| {
+        let (a, b) = (truth(call, "self")?, truth(call, "other")?);
+        let y = joined(call, a, b, true)?;
+        call.fresh(y)
+    }),
     entry("bitwise_and(self, other)", |call| junction(call, true)),
-    entry("logical_or(self, other)", |call| junction(call, false)),
+    entry("logical_or(self, other)", |call| {
+        let (a, b) = (truth(call, "self")?, truth(call, "other")?);
+        let y = joined(call, a, b, false)?;
+        call.fresh(y)
+    }),
     entry("bitwise_or(self, other)", |call| junction(call, false)),
     entry("tril(self, diagonal=0)", |call| triangle(call, Compare::Le)),
     entry("triu(self, diagonal=0)", |call| triangle(call, Compare::Ge)),
@@ -69,6 +82,11 @@ fn compare(call: &mut Call<'_, '_>, compare: Compare) -> Outcome {
 /// A condition as bool; numbers hold where they are not zero.
 fn truth(call: &mut Call<'_, '_>, name: &str) -> Result<ValueId, Problem> {
     let x = call.tensor(name)?;
+    truth_of(call, x)
+}
+
+/// Where a tensor is not zero.
+pub(super) fn truth_of(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
     let dtype = call.dtype_of(x);
     if dtype == DType::Bool {
         return Ok(x);
@@ -89,21 +107,29 @@ fn not(call: &mut Call<'_, '_>) -> Outcome {
     if call.dtype_of(x) != DType::Bool {
         return Err(Problem::unsupported("negating the bits of what is not bool"));
     }
-    let (no, yes) =
-        (call.full(Shape::scalar(), DType::Bool, 0.0)?, call.full(Shape::scalar(), DType::Bool, 1.0)?);
-    let y = call.apply(Op::Where, &[x, no, yes])?;
+    let y = inverted(call, x)?;
     call.fresh(y)
 }
 
-fn junction(call: &mut Call<'_, '_>, and: bool) -> Outcome {
+fn inverted(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
+    let (no, yes) =
+        (call.full(Shape::scalar(), DType::Bool, 0.0)?, call.full(Shape::scalar(), DType::Bool, 1.0)?);
+    call.apply(Op::Where, &[x, no, yes])
+}
+
+pub(super) fn junction(call: &mut Call<'_, '_>, and: bool) -> Outcome {
     let (a, b) = (call.tensor("self")?, call.tensor("other")?);
     if call.dtype_of(a) != DType::Bool || call.dtype_of(b) != DType::Bool {
         return Err(Problem::unsupported("joining the bits of what is not bool"));
     }
+    let y = joined(call, a, b, and)?;
+    call.fresh(y)
+}
+
+fn joined(call: &mut Call<'_, '_>, a: ValueId, b: ValueId, and: bool) -> Result<ValueId, Problem> {
     let otherwise = call.full(Shape::scalar(), DType::Bool, if and { 0.0 } else { 1.0 })?;
     let operands = if and { [a, b, otherwise] } else { [a, otherwise, b] };
-    let y = call.apply(Op::Where, &operands)?;
-    call.fresh(y)
+    call.apply(Op::Where, &operands)
 }
 
 /// Whether column − row compares so with `diagonal`, for each element of a matrix.

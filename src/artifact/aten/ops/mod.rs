@@ -1,5 +1,6 @@
 //! The operations themselves, one family a file.
 
+mod accumulate;
 mod activation;
 mod arithmetic;
 mod attention;
@@ -7,6 +8,8 @@ mod combine;
 mod contraction;
 mod convolution;
 mod create;
+mod einsum;
+mod elementary;
 mod identity;
 mod logic;
 mod norm;
@@ -17,14 +20,17 @@ mod pool;
 mod random;
 mod reduce;
 mod resize;
+mod rounding;
 mod scatter;
 mod view;
+mod window;
 
 use super::{Call, Operand, Outcome, Scalar, Value, schema::Entry};
 
 /// Every entry of the table.
 pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
     [
+        accumulate::ENTRIES,
         activation::ENTRIES,
         arithmetic::ENTRIES,
         attention::ENTRIES,
@@ -32,6 +38,8 @@ pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
         contraction::ENTRIES,
         convolution::ENTRIES,
         create::ENTRIES,
+        einsum::ENTRIES,
+        elementary::ENTRIES,
         identity::ENTRIES,
         logic::ENTRIES,
         norm::ENTRIES,
@@ -42,8 +50,10 @@ pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
         random::ENTRIES,
         reduce::ENTRIES,
         resize::ENTRIES,
+        rounding::ENTRIES,
         scatter::ENTRIES,
         view::ENTRIES,
+        window::ENTRIES,
     ]
     .into_iter()
     .flatten()

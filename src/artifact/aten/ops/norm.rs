@@ -43,6 +43,11 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry(
         "_native_batch_norm_legit_no_training(input, weight, bias, running_mean, running_var, momentum, eps)",
         |call| {
+            // The mode decides here too, whatever it was exported in.
+            if call.mode() == Mode::Train {
+                let all = batch(call, true)?;
+                return call.fresh_tuple(&all[..3]);
+            }
             let y = by_running(call)?;
             let dtype = call.dtype_of(y);
             let none = call.full([0].into(), dtype, 0.0)?;
@@ -150,7 +155,9 @@ fn batch(call: &mut Call<'_, '_>, write: bool) -> Result<[ValueId; 5], Problem> 
         call.lowering.note_running_mean(mean);
     }
     let eps = call.float("eps")?;
-    if let (Mode::Eval, Some((mean, var))) = (call.mode(), running) {
+    // A batch of nothing has no statistics, and the running ones stay as they are.
+    let by_these = call.mode() == Mode::Eval || call.shape(x).elements() == 0;
+    if let Some((mean, var)) = running.filter(|_| by_these) {
         let y = by_running(call)?;
         let shifted = call.unary(Unary::AddScalar { value: eps }, var)?;
         let rstd = call.unary(Unary::Rsqrt, shifted)?;

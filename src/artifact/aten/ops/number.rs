@@ -5,10 +5,11 @@ use super::{
     Call, Entry, Operand, Outcome, Scalar, Value,
     arithmetic::{arithmetic, combine, fold},
     entry,
+    rounding::{Rounding, quotient, rest},
 };
 use crate::{
     artifact::Problem,
-    graph::{Binary, Unary},
+    graph::{Binary, Op, Unary, ValueId},
     tensor::{DType, HostTensor, Shape},
 };
 
@@ -19,10 +20,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("sym_numel(self)", numel),
     entry("dim(self)", |call| Ok(Value::int(info(call)?.rank() as i64))),
     entry("ndimension(self)", |call| Ok(Value::int(info(call)?.rank() as i64))),
-    entry("floordiv(self, other)", |call| exact(call, floor_divide, |x, y| (x / y).floor())),
-    entry("floor_divide(self, other)", |call| exact(call, floor_divide, |x, y| (x / y).floor())),
-    entry("remainder(self, other)", |call| exact(call, modulo, |x, y| x - (x / y).floor() * y)),
-    entry("fmod(self, other)", |call| exact(call, i64::checked_rem, |x, y| x % y)),
+    entry("floordiv(self, other)", divided),
+    entry("floor_divide(self, other)", divided),
+    entry("remainder(self, other)", |call| {
+        exact(call, modulo, |x, y| x - (x / y).floor() * y, |call, a, b| rest(call, a, b, Rounding::Floor))
+    }),
+    entry("fmod(self, other)", |call| {
+        exact(call, i64::checked_rem, |x, y| x % y, |call, a, b| rest(call, a, b, Rounding::Trunc))
+    }),
     entry("neg(self)", |call| match call.operand("self")? {
         Operand::Tensor(x) => {
             let y = if call.dtype_of(x).is_floating_point() {
@@ -45,9 +50,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         }
         _ => known(call, |scalar| Some(Scalar::Float(scalar.to_f64().sqrt()))),
     }),
-    entry("floor(self)", |call| known(call, |scalar| rounded(scalar, f64::floor))),
-    entry("ceil(self)", |call| known(call, |scalar| rounded(scalar, f64::ceil))),
-    entry("round(self)", |call| known(call, |scalar| rounded(scalar, f64::round_ties_even))),
+    entry("floor(self)", |call| round(call, f64::floor, Unary::Floor)),
+    entry("ceil(self)", |call| round(call, f64::ceil, Unary::Ceil)),
+    entry("round(self)", |call| round(call, f64::round_ties_even, Unary::Round)),
     entry("NumToTensor(a)", |call| number(call).map(|scalar| Value::Known(scalar, scalar.dtype()))),
     entry("ScalarImplicit(a)", |call| number(call).map(Value::Number)),
     entry("IntImplicit(a)", |call| number(call).map(Value::Number)),
@@ -99,15 +104,43 @@ fn number(call: &Call<'_, '_>) -> Result<Scalar, Problem> {
     }
 }
 
-fn exact(call: &mut Call<'_, '_>, ints: fn(i64, i64) -> Option<i64>, floats: fn(f64, f64) -> f64) -> Outcome {
+/// PyTorch defines no gradient for this one.
+fn divided(call: &mut Call<'_, '_>) -> Outcome {
+    exact(
+        call,
+        floor_divide,
+        |x, y| (x / y).floor(),
+        |call, a, b| {
+            let y = quotient(call, a, b, Rounding::Floor)?;
+            call.apply(Op::Detach, &[y])
+        },
+    )
+}
+
+fn round(call: &mut Call<'_, '_>, numbers: fn(f64) -> f64, unary: Unary) -> Outcome {
+    match call.operand("self")? {
+        Operand::Tensor(x) => {
+            let y = super::rounding::rounded(call, x, unary)?;
+            call.fresh(y)
+        }
+        _ => known(call, |scalar| rounded(scalar, numbers)),
+    }
+}
+
+fn exact(
+    call: &mut Call<'_, '_>,
+    ints: fn(i64, i64) -> Option<i64>,
+    floats: fn(f64, f64) -> f64,
+    tensors: fn(&mut Call<'_, '_>, Operand, Operand) -> Result<ValueId, Problem>,
+) -> Outcome {
     let (a, b) = (call.operand("self")?, call.operand("other")?);
     if let Some(folded) = fold(a, b, arithmetic(ints, floats)) {
         return folded;
     }
-    let Some(values) = constants(call, a, b, ints)? else {
-        return Err(Problem::unsupported("division with rounding of tensors that the input decides"));
+    let y = match constants(call, a, b, ints)? {
+        Some(values) => call.lowering.builder.constant(values)?,
+        None => tensors(call, a, b)?,
     };
-    let y = call.lowering.builder.constant(values)?;
     call.fresh(y)
 }
 

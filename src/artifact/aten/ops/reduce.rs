@@ -65,6 +65,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("log_softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::LogSoftmax { dim })),
     entry("_log_softmax(self, dim, half_to_float)", |call| soft(call, |dim| Op::LogSoftmax { dim })),
     entry("norm(self, p=2, dim=None, keepdim=False)", length),
+    entry("frobenius_norm.dim(self, dim=None, keepdim=False)", length),
     entry("linalg_vector_norm(self, ord=2, dim=None, keepdim=False, *, dtype=None)", length),
 ];
 
@@ -74,7 +75,12 @@ fn without(shape: &Shape, dims: &[usize]) -> Shape {
 }
 
 /// Drops the reduced dimensions, unless the call keeps them.
-fn settle(call: &mut Call<'_, '_>, y: ValueId, shape: &Shape, dims: &[usize]) -> Result<ValueId, Problem> {
+pub(super) fn settle(
+    call: &mut Call<'_, '_>,
+    y: ValueId,
+    shape: &Shape,
+    dims: &[usize],
+) -> Result<ValueId, Problem> {
     if call.flag("keepdim")? { Ok(y) } else { call.reshape(y, without(shape, dims)) }
 }
 
@@ -102,6 +108,12 @@ fn quantified(call: &mut Call<'_, '_>, every: bool) -> Outcome {
     let x = call.tensor("self")?;
     let (shape, dtype) = (call.shape(x), call.dtype_of(x));
     let dims = call.dims("dim", &shape)?;
+    if dims.iter().any(|&d| shape[d] == 0) {
+        let kept = shape.iter().enumerate().map(|(i, &n)| if dims.contains(&i) { 1 } else { n }).collect();
+        let y = call.full(kept, DType::Bool, if every { 1.0 } else { 0.0 })?;
+        let y = settle(call, y, &shape, &dims)?;
+        return call.fresh(y);
+    }
     let zero = call.full(Shape::scalar(), dtype, 0.0)?;
     // Every element holds where none fails.
     let compare = if every { Compare::Eq } else { Compare::Ne };
@@ -114,12 +126,26 @@ fn quantified(call: &mut Call<'_, '_>, every: bool) -> Outcome {
     call.fresh(y)
 }
 
-/// Values and indices along one dimension. A pooling window over the whole of it, since that gives the
-/// gradient to one element where several are equal, as PyTorch does here and `amax` does not.
 fn extreme(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
     let x = floating(call, "self")?;
     let shape = call.shape(x);
     let dim = call.dim("dim", &shape)?;
+    let mut both = extremes(call, x, dim, op)?;
+    for value in &mut both {
+        *value = settle(call, *value, &shape, &[dim])?;
+    }
+    call.fresh_tuple(&both)
+}
+
+/// Values and indices along one dimension, which is kept. A pooling window over the whole of it, since that gives the
+/// gradient to one element where several are equal, as PyTorch does here and `amax` does not.
+pub(super) fn extremes(
+    call: &mut Call<'_, '_>,
+    x: ValueId,
+    dim: usize,
+    op: Binary,
+) -> Result<[ValueId; 2], Problem> {
+    let shape = call.shape(x);
     let Some(&size) = shape.get(dim).filter(|&&size| size > 0) else {
         return Err(Problem::argument(format!("shape {shape} has nothing to compare along dimension {dim}")));
     };
@@ -133,17 +159,17 @@ fn extreme(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
     }
     let kernel = [1, size];
     let window = Pool2d { kernel, stride: kernel, padding: [0, 0], dilation: [1, 1], ceil: false };
-    let mut both = call.push(Op::MaxPool2d(window), &[flat])?;
+    let results = call.push(Op::MaxPool2d(window), &[flat])?;
+    let mut both = [results[0], results[1]];
     if op == Binary::Minimum {
         both[0] = call.unary(Unary::Neg, both[0])?;
     }
     for value in &mut both {
         let kept = inner.iter().enumerate().map(|(i, &n)| if i == last { 1 } else { n }).collect();
         let kept = call.reshape(*value, kept)?;
-        let back = swap(call, kept, dim, last)?;
-        *value = settle(call, back, &shape, &[dim])?;
+        *value = swap(call, kept, dim, last)?;
     }
-    call.fresh_tuple(&both)
+    Ok(both)
 }
 
 fn pairwise(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
@@ -206,7 +232,7 @@ fn soft(call: &mut Call<'_, '_>, op: fn(usize) -> Op) -> Outcome {
 }
 
 /// A square root whose gradient at 0 is 0, as PyTorch has it for norms and deviations.
-fn root(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
+pub(super) fn root(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
     let dtype = call.dtype_of(x);
     let zero = call.full(Shape::scalar(), dtype, 0.0)?;
     let one = call.full(Shape::scalar(), dtype, 1.0)?;
@@ -216,23 +242,44 @@ fn root(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
     call.apply(Op::Where, &[nothing, zero, y])
 }
 
-/// The Euclidean or the absolute norm.
+/// The norm of any order.
 fn length(call: &mut Call<'_, '_>) -> Outcome {
     let x = floating(call, "self")?;
     let name = if call.get("p") == Value::None { "ord" } else { "p" };
     let order = if call.get(name) == Value::None { 2.0 } else { call.float(name)? };
     let shape = call.shape(x);
     let dims = call.dims("dim", &shape)?;
-    let (before, after) = match order {
-        1.0 => (Unary::Abs, false),
-        2.0 => (Unary::PowScalar { exponent: 2.0 }, true),
-        _ => return Err(Problem::unsupported(format!("the norm of order {order}"))),
+    let reduced = |reduction| Op::Reduce { reduction, dims: dims.clone() };
+    let size = call.unary(Unary::Abs, x)?;
+    let y = match order {
+        f64::INFINITY => call.apply(reduced(Reduction::Amax), &[size])?,
+        f64::NEG_INFINITY => {
+            let negated = call.unary(Unary::Neg, size)?;
+            let largest = call.apply(reduced(Reduction::Amax), &[negated])?;
+            call.unary(Unary::Neg, largest)?
+        }
+        0.0 => {
+            let some = super::elementary::against(call, x, Compare::Ne, 0.0)?;
+            let dtype = call.dtype_of(x);
+            let ones = call.cast(some, dtype)?;
+            call.apply(reduced(Reduction::Sum), &[ones])?
+        }
+        1.0 => call.apply(reduced(Reduction::Sum), &[size])?,
+        2.0 => {
+            let squares = call.unary(Unary::PowScalar { exponent: 2.0 }, x)?;
+            let sum = call.apply(reduced(Reduction::Sum), &[squares])?;
+            root(call, sum)?
+        }
+        _ => {
+            let powers = call.unary(Unary::PowScalar { exponent: order }, size)?;
+            let sum = call.apply(reduced(Reduction::Sum), &[powers])?;
+            // As the square root: at 0 both value and gradient are 0.
+            let some = super::elementary::against(call, sum, Compare::Ne, 0.0)?;
+            let safe = super::elementary::otherwise(call, some, sum, 1.0)?;
+            let y = call.unary(Unary::PowScalar { exponent: 1.0 / order }, safe)?;
+            super::elementary::otherwise(call, some, y, 0.0)?
+        }
     };
-    let terms = call.unary(before, x)?;
-    let mut y = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.clone() }, &[terms])?;
-    if after {
-        y = root(call, y)?;
-    }
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
 }
