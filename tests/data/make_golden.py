@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import golden_modules
+import golden_ops
 import golden_programs
 from golden_modules import Case
 
@@ -282,7 +283,7 @@ def main() -> None:
     entries = []
     import golden_blocks  # What PyTorch's older versions write is made without torchvision and timm.
 
-    cases = list(itertools.chain(golden_modules.cases(), golden_blocks.blocks(), golden_programs.programs()))
+    cases = list(itertools.chain(golden_modules.cases(), golden_ops.cases(), golden_blocks.blocks(), golden_programs.programs()))
     for case in cases:
         if wanted and case.name not in wanted:
             entries += (entry for entry in kept if entry["case"] == case.name and not is_extra(entry))
