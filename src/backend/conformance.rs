@@ -243,6 +243,12 @@ pub(super) fn fill(shape: &Shape, dtype: DType, salt: u64, (low, high): (f64, f6
         DType::I64 => {
             HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as i64).collect::<Vec<_>>())
         }
+        DType::I32 => {
+            HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as i32).collect::<Vec<_>>())
+        }
+        DType::U8 => {
+            HostTensor::from_values(shape.clone(), &values.iter().map(|&v| v as u8).collect::<Vec<_>>())
+        }
         DType::Bool => HostTensor::new(
             shape.clone(),
             dtype,

@@ -2,7 +2,7 @@
 
 use super::{Lowering, ops, value::Value};
 use crate::{
-    artifact::{Mode, NamedTensor},
+    artifact::{Mode, NamedTensor, ReadLimits},
     graph::{Graph, Limits},
     tensor::{DType, HostTensor, Shape},
 };
@@ -46,7 +46,7 @@ fn lowered(name: &str, arguments: &str, dtype: DType, n: usize) -> Result<Graph,
         tensor: HostTensor::from_values([4].into(), &[value; 4]).expect("four values"),
     };
     let buffers = [statistic("running_mean", 0.0), statistic("running_var", 1.0)];
-    let mut lowering = Lowering::new(&[], &buffers, Mode::Train, Limits::default(), 1 << 20);
+    let mut lowering = Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());
     let (plain, overload) = name.split_once('.').unwrap_or((name, ""));
     let mut inputs = 0;
     let mut tensor = |lowering: &mut Lowering<'_>, shape: Vec<usize>, dtype| {

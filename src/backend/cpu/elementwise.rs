@@ -315,7 +315,9 @@ pub(super) fn arange(run: &Run<'_>, start: f64, step: f64) {
         }
         DType::BF16 => write_bits(run, |n| bf16::from_f64(value(n)).to_bits()),
         DType::F16 => write_bits(run, |n| f16::from_f64(value(n)).to_bits()),
-        DType::U8 => run.memory.write::<u8>(out).iter_mut().enumerate().for_each(|(n, y)| *y = value(n) as u8),
+        DType::U8 => {
+            run.memory.write::<u8>(out).iter_mut().enumerate().for_each(|(n, y)| *y = value(n) as u8)
+        }
         DType::Bool => {
             let holds = |n| u8::from(value(n) != 0.0);
             run.memory.write::<u8>(out).iter_mut().enumerate().for_each(|(n, y)| *y = holds(n));

@@ -1,6 +1,6 @@
 //! Functions of one tensor, element by element.
 
-use super::{Call, Entry, Outcome, Value, entry};
+use super::{Call, Entry, Outcome, Value, elementary, entry};
 use crate::{
     artifact::Problem,
     graph::{Binary, Compare, Op, Unary, ValueId},
@@ -55,14 +55,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         let (min, max) = (call.float("min_val")?, call.float("max_val")?);
         simple(call, Unary::Hardtanh { min, max })
     }),
-    entry("clamp(self, min=None, max=None)", |call| {
-        let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
-        simple(call, Unary::Hardtanh { min, max })
-    }),
-    entry("clip(self, min=None, max=None)", |call| {
-        let (min, max) = (bound(call, "min", f64::NEG_INFINITY)?, bound(call, "max", f64::INFINITY)?);
-        simple(call, Unary::Hardtanh { min, max })
-    }),
+    entry("clamp(self, min=None, max=None)", clamp),
+    entry("clip(self, min=None, max=None)", clamp),
     entry("celu(self, alpha=1.0)", |call| {
         let alpha = call.float("alpha")?;
         let x = floating(call, "self")?;
@@ -134,12 +128,19 @@ fn simple(call: &mut Call<'_, '_>, unary: Unary) -> Outcome {
     call.fresh(y)
 }
 
-fn bound(call: &Call<'_, '_>, name: &str, otherwise: f64) -> Result<f64, Problem> {
-    match call.get(name) {
-        Value::None => Ok(otherwise),
-        Value::Tensor(_) => Err(Problem::unsupported("clamping by a tensor")),
-        _ => call.float(name),
+/// Between two numbers in one operation; whole numbers and bounds that are tensors take two.
+fn clamp(call: &mut Call<'_, '_>) -> Outcome {
+    let x = call.tensor("self")?;
+    let by_tensors = ["min", "max"].iter().any(|name| matches!(call.get(name), Value::Tensor(_)));
+    if by_tensors || !call.dtype_of(x).is_floating_point() {
+        return elementary::clamp(call);
     }
+    let bound = |name: &str, otherwise: f64| match call.get(name) {
+        Value::None => Ok(otherwise),
+        _ => call.float(name),
+    };
+    let (min, max) = (bound("min", f64::NEG_INFINITY)?, bound("max", f64::INFINITY)?);
+    simple(call, Unary::Hardtanh { min, max })
 }
 
 fn prelu(call: &mut Call<'_, '_>) -> Outcome {

@@ -1,7 +1,7 @@
 //! Arithmetic of two operands, with PyTorch's type promotion; known numbers are folded.
 
 use super::{
-    Call, Entry, Operand, Outcome, Scalar, Value, entry,
+    Call, Entry, Operand, Outcome, Scalar, Value, entry, logic,
     rounding::{Rounding, quotient},
 };
 use crate::{
@@ -211,6 +211,9 @@ fn binary(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
     };
     if let Some(folded) = folded {
         return folded;
+    }
+    if op == Binary::Mul && result_type(call, &[a, b]) == DType::Bool {
+        return logic::junction(call, true);
     }
     let y = combine(call, op, a, b)?;
     call.fresh(y)

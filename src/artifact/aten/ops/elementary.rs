@@ -160,21 +160,24 @@ pub(super) const ENTRIES: &[Entry] = &[
     }),
     entry("__and__(self, other)", |call| junction(call, true)),
     entry("__or__(self, other)", |call| junction(call, false)),
-    entry("clamp.Tensor(self, min=None, max=None)", |call| {
-        let mut x = call.operand("self")?;
-        for (name, op) in [("min", Binary::Maximum), ("max", Binary::Minimum)] {
-            if call.get(name) != Value::None {
-                let bound = call.operand(name)?;
-                x = Operand::Tensor(combine(call, op, x, bound)?);
-            }
-        }
-        let dtype = result_type(call, &[x]);
-        let y = materialise(call, x, dtype)?;
-        call.fresh(y)
-    }),
+    entry("clamp.Tensor(self, min=None, max=None)", clamp),
     entry("clamp_min.Tensor(self, min)", |call| bounded(call, "min", Binary::Maximum)),
     entry("clamp_max.Tensor(self, max)", |call| bounded(call, "max", Binary::Minimum)),
 ];
+
+/// Between bounds of any kind, in the type that all of them share.
+pub(super) fn clamp(call: &mut Call<'_, '_>) -> Outcome {
+    let mut x = call.operand("self")?;
+    for (name, op) in [("min", Binary::Maximum), ("max", Binary::Minimum)] {
+        if call.get(name) != Value::None {
+            let bound = call.operand(name)?;
+            x = Operand::Tensor(combine(call, op, x, bound)?);
+        }
+    }
+    let dtype = result_type(call, &[x]);
+    let y = materialise(call, x, dtype)?;
+    call.fresh(y)
+}
 
 fn one(call: &mut Call<'_, '_>, unary: Unary) -> Outcome {
     let x = floating(call, "self")?;
