@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Instant};
 
 use kasmina::{
-    cache::{Budget, DeviceCache, SystemClock},
+    cache::{Budget, DeviceCache},
+    clock::SystemClock,
     id::KernelId,
 };
 

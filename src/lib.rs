@@ -3,11 +3,11 @@
 //! The modules below stand in layers; each may import only what stands above it (the words import each
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
-//! - words: [`id`], [`digest`], [`fault`], [`backoff`], [`signature`]
+//! - words: [`id`], [`digest`], [`fault`], [`backoff`], [`clock`], [`signature`]
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`artifact`], [`backend`], [`validation`]
 //! - data plane, threads and no async: [`wire`], [`engine`]
-//! - supply: [`cache`], [`origin`]
+//! - supply: [`guard`], [`cache`], [`origin`]
 //! - control plane: [`actor`]
 //! - edges: [`control`], [`client`], [`cli`]
 //! - the whole: [`daemon`]
@@ -15,6 +15,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod backoff;
+pub mod clock;
 pub mod digest;
 pub mod fault;
 pub mod id;
@@ -36,6 +37,8 @@ pub mod validation;
 pub mod wire;
 
 pub mod engine;
+
+pub mod guard;
 
 pub mod cache;
 pub mod origin;

@@ -8,7 +8,7 @@ use std::{
 
 /// Every top-level module, in layers; a module imports only from layers above its own, and from itself.
 const LAYERS: &[&[&str]] = &[
-    &["id", "digest", "fault", "backoff", "signature"],
+    &["id", "digest", "fault", "backoff", "clock", "signature"],
     &["config"],
     &["telemetry"],
     &["tensor"],
@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["validation"],
     &["wire"],
     &["engine"],
+    &["guard"],
     &["cache"],
     &["origin"],
     &["actor"],
@@ -34,7 +35,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["signature.rs"]),
     ("actix", &["actor/", "daemon/"]),
     ("actix_rt", &["actor/", "daemon/"]),
-    ("tokio", &["cache/", "origin/", "actor/", "control/", "cli/", "daemon/"]),
+    ("tokio", &["guard/", "cache/", "origin/", "actor/", "control/", "cli/", "daemon/"]),
     ("sqlx", &["cache/"]),
     ("anyhow", &["bin/"]),
     ("unsafe", &["backend/", "wire/"]),

@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     backend::Backend,
-    cache::Clock,
+    clock::Clock,
     engine::EngineConfig,
+    guard::{BreakerState, BreakerStatus},
     id::SessionId,
-    origin::{BreakerState, BreakerStatus},
     wire::{ActorReport, BreakerReport, Peer, SeedsReport, SessionLimits, StatusReport},
 };
 

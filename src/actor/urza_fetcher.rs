@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
+use futures_util::future::BoxFuture;
 
 use super::base::{Handle, Life, stops_in_order};
 use crate::{
-    cache::{BoxFuture, Fetched, SharedFault, Source},
+    cache::{Fetched, SharedFault, Source},
+    guard::BreakerStatus,
     id::KernelId,
-    origin::{BreakerStatus, Guarded},
+    origin::Guarded,
 };
 
 const MAILBOX: usize = 256;

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Answer, Clock, ManualClock, Negative, Stored, Tier};
+use super::{Answer, Negative, Stored, Tier};
 use crate::{
+    clock::{Clock as _, ManualClock},
     digest::Digest,
     id::KernelId,
     validation::{Metadata, RuleResult, Verdict},

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Budget, CacheError, Clock, EntryStats, Eviction, L1, Lease, TierStats};
-use crate::id::KernelId;
+use super::{Budget, CacheError, EntryStats, Eviction, L1, Lease, TierStats};
+use crate::{clock::Clock, id::KernelId};
 
 /// A shared handle to the device tier; clones share the cache.
 ///

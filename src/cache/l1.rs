@@ -10,10 +10,12 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    CacheError, Clock, EntryStats, Eviction, EvictionReason, TierStats, clock::whole_ms, order::Order,
+use super::{CacheError, EntryStats, Eviction, EvictionReason, TierStats, order::Order};
+use crate::{
+    clock::{Clock, whole_ms},
+    config,
+    id::KernelId,
 };
-use crate::{config, id::KernelId};
 
 /// How many evictions are remembered.
 const REMEMBERED_EVICTIONS: usize = 256;

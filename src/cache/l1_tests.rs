@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{Budget, CacheError, DeviceCache, EvictionReason, L1, Lease, ManualClock};
-use crate::id::KernelId;
+use super::{Budget, CacheError, DeviceCache, EvictionReason, L1, Lease};
+use crate::{clock::ManualClock, id::KernelId};
 
 fn id(number: u64) -> KernelId {
     format!("k{number}").parse().unwrap()

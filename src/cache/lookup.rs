@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::{
-    Answer, Clock, Negative, SharedFault, SingleFlight, Source, Stored, Tier, TierError, TierStats,
+    Answer, Negative, SharedFault, SingleFlight, Source, Stored, Tier, TierError, TierStats,
     negatives::Negatives,
 };
 use crate::{
+    clock::Clock,
     config,
     fault::{ErrorClass, Fault},
     id::KernelId,

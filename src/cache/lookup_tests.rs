@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{
-    BoxFuture, Fetched, Lookup, LookupError, LookupOptions, ManualClock, SharedFault, Source, SqliteOptions,
-    SqliteTier, StepOutcome, Stored, Tier,
+    Fetched, Lookup, LookupError, LookupOptions, SharedFault, Source, SqliteOptions, SqliteTier, StepOutcome,
+    Stored, Tier,
     contract::{artifact, id, verdict},
 };
 use crate::{
+    clock::ManualClock,
     fault::{ErrorClass, Fault},
     id::KernelId,
 };

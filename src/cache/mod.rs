@@ -3,9 +3,9 @@
 //! [`DeviceCache`] holds values by name within a budget. [`Lookup`] finds an artifact's bytes: tier by
 //! tier, then at the [`Source`], once however many ask.
 
-mod clock;
 mod device;
 mod error;
+mod guarded;
 mod l1;
 mod lookup;
 mod negatives;
@@ -25,13 +25,13 @@ mod lookup_tests;
 #[cfg(test)]
 mod sqlite_tests;
 
-pub use clock::{Clock, ManualClock, SystemClock};
 pub use device::DeviceCache;
 pub use error::CacheError;
+pub use guarded::GuardedTier;
 pub use l1::{Budget, L1, Lease};
 pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, Step, StepOutcome};
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sqlite::{SqliteOptions, SqliteTier};
 pub use stats::{EntryStats, Eviction, EvictionReason, TierStats};
-pub use tier::{Answer, BoxFuture, Negative, Stored, Tier, TierError};
+pub use tier::{Answer, Negative, Stored, Tier, TierError};

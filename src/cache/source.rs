@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{BoxFuture, Stored};
+use futures_util::future::BoxFuture;
+
+use super::Stored;
 use crate::{fault::Fault, id::KernelId};
 
 /// An error that many can hold: all who waited for one fetch get the same.

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use sqlx::{
     ConnectOptions as _, Row, SqlSafeStr, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
@@ -16,8 +17,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 
-use super::{Answer, BoxFuture, Clock, Negative, Stored, Tier, TierError, TierStats};
+use super::{Answer, Negative, Stored, Tier, TierError, TierStats};
 use crate::{
+    clock::Clock,
     digest::Digest,
     id::KernelId,
     validation::{Metadata, Verdict},

@@ -11,9 +11,10 @@ use std::{
 use sqlx::{Connection, SqliteConnection, query};
 
 use super::{
-    Answer, ManualClock, SqliteOptions, SqliteTier, Tier, TierError,
+    Answer, SqliteOptions, SqliteTier, Tier, TierError,
     contract::{artifact, every_tier, id, verdict},
 };
+use crate::clock::ManualClock;
 
 async fn open(path: &Path, clock: &ManualClock) -> SqliteTier {
     let options = SqliteOptions { max_bytes: 8000, ..SqliteOptions::new(path) };

@@ -1,17 +1,17 @@
 //! The port of a byte tier: what every place that keeps artifacts promises.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, sync::Arc};
+
+use futures_util::future::BoxFuture;
 
 use super::TierStats;
 use crate::{
     digest::Digest,
     fault::{ErrorClass, Fault},
+    guard::BreakerOpen,
     id::KernelId,
     validation::{Metadata, Verdict},
 };
-
-/// A future behind a pointer, so that ports can be trait objects.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// An artifact with all that is known of it.
 #[derive(Clone, PartialEq)]
@@ -140,11 +140,8 @@ pub enum TierError {
         reason: String,
     },
     /// It has failed so often that it is not asked for a while.
-    #[error("{reason}")]
-    Skipped {
-        /// Which tier, why, and for how long.
-        reason: String,
-    },
+    #[error(transparent)]
+    Skipped(#[from] BreakerOpen),
 }
 
 impl Fault for TierError {

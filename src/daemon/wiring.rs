@@ -12,13 +12,15 @@ use crate::{
     backend::{Backend, cpu::CpuBackend},
     backoff::Jitter,
     cache::{
-        Budget, Clock, DeviceCache, Lookup, LookupOptions, SingleFlight, Source, SqliteOptions, SqliteTier,
-        SystemClock, Tier,
+        Budget, DeviceCache, GuardedTier, Lookup, LookupOptions, SingleFlight, Source, SqliteOptions,
+        SqliteTier, Tier,
     },
+    clock::{Clock, SystemClock},
     config::Config,
     engine::{EngineConfig, Kernel},
+    guard::BreakerPolicy,
     id::KernelId,
-    origin::{BreakerPolicy, DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, GuardedTier},
+    origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded},
     validation::Policy,
     wire::SessionLimits,
 };

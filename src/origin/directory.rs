@@ -8,9 +8,10 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::{Origin, OriginError, read_file};
 use crate::{
-    cache::BoxFuture,
     config,
     digest::Digest,
     id::KernelId,

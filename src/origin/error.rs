@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use crate::{
     digest::Digest,
     fault::{ErrorClass, Fault},
+    guard::BreakerOpen,
     id::KernelId,
     validation::{MetadataError, Status},
 };
@@ -104,24 +105,8 @@ pub enum OriginError {
         limit: Duration,
     },
     /// It has failed so often that it is not asked for a while.
-    #[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), {}", next_trial(*.retry_in))]
-    BreakerOpen {
-        /// Which dependency.
-        dependency: String,
-        /// How many failures opened it.
-        failures: u32,
-        /// The last one's text.
-        last_failure: String,
-        /// When the next call may pass; zero while trial calls are under way.
-        retry_in: Duration,
-    },
-}
-
-fn next_trial(retry_in: Duration) -> String {
-    if retry_in.is_zero() {
-        return "a trial call is under way, ask again when it is done".to_owned();
-    }
-    format!("it will be tried again in {} ms", retry_in.as_millis())
+    #[error(transparent)]
+    BreakerOpen(#[from] BreakerOpen),
 }
 
 impl Fault for OriginError {
@@ -134,7 +119,7 @@ impl Fault for OriginError {
             | Self::Reference { .. }
             | Self::TooLarge { .. } => ErrorClass::Invalid,
             Self::Checksum { .. } => ErrorClass::Corrupt,
-            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::BreakerOpen { .. } => {
+            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::BreakerOpen(_) => {
                 ErrorClass::Unavailable
             }
         }
@@ -150,7 +135,7 @@ impl Fault for OriginError {
             | Self::TooLarge { .. } => "kernel.rejected",
             Self::Checksum { .. } => "kernel.checksum",
             Self::Unavailable { .. } | Self::TimedOut { .. } => "origin.unavailable",
-            Self::BreakerOpen { .. } => "origin.breaker_open",
+            Self::BreakerOpen(_) => "origin.breaker_open",
         }
     }
 }

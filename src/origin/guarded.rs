@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Breaker, BreakerPolicy, BreakerStatus, Origin, OriginError, Retry, RetryPolicy};
+use futures_util::future::BoxFuture;
+
+use super::{Origin, OriginError};
 use crate::{
     backoff::{Backoff, Jitter},
-    cache::{BoxFuture, Clock, Fetched, SharedFault, Source, Stored},
+    cache::{Fetched, SharedFault, Source, Stored},
+    clock::Clock,
     config,
+    guard::{Breaker, BreakerPolicy, BreakerStatus, Retry, RetryPolicy},
     id::KernelId,
 };
 

@@ -9,12 +9,11 @@ use std::{
     time::Duration,
 };
 
-use super::{BreakerState, GuardPolicy, Guarded, Origin, OriginError, contract::id};
+use futures_util::future::BoxFuture;
+
+use super::{GuardPolicy, Guarded, Origin, OriginError, contract::id};
 use crate::{
-    backoff::Jitter,
-    cache::{BoxFuture, ManualClock},
-    fault::Fault,
-    id::KernelId,
+    backoff::Jitter, clock::ManualClock, fault::Fault, guard::BreakerState, id::KernelId,
     validation::Metadata,
 };
 

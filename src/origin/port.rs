@@ -2,8 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
+use futures_util::future::BoxFuture;
+
 use super::OriginError;
-use crate::{cache::BoxFuture, id::KernelId, validation::Metadata};
+use crate::{id::KernelId, validation::Metadata};
 
 /// A place that publishes kernels.
 ///

@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use futures_util::future::BoxFuture;
+
 use crate::{
     backoff::{Backoff, Jitter},
-    cache::BoxFuture,
     fault::Fault,
 };
 

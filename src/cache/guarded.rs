@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Breaker, BreakerPolicy, BreakerStatus};
+use futures_util::future::BoxFuture;
+
+use super::{Answer, Negative, Stored, Tier, TierError, TierStats};
 use crate::{
-    cache::{Answer, BoxFuture, Clock, Negative, Stored, Tier, TierError, TierStats},
+    clock::Clock,
     digest::Digest,
+    guard::{Breaker, BreakerPolicy, BreakerStatus},
     id::KernelId,
     validation::Verdict,
 };
@@ -34,8 +37,7 @@ impl GuardedTier {
         call: impl FnOnce(&'a dyn Tier) -> BoxFuture<'a, Result<T, TierError>> + Send + 'a,
     ) -> BoxFuture<'a, Result<T, TierError>> {
         Box::pin(async move {
-            let permit =
-                self.breaker.admit().map_err(|open| TierError::Skipped { reason: open.to_string() })?;
+            let permit = self.breaker.admit()?;
             let result = call(self.tier.as_ref()).await;
             permit.record(result.as_ref().map(|_| ()));
             result
@@ -100,9 +102,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{ManualClock, SqliteOptions, SqliteTier},
+        cache::{SqliteOptions, SqliteTier},
+        clock::ManualClock,
         fault::Fault,
-        origin::BreakerState,
+        guard::BreakerState,
     };
 
     #[tokio::test]
@@ -119,7 +122,7 @@ mod tests {
             assert!(matches!(tier.get(&id).await, Err(TierError::Request { .. })));
         }
         let skipped = tier.get(&id).await.unwrap_err();
-        assert!(matches!(&skipped, TierError::Skipped { .. }), "{skipped}");
+        assert!(matches!(&skipped, TierError::Skipped(_)), "{skipped}");
         assert!(skipped.to_string().contains("tried again in 60000 ms"), "{skipped}");
         assert_eq!(skipped.code(), "cache.tier_unavailable");
         clock.advance(Duration::from_secs(60));

@@ -7,8 +7,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::OriginError;
-use crate::{cache::Clock, config, fault::ErrorClass};
+use crate::{
+    clock::Clock,
+    config,
+    fault::{ErrorClass, Fault},
+};
 
 /// When a breaker opens, for how long, and what closes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,37 @@ impl From<&config::OriginBreaker> for BreakerPolicy {
             success_threshold: settings.success_threshold,
             trial_calls: settings.trial_calls,
         }
+    }
+}
+
+/// A dependency has failed so often that it is not asked for a while.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), {}", next_trial(*.retry_in))]
+pub struct BreakerOpen {
+    /// Which dependency.
+    pub dependency: String,
+    /// How many failures opened it.
+    pub failures: u32,
+    /// The last one's text.
+    pub last_failure: String,
+    /// When the next call may pass; zero while trial calls are under way.
+    pub retry_in: Duration,
+}
+
+fn next_trial(retry_in: Duration) -> String {
+    if retry_in.is_zero() {
+        return "a trial call is under way, ask again when it is done".to_owned();
+    }
+    format!("it will be tried again in {} ms", retry_in.as_millis())
+}
+
+impl Fault for BreakerOpen {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Unavailable
+    }
+
+    fn code(&self) -> &'static str {
+        "origin.breaker_open"
     }
 }
 
@@ -138,8 +172,8 @@ impl Breaker {
     /// Asks leave for a call.
     ///
     /// # Errors
-    /// [`OriginError::BreakerOpen`] while it is open, and while all trials are under way.
-    pub fn admit(&self) -> Result<Permit<'_>, OriginError> {
+    /// [`BreakerOpen`] while it is open, and while all trials are under way.
+    pub fn admit(&self) -> Result<Permit<'_>, BreakerOpen> {
         let now = self.clock.now();
         let mut state = self.lock();
         if let Mode::Open { until } = state.mode
@@ -161,7 +195,7 @@ impl Breaker {
         };
         if let Some(retry_in) = retry_in {
             state.refused += 1;
-            return Err(OriginError::BreakerOpen {
+            return Err(BreakerOpen {
                 dependency: self.dependency.clone(),
                 failures: state.failures,
                 last_failure: state.last_failure.clone().unwrap_or_default(),
@@ -250,7 +284,7 @@ impl State {
 
 impl Permit<'_> {
     /// Tells what came of the call: nothing wrong, or an error's class and text.
-    pub fn record<E: crate::fault::Fault>(self, result: Result<(), &E>) {
+    pub fn record<E: Fault>(self, result: Result<(), &E>) {
         let mut state = self.breaker.lock();
         if state.period != self.period {
             return;

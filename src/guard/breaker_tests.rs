@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{Breaker, BreakerPolicy, BreakerState, OriginError, Permit};
+use super::{Breaker, BreakerOpen, BreakerPolicy, BreakerState, Permit};
 use crate::{
-    cache::ManualClock,
+    clock::ManualClock,
     fault::{ErrorClass, Fault},
 };
 
@@ -29,7 +29,7 @@ fn breaker(policy: BreakerPolicy) -> (Breaker, ManualClock) {
     (Breaker::new("urza", policy, Arc::new(clock.clone())), clock)
 }
 
-fn call(breaker: &Breaker, class: Option<ErrorClass>) -> Result<(), OriginError> {
+fn call(breaker: &Breaker, class: Option<ErrorClass>) -> Result<(), BreakerOpen> {
     let permit = breaker.admit()?;
     record(permit, class);
     Ok(())
@@ -58,7 +58,7 @@ fn five_failures_open_it_and_three_trials_close_it() {
     clock.advance(Duration::from_millis(1));
     let trial = breaker.admit().unwrap();
     let busy = breaker.admit().unwrap_err();
-    assert!(matches!(busy, OriginError::BreakerOpen { retry_in: Duration::ZERO, .. }));
+    assert!(matches!(busy, BreakerOpen { retry_in: Duration::ZERO, .. }));
     assert!(busy.to_string().contains("a trial call is under way"), "{busy}");
     record(trial, None);
     call(&breaker, None).unwrap();
