@@ -83,6 +83,11 @@ fn a_wrong_file_is_explained_in_full() {
 fn broken_toml_is_a_problem_with_a_line() {
     let errors = refused("[log]\nlevel = \"warn\"\nformat = \n");
     assert_eq!(errors.problems[0].place, Place::Line(3), "{errors}");
+    // A slip in the third line must not be buried under what it makes of the lines behind it.
+    let torn = "[validator]\nrequire_signature = true\ntrusted_keys = [\"ed25519:00\n\"]\nunknown = 1\n";
+    let errors = refused(torn);
+    assert_eq!(errors.problems.len(), 1, "{errors}");
+    assert_eq!(errors.problems[0].place, Place::Line(3), "{errors}");
     let deep_list = format!("[log]\nlevel = {}{}", "[".repeat(5000), "]".repeat(5000));
     let deep_key = format!("{}b = 1", "log.".repeat(5000));
     let deep_table = format!("cache = {}", "{a = ".repeat(5000));

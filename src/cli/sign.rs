@@ -50,8 +50,8 @@ pub fn keygen(options: &KeygenOptions) -> Result<Exit, CliError> {
 /// # Errors
 /// [`CliError`] when a file cannot be read or written, or the key is none.
 pub fn sign(options: &SignOptions) -> Result<Exit, CliError> {
-    let text = std::fs::read_to_string(&options.key).map_err(CliError::file(&options.key))?;
-    let key = SecretKey::from_pem(&text);
+    let text = std::fs::read(&options.key).map_err(CliError::file(&options.key))?;
+    let key = SecretKey::from_pem(&String::from_utf8_lossy(&text));
     let key = key.map_err(|error| CliError::usage(format!("{}: {error}", options.key.display())))?;
     for file in &options.files {
         let bytes = std::fs::read(file).map_err(CliError::file(file))?;

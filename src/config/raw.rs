@@ -73,18 +73,24 @@ pub(super) struct RawConfig {
 }
 
 impl RawConfig {
-    /// Reads the file's text; what cannot be read is left out and reported.
-    pub(super) fn from_toml(text: &str, keys: &Keys, problems: &mut Vec<Problem>) -> Self {
-        let (table, errors) = DeTable::parse_recoverable(text);
+    /// Reads the file's text; unknown keys are left out and reported.
+    ///
+    /// # Errors
+    /// Where the text is no TOML, and nothing else: what follows a slip in the syntax cannot be trusted, and
+    /// complaints about it would bury the cause.
+    pub(super) fn from_toml(text: &str, keys: &Keys, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         let lines = Lines(text);
-        problems.extend(errors.iter().map(|error| Problem {
-            place: error.span().map_or(Place::File, |span| lines.place(&span)),
-            key: String::new(),
-            message: error.message().replace('\n', "; "),
-        }));
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if let Some(first) = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start)) {
+            return Err(Problem {
+                place: first.span().map_or(Place::File, |span| lines.place(&span)),
+                key: String::new(),
+                message: first.message().replace('\n', "; "),
+            });
+        }
         let mut raw = Self::default();
         raw.read_table(table.get_ref(), "", &lines, keys, problems);
-        raw
+        Ok(raw)
     }
 
     fn read_table(

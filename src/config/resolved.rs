@@ -69,7 +69,8 @@ impl Config {
     /// As [`Config::load`], with the file's text given; `path` is only for messages.
     ///
     /// # Errors
-    /// Every problem at once, each with its key and where it was written.
+    /// Every problem at once, each with its key and where it was written; where the text is no TOML, the first
+    /// place that is not.
     pub fn from_toml(
         text: &str,
         path: Option<&Path>,
@@ -77,7 +78,8 @@ impl Config {
     ) -> Result<Self, ConfigErrors> {
         let keys = Keys::new(Self::default().entries().into_iter().map(|entry| entry.key));
         let mut problems = Vec::new();
-        let mut raw = RawConfig::from_toml(text, &keys, &mut problems);
+        let mut raw = RawConfig::from_toml(text, &keys, &mut problems)
+            .map_err(|problem| ConfigErrors::new(path, vec![problem]))?;
         raw.override_with(environment, &keys, &mut problems);
         let mut reader = Reader { raw: &raw, problems: &mut problems };
         let config = Self::resolve(&mut reader);
