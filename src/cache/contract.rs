@@ -19,7 +19,7 @@ pub(super) fn artifact(name: &str, size: usize) -> Stored {
     let bytes: Vec<u8> = name.bytes().cycle().take(size).collect();
     let mut metadata = Metadata::bare(id(name));
     metadata.input_shape = Some([3, 8, 8].into());
-    Stored::new(metadata, bytes.into())
+    Stored::new(metadata, bytes.into(), 1_700_000_000_000)
 }
 
 pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
@@ -55,9 +55,11 @@ pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, max_bytes: 
 async fn kept_as_given(tier: &dyn Tier) {
     let stored = artifact("a", 1000);
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Miss);
-    assert!(!tier.contains(stored.id()).await.unwrap());
+    assert_eq!(tier.about(stored.id()).await.unwrap(), None);
     assert!(tier.put(&stored).await.unwrap());
-    assert!(tier.contains(stored.id()).await.unwrap());
+    let held = tier.about(stored.id()).await.unwrap().unwrap();
+    assert_eq!((held.digest, held.bytes), (stored.digest, 1000));
+    assert_eq!(held.confirmed_unix_ms, stored.confirmed_unix_ms);
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(stored.clone()));
 
     let other =
@@ -79,7 +81,7 @@ async fn negatives_end(tier: &dyn Tier, clock: &ManualClock) {
     let until_unix_ms = clock.unix_ms() + 1000;
     let negative = Negative { code: "kernel.rejected".into(), reason: "infinite".into(), until_unix_ms };
     tier.put_negative(stored.id(), &negative).await.unwrap();
-    assert!(!tier.contains(stored.id()).await.unwrap(), "a rejected kernel's bytes go");
+    assert_eq!(tier.about(stored.id()).await.unwrap(), None, "a rejected kernel's bytes go");
     clock.advance(Duration::from_millis(999));
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Negative(negative.clone()));
     clock.advance(Duration::from_millis(1));
@@ -110,7 +112,7 @@ async fn bounded_by_use(tier: &dyn Tier, max_bytes: usize) {
     }
     tier.get(&id("a")).await.unwrap();
     assert!(tier.put(&artifact("d", size)).await.unwrap());
-    let here = async |name: &str| tier.contains(&id(name)).await.unwrap();
+    let here = async |name: &str| tier.about(&id(name)).await.unwrap().is_some();
     assert_eq!(
         [here("a").await, here("b").await, here("c").await, here("d").await],
         [true, false, true, true]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{Answer, Negative, Stored, Tier, TierError, TierStats};
+use super::{Answer, Held, Negative, Stored, Tier, TierError, TierStats};
 use crate::{
     clock::Clock,
     digest::Digest,
@@ -79,8 +79,8 @@ impl Tier for GuardedTier {
         self.guard(move |tier| tier.remove(id))
     }
 
-    fn contains<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>> {
-        self.guard(move |tier| tier.contains(id))
+    fn about<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Held>, TierError>> {
+        self.guard(move |tier| tier.about(id))
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {

@@ -34,4 +34,4 @@ pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sqlite::{SqliteOptions, SqliteTier};
 pub use stats::{EntryStats, Eviction, EvictionReason, TierStats};
-pub use tier::{Answer, Negative, Stored, Tier, TierError};
+pub use tier::{Answer, Held, Negative, Stored, Tier, TierError};

@@ -17,7 +17,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous},
 };
 
-use super::{Answer, Negative, Stored, Tier, TierError, TierStats};
+use super::{Answer, Held, Negative, Stored, Tier, TierError, TierStats};
 use crate::{
     clock::Clock,
     digest::Digest,
@@ -116,7 +116,7 @@ impl SqliteTier {
             return Ok(Answer::Negative(Negative { code, reason, until_unix_ms }));
         }
         let row = query(
-            "SELECT digest, metadata, verdict, seal, bytes FROM kernels JOIN artifacts USING (id) WHERE id = ?",
+            "SELECT digest, metadata, verdict, confirmed_at_ms, seal, bytes FROM kernels JOIN artifacts USING (id) WHERE id = ?",
         )
         .bind(id.as_str())
         .fetch_optional(&self.pool)
@@ -149,7 +149,7 @@ impl SqliteTier {
         let id = stored.id().as_str();
         let metadata = stored.metadata.to_json();
         let verdict = stored.verdict.as_ref().map(|verdict| to_json(verdict));
-        let seal = seal(id, stored.digest, &metadata, verdict.as_deref());
+        let seal = seal(id, stored.digest, &metadata, verdict.as_deref(), stored.confirmed_unix_ms);
         let size = stored.bytes.len() + metadata.len() + verdict.as_ref().map_or(0, String::len);
         let Some(room) = self.max_bytes.checked_sub(size as u64) else {
             return Ok(false);
@@ -175,8 +175,8 @@ impl SqliteTier {
         .await?
         .rows_affected();
         query(
-            "INSERT INTO kernels (id, digest, metadata, verdict, seal, size_bytes, stored_at_ms, used_at_ms, use_order)
-             SELECT ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(use_order), 0) + 1 FROM kernels",
+            "INSERT INTO kernels (id, digest, metadata, verdict, seal, size_bytes, confirmed_at_ms, stored_at_ms, used_at_ms, use_order)
+             SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, COALESCE(MAX(use_order), 0) + 1 FROM kernels",
         )
         .bind(id)
         .bind(stored.digest.as_bytes().as_slice())
@@ -184,6 +184,7 @@ impl SqliteTier {
         .bind(verdict)
         .bind(seal.as_bytes().as_slice())
         .bind(to_i64(size as u64))
+        .bind(stored.confirmed_unix_ms)
         .bind(now)
         .bind(now)
         .execute(&mut *change)
@@ -206,17 +207,17 @@ impl SqliteTier {
         verdict: &Verdict,
     ) -> Result<bool, sqlx::Error> {
         let mut change = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let metadata: Option<String> =
-            query_scalar("SELECT metadata FROM kernels WHERE id = ? AND digest = ?")
-                .bind(id.as_str())
-                .bind(digest.as_bytes().as_slice())
-                .fetch_optional(&mut *change)
-                .await?;
-        let Some(metadata) = metadata else {
+        let row = query("SELECT metadata, confirmed_at_ms FROM kernels WHERE id = ? AND digest = ?")
+            .bind(id.as_str())
+            .bind(digest.as_bytes().as_slice())
+            .fetch_optional(&mut *change)
+            .await?;
+        let Some(row) = row else {
             return Ok(false);
         };
         let verdict = to_json(verdict);
-        let seal = seal(id.as_str(), digest, &metadata, Some(&verdict));
+        let (metadata, confirmed) = (row.try_get("metadata")?, row.try_get("confirmed_at_ms")?);
+        let seal = seal(id.as_str(), digest, metadata, Some(&verdict), confirmed);
         query("UPDATE kernels SET verdict = ?, seal = ? WHERE id = ?")
             .bind(verdict)
             .bind(seal.as_bytes().as_slice())
@@ -238,6 +239,26 @@ impl SqliteTier {
             .execute(&mut *change)
             .await?;
         change.commit().await
+    }
+
+    async fn describe(&self, id: &KernelId) -> Result<Option<Held>, sqlx::Error> {
+        let row = query(
+            "SELECT digest, LENGTH(bytes) AS bytes, confirmed_at_ms, stored_at_ms, used_at_ms
+             FROM kernels JOIN artifacts USING (id) WHERE id = ?",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let digest: &[u8] = row.try_get("digest")?;
+        let Ok(digest) = digest.try_into() else { return Ok(None) };
+        Ok(Some(Held {
+            digest: Digest::from_bytes(digest),
+            bytes: row.try_get::<i64, _>("bytes")?.unsigned_abs(),
+            stored_unix_ms: row.try_get("stored_at_ms")?,
+            used_unix_ms: Some(row.try_get("used_at_ms")?),
+            confirmed_unix_ms: row.try_get("confirmed_at_ms")?,
+        }))
     }
 
     async fn forget(&self, id: Option<&KernelId>) -> Result<(u64, u64), sqlx::Error> {
@@ -316,9 +337,8 @@ impl Tier for SqliteTier {
         })
     }
 
-    fn contains<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>> {
-        let found = query_scalar("SELECT EXISTS (SELECT 1 FROM kernels WHERE id = ?)").bind(id.as_str());
-        Box::pin(self.request("look for a kernel", found.fetch_one(&self.pool)))
+    fn about<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Held>, TierError>> {
+        Box::pin(self.request("look for a kernel", self.describe(id)))
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
@@ -422,19 +442,22 @@ fn unseal(id: &KernelId, row: &SqliteRow) -> Option<Stored> {
     let verdict: Option<&str> = row.try_get("verdict").ok()?;
     let bytes: &[u8] = row.try_get("bytes").ok()?;
     let sealed: &[u8] = row.try_get("seal").ok()?;
-    if seal(id.as_str(), digest, metadata, verdict).as_bytes() != sealed || Digest::of(bytes) != digest {
+    let confirmed_unix_ms = row.try_get("confirmed_at_ms").ok()?;
+    if seal(id.as_str(), digest, metadata, verdict, confirmed_unix_ms).as_bytes() != sealed
+        || Digest::of(bytes) != digest
+    {
         return None;
     }
     let metadata = Metadata::from_json(metadata.as_bytes()).ok().filter(|metadata| metadata.id == *id)?;
     let verdict = verdict.map(serde_json::from_str).transpose().ok()?.map(Arc::new);
-    Some(Stored { metadata: Arc::new(metadata), digest, bytes: bytes.into(), verdict })
+    Some(Stored { metadata: Arc::new(metadata), digest, bytes: bytes.into(), verdict, confirmed_unix_ms })
 }
 
 /// The digest of a kernel's description, each part preceded by its length.
-fn seal(id: &str, digest: Digest, metadata: &str, verdict: Option<&str>) -> Digest {
+fn seal(id: &str, digest: Digest, metadata: &str, verdict: Option<&str>, confirmed_unix_ms: i64) -> Digest {
     let mut text = Vec::with_capacity(64 + id.len() + metadata.len() + verdict.map_or(0, str::len));
-    let parts =
-        [id.as_bytes(), digest.as_bytes(), metadata.as_bytes(), verdict.unwrap_or_default().as_bytes()];
+    let (verdict, confirmed) = (verdict.unwrap_or_default(), confirmed_unix_ms.to_le_bytes());
+    let parts = [id.as_bytes(), digest.as_bytes(), metadata.as_bytes(), verdict.as_bytes(), &confirmed];
     for part in parts {
         text.extend_from_slice(&(part.len() as u64).to_le_bytes());
         text.extend_from_slice(part);

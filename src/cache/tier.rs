@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
 use super::TierStats;
 use crate::{
@@ -24,12 +25,15 @@ pub struct Stored {
     pub bytes: Arc<[u8]>,
     /// What the validator said, once it has.
     pub verdict: Option<Arc<Verdict>>,
+    /// When the origin last said that this is the kernel, in milliseconds since 1970.
+    pub confirmed_unix_ms: i64,
 }
 
 impl Stored {
-    /// An artifact that has just arrived: hashes it.
-    pub fn new(metadata: Metadata, bytes: Arc<[u8]>) -> Self {
-        Self { metadata: Arc::new(metadata), digest: Digest::of(&bytes), bytes, verdict: None }
+    /// An artifact that the origin has just given: hashes it.
+    pub fn new(metadata: Metadata, bytes: Arc<[u8]>, confirmed_unix_ms: i64) -> Self {
+        let digest = Digest::of(&bytes);
+        Self { metadata: Arc::new(metadata), digest, bytes, verdict: None, confirmed_unix_ms }
     }
 
     /// The kernel's id.
@@ -42,6 +46,21 @@ impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Stored({} {} of {} bytes)", self.id(), self.digest, self.bytes.len())
     }
+}
+
+/// What a tier keeps of a kernel, seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// SHA-256 of the artifact as it was stored; the bytes are not looked at.
+    pub digest: Digest,
+    /// Bytes of the artifact.
+    pub bytes: u64,
+    /// When it was stored, in milliseconds since 1970.
+    pub stored_unix_ms: i64,
+    /// When it was last used, in milliseconds since 1970; absent where the tier does not keep it.
+    pub used_unix_ms: Option<i64>,
+    /// When the origin last vouched for it, in milliseconds since 1970.
+    pub confirmed_unix_ms: i64,
 }
 
 /// Why a kernel is known not to be had: "there is none" for a while, not "not now".
@@ -101,8 +120,8 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Forgets a kernel, a negative result included; `false` where nothing was known.
     fn remove<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>>;
 
-    /// Whether the kernel's bytes are here; neither reads nor counts them.
-    fn contains<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>>;
+    /// What is here of a kernel, if its bytes are; neither reads nor counts them.
+    fn about<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Held>, TierError>>;
 
     /// Forgets everything, and says how many kernels that were.
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>>;

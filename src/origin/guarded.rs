@@ -89,7 +89,8 @@ impl Guarded {
         let between = self.clock.now();
         let bytes = self.retry.run(|| Box::pin(self.in_time(self.origin.artifact(&metadata)))).await?;
         // Hashing some megabytes would hold up every task of this thread.
-        let hashed = tokio::task::spawn_blocking(move || Stored::new(metadata, bytes)).await;
+        let now = self.clock.unix_ms();
+        let hashed = tokio::task::spawn_blocking(move || Stored::new(metadata, bytes, now)).await;
         let stored = hashed.map_err(|error| OriginError::Unavailable {
             origin: self.origin.name().to_owned(),
             place: id.as_str().into(),

@@ -5,9 +5,10 @@ CREATE TABLE kernels (
     digest        BLOB    NOT NULL,              -- SHA-256 of the artifact
     metadata      TEXT    NOT NULL,              -- the catalogue entry as JSON
     verdict       TEXT,                          -- the validator's verdict as JSON
-    seal          BLOB    NOT NULL,              -- SHA-256 over id, digest, metadata and verdict
+    seal          BLOB    NOT NULL,              -- SHA-256 over id, digest, metadata, verdict and confirmed_at_ms
     size_bytes    INTEGER NOT NULL,
     uses          INTEGER NOT NULL DEFAULT 0,
+    confirmed_at_ms INTEGER NOT NULL,            -- when the origin last vouched for it
     stored_at_ms  INTEGER NOT NULL,
     used_at_ms    INTEGER NOT NULL,
     use_order     INTEGER NOT NULL               -- rises with every use; the lowest is evicted first
