@@ -20,9 +20,8 @@ use crate::{
     backend::Backend,
     clock::Clock,
     engine::EngineConfig,
-    guard::{BreakerState, BreakerStatus},
     id::SessionId,
-    wire::{ActorReport, BreakerReport, Peer, SeedsReport, SessionLimits, StatusReport},
+    wire::{ActorReport, Peer, SeedsReport, SessionLimits, StatusReport},
 };
 
 /// What a supervisor is made with.
@@ -224,7 +223,7 @@ impl Handler<ReportStatus> for Supervisor {
                 }
             }
             if let Ok(status) = fetcher.ask(ReportBreaker).await {
-                report.breakers.push(breaker_report(&status));
+                report.breakers.push(status.into());
             }
             report
         })
@@ -234,20 +233,6 @@ impl Handler<ReportStatus> for Supervisor {
 fn actor_report(report: super::base::ActorReport) -> ActorReport {
     let state = if report.alive { "running" } else { "restarting" };
     ActorReport { name: report.name.to_owned(), state: state.to_owned(), restarts: report.panics }
-}
-
-fn breaker_report(status: &BreakerStatus) -> BreakerReport {
-    let state = match status.state {
-        BreakerState::Closed => "closed",
-        BreakerState::Open => "open",
-        BreakerState::HalfOpen => "half_open",
-    };
-    BreakerReport {
-        name: status.dependency.clone(),
-        state: state.to_owned(),
-        failures: status.failures,
-        retry_after_ms: status.retry_in_ms,
-    }
 }
 
 /// Asks for every seed of every session.

@@ -66,10 +66,18 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
             .iter()
             .map(|b| {
                 let retry = b.retry_after_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
-                vec![b.name.clone(), b.state.clone(), b.failures.to_string(), retry]
+                vec![
+                    b.name.clone(),
+                    b.state.clone(),
+                    b.failures.to_string(),
+                    b.opened.to_string(),
+                    b.refused.to_string(),
+                    retry,
+                    b.cause.clone().unwrap_or_else(|| "-".to_owned()),
+                ]
             })
             .collect();
-        table::print(&["BREAKER", "STATE", " FAILURES", " RETRY IN"], &rows);
+        table::print(&["BREAKER", "STATE", " FAILURES", " OPENED", " REFUSED", " RETRY IN", "WHY"], &rows);
         println!();
         let rows: Vec<_> = report
             .sessions

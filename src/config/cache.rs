@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{section::section, units::ByteSize};
+use super::{breaker::Breaker, section::section, units::ByteSize};
 use crate::id::KernelId;
 
 section! {
@@ -22,6 +22,8 @@ section! {
     sections {
         /// The tier on disk.
         sqlite: CacheSqlite;
+        /// When a tier below the one in memory is left alone.
+        breaker: Breaker;
     }
 }
 

@@ -4,6 +4,7 @@
 //! and validated as a whole; every problem is reported at once. Each key is declared a single time, in
 //! its section's file, and `config/kasmina.toml` is held equal to those declarations by a test.
 
+mod breaker;
 mod cache;
 mod daemon;
 mod data_plane;
@@ -24,6 +25,7 @@ mod units;
 mod validate;
 mod validator;
 
+pub use breaker::Breaker;
 pub use cache::{Cache, CacheSqlite};
 pub use daemon::Daemon;
 pub use data_plane::DataPlane;
@@ -33,7 +35,7 @@ pub use engine::Engine;
 pub use environment::{Environment, PREFIX, ProcessEnvironment};
 pub use limits::Limits;
 pub use log::{Log, LogFormat, LogLevel};
-pub use origin::{Origin, OriginBreaker, OriginKind, OriginRetry};
+pub use origin::{Origin, OriginKind, OriginRetry};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use resolved::Config;
 pub use section::{Change, Entry};

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{section::section, setting::words};
+use super::{breaker::Breaker, section::section, setting::words};
 
 /// The kind of origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,23 +27,9 @@ section! {
     }
     sections {
         /// When to stop asking for a while.
-        breaker: OriginBreaker;
+        breaker: Breaker;
         /// How often to ask again.
         retry: OriginRetry;
-    }
-}
-
-section! {
-    /// The circuit breaker before the origin.
-    OriginBreaker in "origin.breaker" {
-        /// Failures in a row that open it.
-        failure_threshold: u32 = 5, "failures", Restart;
-        /// How long it stays open.
-        open_for: Duration = Duration::from_secs(60), "time", Restart;
-        /// Successes in a row that close it again.
-        success_threshold: u32 = 3, "successes", Restart;
-        /// Calls let through at a time while it is being tried.
-        trial_calls: u32 = 1, "calls", Restart;
     }
 }
 

@@ -97,29 +97,29 @@ impl Config {
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         let Self { daemon, device, cache, origin, validator, engine, data_plane, limits, log } = self;
-        daemon.list(&mut entries);
-        device.list(&mut entries);
-        cache.list(&mut entries);
-        origin.list(&mut entries);
-        validator.list(&mut entries);
-        engine.list(&mut entries);
-        data_plane.list(&mut entries);
-        limits.list(&mut entries);
-        log.list(&mut entries);
+        daemon.list(&mut entries, "daemon");
+        device.list(&mut entries, "device");
+        cache.list(&mut entries, "cache");
+        origin.list(&mut entries, "origin");
+        validator.list(&mut entries, "validator");
+        engine.list(&mut entries, "engine");
+        data_plane.list(&mut entries, "data_plane");
+        limits.list(&mut entries, "limits");
+        log.list(&mut entries, "log");
         entries
     }
 
     fn resolve(reader: &mut Reader<'_>) -> Self {
         Self {
-            daemon: Section::resolve(reader),
-            device: Section::resolve(reader),
-            cache: Section::resolve(reader),
-            origin: Section::resolve(reader),
-            validator: Section::resolve(reader),
-            engine: Section::resolve(reader),
-            data_plane: Section::resolve(reader),
-            limits: Section::resolve(reader),
-            log: Section::resolve(reader),
+            daemon: Section::resolve(reader, "daemon"),
+            device: Section::resolve(reader, "device"),
+            cache: Section::resolve(reader, "cache"),
+            origin: Section::resolve(reader, "origin"),
+            validator: Section::resolve(reader, "validator"),
+            engine: Section::resolve(reader, "engine"),
+            data_plane: Section::resolve(reader, "data_plane"),
+            limits: Section::resolve(reader, "limits"),
+            log: Section::resolve(reader, "log"),
         }
     }
 }

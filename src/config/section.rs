@@ -37,11 +37,12 @@ pub struct Entry {
 
 /// A part of the configuration, made by [`section!`].
 pub(super) trait Section: Default {
-    /// The section with what was written laid over the defaults; bad values stay at their default.
-    fn resolve(reader: &mut Reader<'_>) -> Self;
+    /// The section that stands at `path`, with what was written laid over the defaults; bad values stay at
+    /// their default.
+    fn resolve(reader: &mut Reader<'_>, path: &str) -> Self;
 
-    /// Appends every key of the section and of those below it.
-    fn list(&self, entries: &mut Vec<Entry>);
+    /// Appends every key of the section at `path` and of those below it.
+    fn list(&self, entries: &mut Vec<Entry>, path: &str);
 }
 
 /// Takes settings out of the raw configuration and notes what is wrong with them.
@@ -66,11 +67,12 @@ impl Reader<'_> {
     }
 }
 
-/// Declares a section: `field: Type = default, "unit", Change;`, and below `sections` those it holds.
+/// Declares a section: `field: Type = default, "unit", Change;`, and below `sections` those it holds. One that
+/// stands in a single place says so with `in "path"`; without it may stand in several.
 macro_rules! section {
     (
         $(#[$doc:meta])*
-        $name:ident in $path:literal {
+        $name:ident $(in $path:literal)? {
             $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr, $unit:literal, $change:ident;)*
         }
         $(sections { $($(#[$inner_doc:meta])* $inner:ident: $inner_type:ty;)* })?
@@ -89,21 +91,29 @@ macro_rules! section {
         }
 
         impl $crate::config::section::Section for $name {
-            fn resolve(reader: &mut $crate::config::section::Reader<'_>) -> Self {
+            fn resolve(reader: &mut $crate::config::section::Reader<'_>, path: &str) -> Self {
+                $(debug_assert_eq!(path, $path);)?
                 Self {
-                    $($field: reader.read(concat!($path, ".", stringify!($field)), $default),)*
-                    $($($inner: <$inner_type as $crate::config::section::Section>::resolve(reader),)*)?
+                    $($field: reader.read(&format!("{path}.{}", stringify!($field)), $default),)*
+                    $($($inner: <$inner_type as $crate::config::section::Section>::resolve(
+                        reader,
+                        &format!("{path}.{}", stringify!($inner)),
+                    ),)*)?
                 }
             }
 
-            fn list(&self, entries: &mut Vec<$crate::config::section::Entry>) {
+            fn list(&self, entries: &mut Vec<$crate::config::section::Entry>, path: &str) {
                 $(entries.push($crate::config::section::Entry {
-                    key: concat!($path, ".", stringify!($field)).to_owned(),
+                    key: format!("{path}.{}", stringify!($field)),
                     value: $crate::config::setting::Setting::show(&self.$field),
                     unit: $unit,
                     change: $crate::config::section::Change::$change,
                 });)*
-                $($($crate::config::section::Section::list(&self.$inner, entries);)*)?
+                $($($crate::config::section::Section::list(
+                    &self.$inner,
+                    entries,
+                    &format!("{path}.{}", stringify!($inner)),
+                );)*)?
             }
         }
     };

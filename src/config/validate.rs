@@ -2,12 +2,14 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{resolved::Config, section::Reader, units::ByteSize};
+use super::{breaker::Breaker, resolved::Config, section::Reader, units::ByteSize};
 
 /// Notes every rule that `config` breaks, at the place where the key was written.
 pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     paths(config, reader);
     counts(config, reader);
+    breaker("cache.breaker", &config.cache.breaker, reader);
+    breaker("origin.breaker", &config.origin.breaker, reader);
     times(config, reader);
     sizes(config, reader);
     modules(config, reader);
@@ -51,12 +53,8 @@ fn too_long_for_a_socket(path: &Path) -> Option<String> {
 }
 
 fn counts(config: &Config, reader: &mut Reader<'_>) {
-    let breaker = &config.origin.breaker;
     for (key, count, most) in [
         ("cache.max_entries", config.cache.max_entries as u64, 1_000_000),
-        ("origin.breaker.failure_threshold", breaker.failure_threshold.into(), 1_000_000),
-        ("origin.breaker.success_threshold", breaker.success_threshold.into(), 1_000_000),
-        ("origin.breaker.trial_calls", breaker.trial_calls.into(), 1000),
         ("origin.retry.attempts", config.origin.retry.attempts.into(), 100),
         ("validator.max_archive_entries", config.validator.max_archive_entries as u64, 65_535),
         ("validator.max_parameters", config.validator.max_parameters, 1 << 40),
@@ -82,13 +80,40 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
     }
 }
 
+fn breaker(path: &str, breaker: &Breaker, reader: &mut Reader<'_>) {
+    for (key, count, least, most) in [
+        ("failure_threshold", breaker.failure_threshold, 1, 1_000_000),
+        ("success_threshold", breaker.success_threshold, 1, 1_000_000),
+        ("trial_calls", breaker.trial_calls, 1, 1000),
+        ("failure_rate_threshold", breaker.failure_rate_threshold, 0, 100),
+        ("slow_call_rate_threshold", breaker.slow_call_rate_threshold, 0, 100),
+        ("sliding_window_size", breaker.sliding_window_size, 1, 10_000),
+        ("minimum_number_of_calls", breaker.minimum_number_of_calls, 1, 10_000),
+    ] {
+        if !(least..=most).contains(&count) {
+            reader.refuse(
+                &format!("{path}.{key}"),
+                format!("{count} is out of range: write {least} to {most}"),
+            );
+        }
+    }
+    for (key, time) in [
+        ("open_for", breaker.open_for),
+        ("max_wait_in_half_open", breaker.max_wait_in_half_open),
+        ("slow_call_duration_threshold", breaker.slow_call_duration_threshold),
+    ] {
+        if time < Duration::from_millis(1) {
+            reader.refuse(&format!("{path}.{key}"), "is too short: write at least \"1ms\"".to_owned());
+        }
+    }
+}
+
 fn times(config: &Config, reader: &mut Reader<'_>) {
     let retry = &config.origin.retry;
     for (key, time) in [
         ("daemon.watch_interval", config.daemon.watch_interval),
         ("daemon.restart_window", config.daemon.restart_window),
         ("origin.timeout", config.origin.timeout),
-        ("origin.breaker.open_for", config.origin.breaker.open_for),
         ("origin.retry.base_delay", retry.base_delay),
         ("validator.time_limit", config.validator.time_limit),
         ("validator.trial_time_limit", config.validator.trial_time_limit),

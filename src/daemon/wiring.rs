@@ -63,7 +63,8 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
     let sqlite = open_sqlite(config, clock.clone()).await;
     let tiers = sqlite.iter().map(|tier| {
         let tier: Arc<dyn Tier> = tier.clone();
-        Arc::new(GuardedTier::new(tier, BreakerPolicy::default(), clock.clone())) as Arc<dyn Tier>
+        Arc::new(GuardedTier::new(tier, BreakerPolicy::from(&config.cache.breaker), clock.clone()))
+            as Arc<dyn Tier>
     });
     let lookup =
         Lookup::new(tiers.collect(), Some(source), LookupOptions::from(&config.cache), clock.clone());

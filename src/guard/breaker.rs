@@ -5,132 +5,55 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
+use super::{BreakerOpen, BreakerPolicy, BreakerState, BreakerStatus, OpenCause, window::Window};
 use crate::{
-    clock::Clock,
-    config,
+    clock::{Clock, whole_ms},
     fault::{ErrorClass, Fault},
 };
 
-/// When a breaker opens, for how long, and what closes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BreakerPolicy {
-    /// Failures in a row that open it, at least 1.
-    pub failure_threshold: u32,
-    /// How long it stays open.
-    pub open_for: Duration,
-    /// Successes in a row that close it again, at least 1.
-    pub success_threshold: u32,
-    /// Trial calls at a time, at least 1.
-    pub trial_calls: u32,
-}
-
-impl Default for BreakerPolicy {
-    /// 5 failures, 60 s, 3 successes, 1 trial at a time.
-    fn default() -> Self {
-        Self { failure_threshold: 5, open_for: Duration::from_secs(60), success_threshold: 3, trial_calls: 1 }
-    }
-}
-
-impl From<&config::OriginBreaker> for BreakerPolicy {
-    fn from(settings: &config::OriginBreaker) -> Self {
-        Self {
-            failure_threshold: settings.failure_threshold,
-            open_for: settings.open_for,
-            success_threshold: settings.success_threshold,
-            trial_calls: settings.trial_calls,
-        }
-    }
-}
-
-/// A dependency has failed so often that it is not asked for a while.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{dependency} is not asked after {failures} failures in a row (the last: {last_failure}), {}", next_trial(*.retry_in))]
-pub struct BreakerOpen {
-    /// Which dependency.
-    pub dependency: String,
-    /// How many failures opened it.
-    pub failures: u32,
-    /// The last one's text.
-    pub last_failure: String,
-    /// When the next call may pass; zero while trial calls are under way.
-    pub retry_in: Duration,
-}
-
-fn next_trial(retry_in: Duration) -> String {
-    if retry_in.is_zero() {
-        return "a trial call is under way, ask again when it is done".to_owned();
-    }
-    format!("it will be tried again in {} ms", retry_in.as_millis())
-}
-
-impl Fault for BreakerOpen {
-    fn class(&self) -> ErrorClass {
-        ErrorClass::Unavailable
-    }
-
-    fn code(&self) -> &'static str {
-        "origin.breaker_open"
-    }
-}
-
-/// What a breaker does with the next call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BreakerState {
-    /// Lets it pass.
-    Closed,
-    /// Refuses it.
-    Open,
-    /// Lets it pass where a trial is free.
-    HalfOpen,
-}
-
-/// A breaker seen from outside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BreakerStatus {
-    /// What it protects.
-    pub dependency: String,
-    /// What it does now.
-    pub state: BreakerState,
-    /// Failures in a row until now.
-    pub failures: u32,
-    /// Milliseconds until a trial call may pass, while it is open.
-    pub retry_in_ms: Option<u64>,
-    /// How often it has opened.
-    pub opened: u64,
-    /// How often it has let trials pass.
-    pub half_opened: u64,
-    /// How often it has closed again.
-    pub closed: u64,
-    /// Calls it refused.
-    pub refused: u64,
-    /// What the last failure said.
-    pub last_failure: Option<String>,
-}
-
 #[derive(Debug)]
 enum Mode {
-    Closed { failures: u32 },
+    Closed,
     Open { until: Instant },
-    HalfOpen { trials: u32, successes: u32 },
+    HalfOpen { trials: Trials },
+}
+
+/// The places for trial calls.
+#[derive(Debug, Default)]
+struct Trials {
+    under_way: u32,
+    successes: u32,
+    /// Since when every place is taken.
+    full_since: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct State {
     mode: Mode,
+    /// When the mode began.
+    since: Instant,
     /// Rises with every transition: a call counts only in the period it began in.
     period: u64,
+    window: Window,
+    /// Failures since the last answer, over all modes.
+    failures: u32,
+    /// Trials that failed since it was last closed.
+    failed_trials: u32,
+    cause: OpenCause,
     opened: u64,
     half_opened: u64,
     closed: u64,
     refused: u64,
-    failures: u32,
     last_failure: Option<String>,
 }
 
 /// A circuit breaker for one dependency.
+///
+/// Closed, it opens after failures in a row, or where the policy says so by the share of failures or of slow
+/// calls among the last ones. Open, it refuses; after a while it is half open and lets a few trial calls pass
+/// at a time: successes in a row close it, one failure or slow answer opens it again. A trial whose permit is
+/// dropped gives its place back, and where every place is taken for too long without an answer, it opens too,
+/// so that it is never stuck.
 ///
 /// Only [`ErrorClass::Unavailable`] counts as a failure. What the dependency answered with, "no such kernel"
 /// included, shows that it is there and counts as a success; [`Overloaded`](ErrorClass::Overloaded),
@@ -151,22 +74,32 @@ pub struct Permit<'a> {
     breaker: &'a Breaker,
     period: u64,
     trial: bool,
+    began: Instant,
 }
 
 impl Breaker {
     /// A closed breaker.
     pub fn new(dependency: impl Into<String>, policy: BreakerPolicy, clock: Arc<dyn Clock>) -> Self {
         let state = State {
-            mode: Mode::Closed { failures: 0 },
+            mode: Mode::Closed,
+            since: clock.now(),
             period: 0,
+            window: Window::new(policy.window),
+            failures: 0,
+            failed_trials: 0,
+            cause: OpenCause::Failures { failures: 0 },
             opened: 0,
             half_opened: 0,
             closed: 0,
             refused: 0,
-            failures: 0,
             last_failure: None,
         };
         Self { dependency: dependency.into(), policy, clock, state: Mutex::new(state) }
+    }
+
+    /// What it protects.
+    pub fn dependency(&self) -> &str {
+        &self.dependency
     }
 
     /// Asks leave for a call.
@@ -176,50 +109,52 @@ impl Breaker {
     pub fn admit(&self) -> Result<Permit<'_>, BreakerOpen> {
         let now = self.clock.now();
         let mut state = self.lock();
-        if let Mode::Open { until } = state.mode
-            && now >= until
-        {
-            state.enter(Mode::HalfOpen { trials: 0, successes: 0 });
-            state.half_opened += 1;
-            tracing::info!(dependency = self.dependency, "breaker half open");
-        }
-        let trials = self.policy.trial_calls.max(1);
-        let retry_in = match &mut state.mode {
-            Mode::Closed { .. } => None,
-            Mode::Open { until } => Some(*until - now),
-            Mode::HalfOpen { trials: under_way, .. } if *under_way < trials => {
-                *under_way += 1;
-                None
+        state.move_on(self, now);
+        let places = self.policy.trial_calls.max(1);
+        let (refused_for, trial) = match &mut state.mode {
+            Mode::Closed => (None, false),
+            Mode::Open { until } => (Some(until.saturating_duration_since(now)), false),
+            Mode::HalfOpen { trials } if trials.under_way < places => {
+                trials.under_way += 1;
+                if trials.under_way == places {
+                    trials.full_since = Some(now);
+                }
+                (None, true)
             }
-            Mode::HalfOpen { .. } => Some(Duration::ZERO),
+            Mode::HalfOpen { .. } => (Some(Duration::ZERO), false),
         };
-        if let Some(retry_in) = retry_in {
+        if let Some(retry_in) = refused_for {
             state.refused += 1;
             return Err(BreakerOpen {
                 dependency: self.dependency.clone(),
-                failures: state.failures,
+                cause: state.cause,
                 last_failure: state.last_failure.clone().unwrap_or_default(),
                 retry_in,
             });
         }
-        let trial = matches!(state.mode, Mode::HalfOpen { .. });
-        Ok(Permit { breaker: self, period: state.period, trial })
+        Ok(Permit { breaker: self, period: state.period, trial, began: now })
     }
 
     /// What it does now and what it has done.
     pub fn status(&self) -> BreakerStatus {
         let now = self.clock.now();
         let state = self.lock();
-        let (mode, retry_in) = match state.mode {
-            Mode::Closed { .. } => (BreakerState::Closed, None),
-            Mode::Open { until } => (BreakerState::Open, Some(until.saturating_duration_since(now))),
-            Mode::HalfOpen { .. } => (BreakerState::HalfOpen, None),
+        let (mode, retry_in, trials) = match &state.mode {
+            Mode::Closed => (BreakerState::Closed, None, 0),
+            Mode::Open { until } => (BreakerState::Open, Some(until.saturating_duration_since(now)), 0),
+            Mode::HalfOpen { trials } => (BreakerState::HalfOpen, None, trials.under_way),
         };
+        let shares = state.window.percent();
         BreakerStatus {
             dependency: self.dependency.clone(),
             state: mode,
+            since_ms: whole_ms(now.saturating_duration_since(state.since)),
+            cause: (mode != BreakerState::Closed).then(|| state.cause.to_string()),
             failures: state.failures,
-            retry_in_ms: retry_in.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            failure_percent: shares.map(|(failed, _)| failed),
+            slow_percent: shares.map(|(_, slow)| slow),
+            retry_in_ms: retry_in.map(whole_ms),
+            trials,
             opened: state.opened,
             half_opened: state.half_opened,
             closed: state.closed,
@@ -234,50 +169,93 @@ impl Breaker {
 }
 
 impl State {
-    fn enter(&mut self, mode: Mode) {
-        self.mode = mode;
+    fn enter(&mut self, mode: Mode, now: Instant) {
+        (self.mode, self.since) = (mode, now);
         self.period += 1;
     }
 
-    fn succeed(&mut self, breaker: &Breaker) {
+    /// What time alone brings about: trials after the open time, and an end to trials without an answer.
+    fn move_on(&mut self, breaker: &Breaker, now: Instant) {
+        match &self.mode {
+            Mode::Open { until } if now >= *until => {
+                self.half_opened += 1;
+                self.enter(Mode::HalfOpen { trials: Trials::default() }, now);
+                tracing::info!(dependency = breaker.dependency, "breaker half open");
+            }
+            Mode::HalfOpen { trials: Trials { under_way, full_since: Some(since), .. } } => {
+                let (trials, waited) = (*under_way, now.saturating_duration_since(*since));
+                if waited >= breaker.policy.max_wait_in_half_open {
+                    self.failed_trials = self.failed_trials.saturating_add(1);
+                    self.open(breaker, OpenCause::LostTrials { trials, waited }, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, breaker: &Breaker, cause: OpenCause, now: Instant) {
+        let open_for = breaker.policy.open_time(self.failed_trials);
+        self.opened += 1;
+        self.cause = cause;
+        // An Instant holds centuries more than any setting, but the sum's overflow would be a panic.
+        let until = now.checked_add(open_for).unwrap_or(now);
+        self.enter(Mode::Open { until }, now);
+        tracing::warn!(
+            dependency = breaker.dependency,
+            %cause,
+            open_for_ms = whole_ms(open_for),
+            last_failure = self.last_failure,
+            "breaker open"
+        );
+    }
+
+    fn succeed(&mut self, breaker: &Breaker, took: Duration, now: Instant) {
+        let slow = breaker.policy.window.is_slow(took);
+        self.failures = 0;
         match &mut self.mode {
-            Mode::Closed { failures } => *failures = 0,
-            Mode::Open { .. } => return,
-            Mode::HalfOpen { successes, .. } => {
-                *successes += 1;
-                if *successes < breaker.policy.success_threshold {
+            Mode::Closed => {
+                if let Some(cause) = self.window.push(false, slow) {
+                    self.open(breaker, cause, now);
+                }
+            }
+            Mode::Open { .. } => {}
+            Mode::HalfOpen { .. } if slow => {
+                self.failed_trials = self.failed_trials.saturating_add(1);
+                let slow_call = breaker.policy.window.slow_call;
+                self.open(breaker, OpenCause::SlowTrial { took, slow_call }, now);
+            }
+            Mode::HalfOpen { trials } => {
+                trials.successes += 1;
+                if trials.successes < breaker.policy.success_threshold {
                     return;
                 }
                 self.closed += 1;
-                self.enter(Mode::Closed { failures: 0 });
+                self.failed_trials = 0;
+                self.window.clear();
+                self.enter(Mode::Closed, now);
                 tracing::info!(dependency = breaker.dependency, "breaker closed");
             }
         }
-        self.failures = 0;
     }
 
-    fn fail(&mut self, breaker: &Breaker, text: String) {
+    fn fail(&mut self, breaker: &Breaker, text: String, took: Duration, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.last_failure = Some(text);
-        let opens = match &mut self.mode {
-            Mode::Closed { failures } => {
-                *failures += 1;
-                *failures >= breaker.policy.failure_threshold
+        let in_a_row = OpenCause::Failures { failures: self.failures };
+        match self.mode {
+            Mode::Closed => {
+                let share = self.window.push(true, breaker.policy.window.is_slow(took));
+                if self.failures >= breaker.policy.failure_threshold {
+                    self.open(breaker, in_a_row, now);
+                } else if let Some(cause) = share {
+                    self.open(breaker, cause, now);
+                }
             }
-            Mode::Open { .. } => false,
-            Mode::HalfOpen { .. } => true,
-        };
-        if opens {
-            self.opened += 1;
-            self.enter(Mode::Open { until: breaker.clock.now() + breaker.policy.open_for });
-            let open_for_ms = u64::try_from(breaker.policy.open_for.as_millis()).unwrap_or(u64::MAX);
-            tracing::warn!(
-                dependency = breaker.dependency,
-                failures = self.failures,
-                open_for_ms,
-                last_failure = self.last_failure,
-                "breaker open"
-            );
+            Mode::Open { .. } => {}
+            Mode::HalfOpen { .. } => {
+                self.failed_trials = self.failed_trials.saturating_add(1);
+                self.open(breaker, in_a_row, now);
+            }
         }
     }
 }
@@ -285,16 +263,22 @@ impl State {
 impl Permit<'_> {
     /// Tells what came of the call: nothing wrong, or an error's class and text.
     pub fn record<E: Fault>(self, result: Result<(), &E>) {
-        let mut state = self.breaker.lock();
+        let breaker = self.breaker;
+        let now = breaker.clock.now();
+        let took = now.saturating_duration_since(self.began);
+        // Its text is written before the lock is taken: it is foreign code.
+        let failure = match result.map_err(|error| (error.class(), error)) {
+            Err((ErrorClass::Unavailable, error)) => Some(error.to_string()),
+            Err((ErrorClass::Overloaded | ErrorClass::Cancelled | ErrorClass::Bug, _)) => return,
+            Ok(()) | Err((ErrorClass::Invalid | ErrorClass::NotFound | ErrorClass::Corrupt, _)) => None,
+        };
+        let mut state = breaker.lock();
         if state.period != self.period {
             return;
         }
-        match result.map_err(|error| (error.class(), error)) {
-            Err((ErrorClass::Unavailable, error)) => state.fail(self.breaker, error.to_string()),
-            Err((ErrorClass::Overloaded | ErrorClass::Cancelled | ErrorClass::Bug, _)) => {}
-            Ok(()) | Err((ErrorClass::Invalid | ErrorClass::NotFound | ErrorClass::Corrupt, _)) => {
-                state.succeed(self.breaker);
-            }
+        match failure {
+            Some(text) => state.fail(breaker, text, took, now),
+            None => state.succeed(breaker, took, now),
         }
         // Dropped after this, `self` gives a trial's place back where the period is still the same.
     }
@@ -307,9 +291,10 @@ impl Drop for Permit<'_> {
         }
         let mut state = self.breaker.lock();
         if state.period == self.period
-            && let Mode::HalfOpen { trials, .. } = &mut state.mode
+            && let Mode::HalfOpen { trials } = &mut state.mode
         {
-            *trials -= 1;
+            trials.under_way -= 1;
+            trials.full_since = None;
         }
     }
 }

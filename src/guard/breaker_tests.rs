@@ -1,10 +1,8 @@
-//! The breaker against a model of it, and its cases one by one.
+//! The breaker's cases one by one.
 
 use std::{sync::Arc, time::Duration};
 
-use proptest::prelude::*;
-
-use super::{Breaker, BreakerOpen, BreakerPolicy, BreakerState, Permit};
+use super::{Breaker, BreakerOpen, BreakerPolicy, BreakerState, Permit, WindowPolicy};
 use crate::{
     clock::ManualClock,
     fault::{ErrorClass, Fault},
@@ -12,7 +10,7 @@ use crate::{
 
 #[derive(Debug, thiserror::Error)]
 #[error("it was {0}")]
-struct Failed(ErrorClass);
+pub(super) struct Failed(ErrorClass);
 
 impl Fault for Failed {
     fn class(&self) -> ErrorClass {
@@ -24,7 +22,7 @@ impl Fault for Failed {
     }
 }
 
-fn breaker(policy: BreakerPolicy) -> (Breaker, ManualClock) {
+pub(super) fn breaker(policy: BreakerPolicy) -> (Breaker, ManualClock) {
     let clock = ManualClock::default();
     (Breaker::new("urza", policy, Arc::new(clock.clone())), clock)
 }
@@ -35,14 +33,14 @@ fn call(breaker: &Breaker, class: Option<ErrorClass>) -> Result<(), BreakerOpen>
     Ok(())
 }
 
-fn record(permit: Permit<'_>, class: Option<ErrorClass>) {
+pub(super) fn record(permit: Permit<'_>, class: Option<ErrorClass>) {
     match class {
         None => permit.record::<Failed>(Ok(())),
         Some(class) => permit.record(Err(&Failed(class))),
     }
 }
 
-const DOWN: Option<ErrorClass> = Some(ErrorClass::Unavailable);
+pub(super) const DOWN: Option<ErrorClass> = Some(ErrorClass::Unavailable);
 
 #[test]
 fn five_failures_open_it_and_three_trials_close_it() {
@@ -52,7 +50,11 @@ fn five_failures_open_it_and_three_trials_close_it() {
     let error = call(&breaker, None).unwrap_err();
     assert_eq!(error.code(), "origin.breaker_open");
     let text = error.to_string();
-    assert!(text.contains("urza is not asked after 5 failures") && text.contains("again in 1 ms"), "{text}");
+    assert!(
+        text.contains("urza is not asked after 5 failures in a row (the last failure: it was unavailable)")
+            && text.contains("again in 1 ms"),
+        "{text}"
+    );
     assert_eq!(breaker.status().retry_in_ms, Some(1));
 
     clock.advance(Duration::from_millis(1));
@@ -126,119 +128,103 @@ fn a_late_result_of_an_earlier_period_counts_for_nothing() {
     assert_eq!(breaker.status().state, BreakerState::Closed);
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Begin,
-    End(usize, Option<ErrorClass>),
-    Lose(usize),
-    Wait(u64),
+fn wait(clock: &ManualClock, ms: u64) {
+    clock.advance(Duration::from_millis(ms));
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let outcome = prop_oneof![
-        4 => Just(DOWN),
-        4 => Just(None),
-        1 => Just(Some(ErrorClass::NotFound)),
-        1 => Just(Some(ErrorClass::Overloaded)),
-    ];
-    prop_oneof![
-        5 => Just(Step::Begin),
-        5 => (0usize..4, outcome).prop_map(|(n, o)| Step::End(n, o)),
-        1 => (0usize..4).prop_map(Step::Lose),
-        2 => (0u64..15).prop_map(Step::Wait),
-    ]
+/// A call that takes so long.
+fn long_call(breaker: &Breaker, clock: &ManualClock, ms: u64, class: Option<ErrorClass>) {
+    let permit = breaker.admit().unwrap();
+    wait(clock, ms);
+    record(permit, class);
 }
 
-/// The rules again: calls are remembered with the period they began in, and all else is counted from them.
-#[derive(Debug)]
-struct Model {
-    policy: BreakerPolicy,
-    now: u64,
-    state: BreakerState,
-    period: u64,
-    until: u64,
-    row: u32,
+fn by_window(failure_rate: u32, slow_call_rate: u32) -> BreakerPolicy {
+    let slow_call = Duration::from_millis(100);
+    let window = WindowPolicy { size: 10, minimum_calls: 5, failure_rate, slow_call_rate, slow_call };
+    BreakerPolicy { failure_threshold: 1000, window, ..BreakerPolicy::default() }
 }
 
-impl Model {
-    fn enter(&mut self, state: BreakerState) {
-        (self.state, self.row) = (state, 0);
-        self.period += 1;
-        self.until = self.now + self.policy.open_for.as_secs();
+#[test]
+fn a_share_of_failures_opens_it_once_there_are_enough_calls() {
+    let (breaker, _) = breaker(by_window(50, 0));
+    for class in [DOWN, None, DOWN, Some(ErrorClass::Overloaded)] {
+        call(&breaker, class).unwrap();
     }
-
-    /// Whether a call may begin while the calls of these periods are under way.
-    fn begin(&mut self, under_way: &[u64]) -> bool {
-        if self.state == BreakerState::Open && self.now >= self.until {
-            self.enter(BreakerState::HalfOpen);
-        }
-        let trials = under_way.iter().filter(|&&period| period == self.period).count();
-        match self.state {
-            BreakerState::Closed => true,
-            BreakerState::Open => false,
-            BreakerState::HalfOpen => trials < self.policy.trial_calls as usize,
-        }
-    }
-
-    fn end(&mut self, period: u64, outcome: Option<ErrorClass>) {
-        if period != self.period || outcome == Some(ErrorClass::Overloaded) {
-            return;
-        }
-        let failed = outcome == DOWN;
-        match self.state {
-            BreakerState::Closed if failed => {
-                self.row += 1;
-                if self.row == self.policy.failure_threshold {
-                    self.enter(BreakerState::Open);
-                }
-            }
-            BreakerState::Closed => self.row = 0,
-            BreakerState::Open => unreachable!("no call begins while it is open"),
-            BreakerState::HalfOpen if failed => self.enter(BreakerState::Open),
-            BreakerState::HalfOpen => {
-                self.row += 1;
-                if self.row == self.policy.success_threshold {
-                    self.enter(BreakerState::Closed);
-                }
-            }
-        }
-    }
+    call(&breaker, None).unwrap();
+    assert_eq!((breaker.status().state, breaker.status().failure_percent), (BreakerState::Closed, None));
+    call(&breaker, None).unwrap();
+    assert_eq!(breaker.status().failure_percent, Some(40));
+    call(&breaker, DOWN).unwrap();
+    let refused = breaker.admit().unwrap_err().to_string();
+    assert!(refused.contains("as 50 % of its last 6 calls failed (the last failure: it was"), "{refused}");
 }
 
-proptest! {
-    #[test]
-    fn it_does_what_the_model_does(
-        failure_threshold in 1u32..4,
-        success_threshold in 1u32..4,
-        trial_calls in 1u32..3,
-        steps in prop::collection::vec(step(), 1..200),
-    ) {
-        let open_for = Duration::from_secs(10);
-        let policy = BreakerPolicy { failure_threshold, open_for, success_threshold, trial_calls };
-        let (breaker, clock) = breaker(policy);
-        let mut model = Model { policy, now: 0, state: BreakerState::Closed, period: 0, until: 0, row: 0 };
-        let mut calls: Vec<(u64, Permit<'_>)> = Vec::new();
-        for step in steps {
-            match step {
-                Step::Begin => {
-                    let under_way: Vec<u64> = calls.iter().map(|(period, _)| *period).collect();
-                    let permit = breaker.admit();
-                    prop_assert_eq!(permit.is_ok(), model.begin(&under_way));
-                    calls.extend(permit.ok().map(|permit| (model.period, permit)));
-                }
-                Step::End(n, outcome) if n < calls.len() => {
-                    let (period, permit) = calls.swap_remove(n);
-                    record(permit, outcome);
-                    model.end(period, outcome);
-                }
-                Step::Lose(n) if n < calls.len() => drop(calls.swap_remove(n)),
-                Step::Wait(seconds) => {
-                    model.now += seconds;
-                    clock.advance(Duration::from_secs(seconds));
-                }
-                Step::End(..) | Step::Lose(_) => {}
-            }
-            prop_assert_eq!(breaker.status().state, model.state);
-        }
+#[test]
+fn old_calls_leave_the_window() {
+    let (breaker, _) = breaker(by_window(50, 0));
+    // Four of ten, and then the ten good ones that push them out.
+    (0..6).for_each(|_| call(&breaker, None).unwrap());
+    (0..4).for_each(|_| call(&breaker, DOWN).unwrap());
+    assert_eq!(breaker.status().failure_percent, Some(40));
+    (0..6).for_each(|_| call(&breaker, None).unwrap());
+    assert_eq!(breaker.status().failure_percent, Some(40));
+    (0..4).for_each(|_| call(&breaker, None).unwrap());
+    assert_eq!(breaker.status().failure_percent, Some(0));
+}
+
+#[test]
+fn slow_answers_open_it_and_a_slow_trial_opens_it_again() {
+    let (breaker, clock) = breaker(by_window(0, 80));
+    long_call(&breaker, &clock, 100, None);
+    (0..4).for_each(|_| long_call(&breaker, &clock, 101, Some(ErrorClass::NotFound)));
+    let refused = breaker.admit().unwrap_err().to_string();
+    assert!(
+        refused.contains("urza is not asked as 80 % of its last 5 calls took longer than 100 ms, it"),
+        "{refused}"
+    );
+    wait(&clock, 60_000);
+    long_call(&breaker, &clock, 700, None);
+    let refused = breaker.admit().unwrap_err().to_string();
+    assert!(refused.contains("as a trial call took 700 ms, longer than 100 ms"), "{refused}");
+    wait(&clock, 60_000);
+    (0..3).for_each(|_| long_call(&breaker, &clock, 100, None));
+    let status = breaker.status();
+    assert_eq!((status.state, status.slow_percent, status.cause), (BreakerState::Closed, None, None));
+}
+
+#[test]
+fn each_failed_trial_doubles_the_wait_up_to_the_most() {
+    let policy = BreakerPolicy { max_open_for: Duration::from_secs(300), ..BreakerPolicy::default() };
+    let (breaker, clock) = breaker(policy);
+    (0..5).for_each(|_| call(&breaker, DOWN).unwrap());
+    for seconds in [60, 120, 240, 300, 300] {
+        assert_eq!(breaker.status().retry_in_ms, Some(seconds * 1000));
+        wait(&clock, seconds * 1000);
+        call(&breaker, DOWN).unwrap();
     }
+    wait(&clock, 300_000);
+    (0..3).for_each(|_| call(&breaker, None).unwrap());
+    (0..5).for_each(|_| call(&breaker, DOWN).unwrap());
+    assert_eq!(breaker.status().retry_in_ms, Some(60_000));
+}
+
+#[test]
+fn trials_that_never_answer_do_not_hold_it_half_open() {
+    let (breaker, clock) = breaker(BreakerPolicy::default());
+    (0..5).for_each(|_| call(&breaker, DOWN).unwrap());
+    wait(&clock, 60_000);
+    let hangs = breaker.admit().unwrap();
+    wait(&clock, 59_999);
+    assert!(breaker.admit().unwrap_err().retry_in.is_zero());
+    assert_eq!(breaker.status().trials, 1);
+    wait(&clock, 1);
+    let refused = breaker.admit().unwrap_err().to_string();
+    assert!(refused.contains("as 1 trial calls gave no answer in 60000 ms"), "{refused}");
+    wait(&clock, 60_000);
+    let next = breaker.admit().unwrap();
+    drop(hangs);
+    assert_eq!(breaker.status().trials, 1, "a call of an earlier period frees no place of this one");
+    record(next, None);
+    assert_eq!(breaker.status().state, BreakerState::HalfOpen);
 }

@@ -115,10 +115,30 @@ pub struct BreakerReport {
     pub name: String,
     /// `closed`, `open` or `half_open`.
     pub state: String,
+    /// For how long it has been so, in milliseconds.
+    pub since_ms: u64,
+    /// Why it opened; null while it is closed.
+    pub cause: Option<String>,
     /// Failures in a row.
     pub failures: u32,
+    /// The share of failures among the last calls, in percent; null where it does not count.
+    pub failure_percent: Option<u32>,
+    /// The share of slow calls among the last calls, in percent; null where it does not count.
+    pub slow_percent: Option<u32>,
     /// Milliseconds until it lets a trial call through; null unless it is open.
     pub retry_after_ms: Option<u64>,
+    /// Trial calls under way.
+    pub trials: u32,
+    /// How often it has opened.
+    pub opened: u64,
+    /// How often it has let trial calls through.
+    pub half_opened: u64,
+    /// How often it has closed again.
+    pub closed: u64,
+    /// Calls it refused.
+    pub refused: u64,
+    /// What the last failure said.
+    pub last_failure: Option<String>,
 }
 
 /// Answers [`OperatorRequest::Seeds`].
