@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -39,11 +39,17 @@ pub struct ManualClock {
     start: Instant,
     start_unix_ms: i64,
     passed_ms: Arc<AtomicU64>,
+    jumped_ms: Arc<AtomicI64>,
 }
 
 impl Default for ManualClock {
     fn default() -> Self {
-        Self { start: Instant::now(), start_unix_ms: 1_800_000_000_000, passed_ms: Arc::default() }
+        Self {
+            start: Instant::now(),
+            start_unix_ms: 1_800_000_000_000,
+            passed_ms: Arc::default(),
+            jumped_ms: Arc::default(),
+        }
     }
 }
 
@@ -52,6 +58,12 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         self.passed_ms.fetch_add(by_ms, Ordering::SeqCst);
+    }
+
+    /// Sets the calendar alone, as somebody does who corrects a machine's clock.
+    pub fn set_unix_ms(&self, unix_ms: i64) {
+        let jump = unix_ms.saturating_sub(self.unix_ms());
+        self.jumped_ms.fetch_add(jump, Ordering::SeqCst);
     }
 
     fn passed_ms(&self) -> u64 {
@@ -65,7 +77,8 @@ impl Clock for ManualClock {
     }
 
     fn unix_ms(&self) -> i64 {
-        self.start_unix_ms.saturating_add_unsigned(self.passed_ms())
+        let unmoved = self.start_unix_ms.saturating_add_unsigned(self.passed_ms());
+        unmoved.saturating_add(self.jumped_ms.load(Ordering::SeqCst))
     }
 }
 

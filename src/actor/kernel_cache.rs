@@ -9,7 +9,7 @@ use super::{
     base::{Handle, Life, stops_in_order},
 };
 use crate::{
-    cache::{DeviceCache, Lease, Lookup, SingleFlight, SqliteTier},
+    cache::{DeviceCache, Lease, Lookup, SingleFlight, SqlTier},
     engine::Kernel,
     id::KernelId,
     validation::Metadata,
@@ -28,8 +28,8 @@ pub struct KernelCacheParts {
     pub device: DeviceCache<Arc<Kernel>>,
     /// The tiers below and the origin.
     pub lookup: Arc<Lookup>,
-    /// The tier on disk, to be closed at the end.
-    pub sqlite: Option<Arc<SqliteTier>>,
+    /// The tiers in databases, to be closed at the end.
+    pub databases: Vec<Arc<SqlTier>>,
     /// Who judges what was found.
     pub validator: Handle<Validator>,
     /// Kernels that are never evicted once they are here.
@@ -289,8 +289,8 @@ impl Handler<CloseCache> for KernelCache {
         let parts = self.parts.clone();
         Box::pin(async move {
             parts.lookup.settle().await;
-            if let Some(sqlite) = &parts.sqlite {
-                sqlite.close().await;
+            for database in &parts.databases {
+                database.close().await;
             }
         })
     }

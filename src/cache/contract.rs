@@ -42,14 +42,35 @@ pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
     }
 }
 
-/// `tier` is empty, holds at most `max_bytes`, and reads `clock`.
-pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, max_bytes: usize) {
+/// What a tier promises of its own contents, beside giving back what it was given.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bound {
+    /// It holds at most so many bytes, the most recently used kernels, and counts their uses by the day.
+    ByUse { max_bytes: usize },
+}
+
+/// `tier` is empty and reads `clock`.
+pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, bound: Bound) {
     kept_as_given(tier).await;
     negatives_end(tier, clock).await;
+    negatives_survive_no_clock(tier, clock).await;
     forgotten_when_asked(tier).await;
-    bounded_by_use(tier, max_bytes).await;
-    assert!(tier.clear().await.unwrap() > 0);
-    assert_eq!(tier.stats().await.unwrap().bytes, 0);
+    let too_large = match bound {
+        Bound::ByUse { max_bytes } => {
+            bounded_by_use(tier, max_bytes).await;
+            used_by_the_day(tier, clock).await;
+            max_bytes + 1
+        }
+    };
+    assert!(!tier.put(&artifact("huge", too_large)).await.unwrap());
+    assert_eq!(tier.about(&id("huge")).await.unwrap(), None);
+    assert_eq!(tier.stats().await.unwrap().passed_over, 1);
+    tier.put(&artifact("a", 10)).await.unwrap();
+    let before = tier.stats().await.unwrap().entries;
+    assert!(before > 0);
+    assert_eq!(tier.clear().await.unwrap(), before);
+    assert_eq!(tier.stats().await.unwrap().entries, 0);
+    assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss);
 }
 
 async fn kept_as_given(tier: &dyn Tier) {
@@ -117,12 +138,45 @@ async fn bounded_by_use(tier: &dyn Tier, max_bytes: usize) {
         [here("a").await, here("b").await, here("c").await, here("d").await],
         [true, false, true, true]
     );
-    assert!(!tier.put(&artifact("huge", max_bytes + 1)).await.unwrap());
     let stats = tier.stats().await.unwrap();
     assert_eq!(stats.entries, 3);
     assert!(stats.bytes <= max_bytes as u64);
-    tier.get(&id("a")).await.unwrap();
-    tier.get(&id("d")).await.unwrap();
-    assert_eq!(tier.most_used(0, 2).await.unwrap(), [id("a"), id("d")]);
-    assert_eq!(tier.most_used(i64::MAX, 2).await.unwrap(), []);
+}
+
+/// Uses count on the day they took place, told ones too, and stay with a kernel that is stored anew.
+async fn used_by_the_day(tier: &dyn Tier, clock: &ManualClock) {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    tier.clear().await.unwrap();
+    let first_day = clock.unix_ms();
+    for name in ["a", "b", "c"] {
+        tier.put(&artifact(name, 10)).await.unwrap();
+        tier.get(&id(name)).await.unwrap();
+    }
+    tier.note_uses(&[(id("a"), 10), (id("gone"), 99)]).await.unwrap();
+    assert_eq!(tier.most_used(first_day, 1).await.unwrap(), [id("a")]);
+    clock.advance(3 * DAY);
+    let fourth_day = clock.unix_ms();
+    tier.note_uses(&[(id("b"), 1), (id("c"), 5)]).await.unwrap();
+    tier.put(&artifact("c", 20)).await.unwrap();
+    assert_eq!(tier.most_used(fourth_day, 3).await.unwrap(), [id("c"), id("b")], "a was not used since");
+    assert_eq!(tier.most_used(first_day, 3).await.unwrap(), [id("a"), id("c"), id("b")]);
+    assert_eq!(tier.most_used(i64::MAX, 3).await.unwrap(), []);
+}
+
+/// A clock that is set back does not make a short belief a long one, and one that jumps ahead ends it.
+async fn negatives_survive_no_clock(tier: &dyn Tier, clock: &ManualClock) {
+    let start = clock.unix_ms();
+    let until_unix_ms = start + 1000;
+    let negative = Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms };
+    tier.put_negative(&id("n"), &negative).await.unwrap();
+    clock.set_unix_ms(start - 24 * 3_600_000);
+    assert_eq!(tier.get(&id("n")).await.unwrap(), Answer::Miss, "it was noted in what is now the future");
+    tier.put(&artifact("n", 10)).await.unwrap();
+    assert!(matches!(tier.get(&id("n")).await.unwrap(), Answer::Hit(_)));
+    clock.set_unix_ms(start);
+    tier.put_negative(&id("n"), &negative).await.unwrap();
+    clock.set_unix_ms(start + 24 * 3_600_000);
+    assert_eq!(tier.get(&id("n")).await.unwrap(), Answer::Miss);
+    clock.set_unix_ms(start);
+    tier.remove(&id("n")).await.unwrap();
 }

@@ -50,6 +50,10 @@ impl Tier for GuardedTier {
         self.tier.name()
     }
 
+    fn shared(&self) -> bool {
+        self.tier.shared()
+    }
+
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>> {
         self.guard(move |tier| tier.get(id))
     }
@@ -91,6 +95,10 @@ impl Tier for GuardedTier {
         self.guard(move |tier| tier.most_used(since_unix_ms, limit))
     }
 
+    fn note_uses<'a>(&'a self, uses: &'a [(KernelId, u64)]) -> BoxFuture<'a, Result<(), TierError>> {
+        self.guard(move |tier| tier.note_uses(uses))
+    }
+
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
         self.tier.stats()
     }
@@ -102,7 +110,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{SqliteOptions, SqliteTier},
+        cache::{SqlTier, SqliteOptions},
         clock::ManualClock,
         fault::Fault,
         guard::BreakerState,
@@ -113,7 +121,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let clock = ManualClock::default();
         let options = SqliteOptions::new(folder.path().join("kernels.sqlite"));
-        let sqlite = Arc::new(SqliteTier::open(&options, Arc::new(clock.clone())).await.unwrap());
+        let sqlite = Arc::new(SqlTier::new(options, Arc::new(clock.clone())));
         let tier = GuardedTier::new(sqlite.clone(), BreakerPolicy::default(), Arc::new(clock.clone()));
         let id = "k".parse().unwrap();
         assert_eq!(tier.get(&id).await, Ok(Answer::Miss));

@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::BoxFuture;
 
 use super::{
-    Fetched, Lookup, LookupError, LookupOptions, SharedFault, Source, SqliteOptions, SqliteTier, StepOutcome,
+    Fetched, Lookup, LookupError, LookupOptions, SharedFault, Source, SqlTier, SqliteOptions, StepOutcome,
     Stored, Tier,
     contract::{artifact, id, verdict},
 };
@@ -73,20 +73,20 @@ impl Source for Scripted {
     }
 }
 
-async fn sqlite(path: &Path, max_bytes: u64, clock: &ManualClock) -> Arc<SqliteTier> {
+async fn sqlite(path: &Path, max_bytes: u64, clock: &ManualClock) -> Arc<SqlTier> {
     let options = SqliteOptions { max_bytes, ..SqliteOptions::new(path) };
-    Arc::new(SqliteTier::open(&options, Arc::new(clock.clone())).await.unwrap())
+    Arc::new(SqlTier::new(options, Arc::new(clock.clone())))
 }
 
-async fn holds(tier: &Arc<SqliteTier>, name: &str) -> bool {
+async fn holds(tier: &Arc<SqlTier>, name: &str) -> bool {
     tier.about(&id(name)).await.unwrap().is_some()
 }
 
 struct Bench {
     folder: tempfile::TempDir,
     clock: ManualClock,
-    upper: Arc<SqliteTier>,
-    lower: Arc<SqliteTier>,
+    upper: Arc<SqlTier>,
+    lower: Arc<SqlTier>,
     source: Arc<Scripted>,
     lookup: Arc<Lookup>,
 }

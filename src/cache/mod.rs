@@ -3,6 +3,7 @@
 //! [`DeviceCache`] holds values by name within a budget. [`Lookup`] finds an artifact's bytes: tier by
 //! tier, then at the [`Source`], once however many ask.
 
+mod counters;
 mod device;
 mod error;
 mod guarded;
@@ -10,9 +11,11 @@ mod l1;
 mod lookup;
 mod negatives;
 mod order;
+mod seal;
+mod secret;
 mod single_flight;
 mod source;
-mod sqlite;
+mod sql;
 mod stats;
 mod tier;
 
@@ -23,7 +26,7 @@ mod l1_tests;
 #[cfg(test)]
 mod lookup_tests;
 #[cfg(test)]
-mod sqlite_tests;
+mod servers;
 
 pub use device::DeviceCache;
 pub use error::CacheError;
@@ -32,6 +35,6 @@ pub use l1::{Budget, L1, Lease};
 pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, Step, StepOutcome};
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
-pub use sqlite::{SqliteOptions, SqliteTier};
+pub use sql::{Database, PostgresOptions, SqlTier, SqliteOptions};
 pub use stats::{EntryStats, Eviction, EvictionReason, TierStats};
 pub use tier::{Answer, Held, Negative, Stored, Tier, TierError};

@@ -35,6 +35,9 @@ pub struct TierStats {
     pub corrupt: u64,
     /// Requests the tier itself failed.
     pub failures: u64,
+    /// Kernels too large for it, which it did not take in.
+    #[serde(default)]
+    pub passed_over: u64,
 }
 
 /// One kernel in the device tier.

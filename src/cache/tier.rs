@@ -95,6 +95,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// The tier's name in statistics and logs.
     fn name(&self) -> &str;
 
+    /// Whether other nodes keep their kernels here too.
+    fn shared(&self) -> bool {
+        false
+    }
+
     /// Looks a kernel up and, on a hit, counts it as used.
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>>;
 
@@ -126,8 +131,14 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Forgets everything, and says how many kernels that were.
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>>;
 
-    /// The ids most used since a time in milliseconds since 1970, the most used first: what to warm.
+    /// The ids most used since a time in milliseconds since 1970, the most used first: what to warm. Uses
+    /// are counted by the day; a tier that counts none knows none.
     fn most_used(&self, since_unix_ms: i64, limit: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>>;
+
+    /// Adds uses that took place above this tier, where it was not asked, to those it counts.
+    fn note_uses<'a>(&'a self, _uses: &'a [(KernelId, u64)]) -> BoxFuture<'a, Result<(), TierError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Counters and contents.
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>>;
@@ -138,7 +149,7 @@ pub trait Tier: Send + Sync + fmt::Debug {
 pub enum TierError {
     /// It cannot be opened.
     #[error(
-        "the {tier} tier at {place} cannot be opened: {reason}; correct cache settings or remove the file"
+        "the {tier} tier at {place} cannot be opened: {reason} (see [cache.{tier}] in the configuration)"
     )]
     Open {
         /// Which tier.
@@ -158,6 +169,16 @@ pub enum TierError {
         /// What went wrong.
         reason: String,
     },
+    /// It is full, locked, read-only or out of memory: it cannot take anything now, but may still give.
+    #[error("the {tier} tier cannot {action} now: {reason}")]
+    Overloaded {
+        /// Which tier.
+        tier: &'static str,
+        /// What it was to do.
+        action: &'static str,
+        /// What stands in the way, and what to do about it.
+        reason: String,
+    },
     /// It has failed so often that it is not asked for a while.
     #[error(transparent)]
     Skipped(#[from] BreakerOpen),
@@ -165,10 +186,17 @@ pub enum TierError {
 
 impl Fault for TierError {
     fn class(&self) -> ErrorClass {
-        ErrorClass::Unavailable
+        match self {
+            // A breaker takes no count of it, so that reads go on.
+            Self::Overloaded { .. } => ErrorClass::Overloaded,
+            Self::Open { .. } | Self::Request { .. } | Self::Skipped(_) => ErrorClass::Unavailable,
+        }
     }
 
     fn code(&self) -> &'static str {
-        "cache.tier_unavailable"
+        match self {
+            Self::Overloaded { .. } => "cache.tier_overloaded",
+            Self::Open { .. } | Self::Request { .. } | Self::Skipped(_) => "cache.tier_unavailable",
+        }
     }
 }

@@ -2,7 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::{breaker::Breaker, section::section, units::ByteSize};
+use super::{
+    breaker::Breaker,
+    section::section,
+    shared_tiers::{CachePostgres, CacheRedis},
+    units::ByteSize,
+};
 use crate::id::KernelId;
 
 section! {
@@ -22,6 +27,10 @@ section! {
     sections {
         /// The tier on disk.
         sqlite: CacheSqlite;
+        /// The tier in Redis.
+        redis: CacheRedis;
+        /// The tier in PostgreSQL.
+        postgres: CachePostgres;
         /// When a tier below the one in memory is left alone.
         breaker: Breaker;
     }
@@ -36,5 +45,7 @@ section! {
         path: PathBuf = PathBuf::new(), "path", Restart;
         /// Bytes of artifacts it may hold; the least recently used go first.
         max_bytes: ByteSize = ByteSize::gib(8), "bytes", Restart;
+        /// How long a write waits for another process that has the file locked.
+        busy_timeout: Duration = Duration::from_secs(2), "time", Restart;
     }
 }

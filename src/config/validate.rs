@@ -13,6 +13,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     times(config, reader);
     sizes(config, reader);
     modules(config, reader);
+    shared_tiers(config, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
         let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
         reader.refuse("validator.require_signature", message.to_owned());
@@ -27,6 +28,12 @@ fn paths(config: &Config, reader: &mut Reader<'_>) {
         ("daemon.state_dir", &config.daemon.state_dir, false),
         ("origin.path", &config.origin.path, false),
         ("cache.sqlite.path", sqlite_path, true),
+        ("cache.redis.password_file", &config.cache.redis.password_file, true),
+        ("cache.redis.ca_file", &config.cache.redis.ca_file, true),
+        ("cache.redis.client_cert_file", &config.cache.redis.client_cert_file, true),
+        ("cache.redis.client_key_file", &config.cache.redis.client_key_file, true),
+        ("cache.postgres.password_file", &config.cache.postgres.password_file, true),
+        ("cache.postgres.ca_file", &config.cache.postgres.ca_file, true),
     ] {
         let empty = path.as_os_str().is_empty();
         if !(path.is_absolute() || (empty && may_be_empty)) {
@@ -55,6 +62,7 @@ fn too_long_for_a_socket(path: &Path) -> Option<String> {
 fn counts(config: &Config, reader: &mut Reader<'_>) {
     for (key, count, most) in [
         ("cache.max_entries", config.cache.max_entries as u64, 1_000_000),
+        ("cache.postgres.connections", config.cache.postgres.connections.into(), 100),
         ("origin.retry.attempts", config.origin.retry.attempts.into(), 100),
         ("validator.max_archive_entries", config.validator.max_archive_entries as u64, 65_535),
         ("validator.max_parameters", config.validator.max_parameters, 1 << 40),
@@ -113,6 +121,12 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
     for (key, time) in [
         ("daemon.watch_interval", config.daemon.watch_interval),
         ("daemon.restart_window", config.daemon.restart_window),
+        ("cache.sqlite.busy_timeout", config.cache.sqlite.busy_timeout),
+        ("cache.redis.ttl", config.cache.redis.ttl),
+        ("cache.redis.connect_timeout", config.cache.redis.connect_timeout),
+        ("cache.redis.timeout", config.cache.redis.timeout),
+        ("cache.postgres.connect_timeout", config.cache.postgres.connect_timeout),
+        ("cache.postgres.timeout", config.cache.postgres.timeout),
         ("origin.timeout", config.origin.timeout),
         ("origin.retry.base_delay", retry.base_delay),
         ("validator.time_limit", config.validator.time_limit),
@@ -137,6 +151,8 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         arena,
         ("cache.max_bytes", config.cache.max_bytes, most),
         ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes, most),
+        ("cache.redis.max_artifact_bytes", config.cache.redis.max_artifact_bytes, ByteSize::mib(512)),
+        ("cache.postgres.max_bytes", config.cache.postgres.max_bytes, most),
         ("validator.max_artifact_bytes", config.validator.max_artifact_bytes, most),
         ("validator.max_entry_bytes", config.validator.max_entry_bytes, most),
         ("validator.max_plan_bytes", config.validator.max_plan_bytes, most),
@@ -146,6 +162,38 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         if !(ByteSize::mib(1)..=most).contains(&size) {
             reader.refuse(key, format!("{size} is out of range: write \"1MiB\" to \"{most}\""));
         }
+    }
+}
+
+fn shared_tiers(config: &Config, reader: &mut Reader<'_>) {
+    let (redis, postgres) = (&config.cache.redis, &config.cache.postgres);
+    for (key, url, schemes) in [
+        ("cache.redis.url", &redis.url, ["redis://", "rediss://"]),
+        ("cache.postgres.url", &postgres.url, ["postgres://", "postgresql://"]),
+    ] {
+        if url.is_empty() {
+            continue;
+        }
+        let [one, other] = schemes;
+        let Some(rest) = url.strip_prefix(one).or_else(|| url.strip_prefix(other)) else {
+            reader.refuse(key, format!("{url:?} is no such URL: begin it with {one} or {other}"));
+            continue;
+        };
+        // Not repeated in the message, which goes to logs.
+        let authority = rest.split('/').next().unwrap_or_default();
+        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+            let message = "holds a password, which would be seen in logs: name a file in password_file";
+            reader.refuse(key, message.to_owned());
+        }
+    }
+    let word = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if !(1..=64).contains(&redis.prefix.len()) || !word(&redis.prefix) {
+        let message = format!("{:?} is no prefix: write 1 to 64 of A-Z a-z 0-9 . _ -", redis.prefix);
+        reader.refuse("cache.redis.prefix", message);
+    }
+    if redis.client_cert_file.as_os_str().is_empty() != redis.client_key_file.as_os_str().is_empty() {
+        let message = "and client_cert_file go together: name both or neither".to_owned();
+        reader.refuse("cache.redis.client_key_file", message);
     }
 }
 

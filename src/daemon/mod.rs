@@ -7,6 +7,7 @@ mod error;
 mod listen;
 mod phase;
 mod run;
+mod tiers;
 mod wiring;
 
 pub use error::DaemonError;

@@ -1,9 +1,10 @@
 //! From settings to actors.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::tiers::{Tiers, tiers};
 use crate::{
     actor::{
         FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
@@ -11,14 +12,10 @@ use crate::{
     },
     backend::{Backend, cpu::CpuBackend},
     backoff::Jitter,
-    cache::{
-        Budget, DeviceCache, GuardedTier, Lookup, LookupOptions, SingleFlight, Source, SqliteOptions,
-        SqliteTier, Tier,
-    },
+    cache::{Budget, DeviceCache, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
     config::Config,
     engine::{EngineConfig, Kernel},
-    guard::BreakerPolicy,
     id::KernelId,
     origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded},
     validation::Policy,
@@ -60,19 +57,13 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
         clock.clone(),
     ));
     let source: Arc<dyn Source> = Arc::new(FetcherSource::new("directory", fetcher.clone()));
-    let sqlite = open_sqlite(config, clock.clone()).await;
-    let tiers = sqlite.iter().map(|tier| {
-        let tier: Arc<dyn Tier> = tier.clone();
-        Arc::new(GuardedTier::new(tier, BreakerPolicy::from(&config.cache.breaker), clock.clone()))
-            as Arc<dyn Tier>
-    });
-    let lookup =
-        Lookup::new(tiers.collect(), Some(source), LookupOptions::from(&config.cache), clock.clone());
+    let Tiers { tiers, databases } = tiers(config, &clock);
+    let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(&config.cache), clock.clone());
     let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
     let cache_parts = KernelCacheParts {
         device,
         lookup: Arc::new(lookup),
-        sqlite,
+        databases,
         validator: validator.clone(),
         pinned: config.cache.pinned.clone().into(),
         flights: Arc::new(SingleFlight::default()),
@@ -143,23 +134,4 @@ fn session_limits(config: &Config) -> SessionLimits {
 
 fn weigh(kernel: &Arc<Kernel>) -> u64 {
     kernel.resident_bytes() as u64
-}
-
-/// Opens the tier on disk. A daemon whose disk fails goes on without it and says so.
-async fn open_sqlite(config: &Config, clock: Arc<dyn Clock>) -> Option<Arc<SqliteTier>> {
-    if !config.cache.sqlite.enabled {
-        return None;
-    }
-    let options = SqliteOptions {
-        path: config.sqlite_path(),
-        max_bytes: config.cache.sqlite.max_bytes.0,
-        busy_timeout: Duration::from_secs(5),
-    };
-    match SqliteTier::open(&options, clock).await {
-        Ok(tier) => Some(Arc::new(tier)),
-        Err(error) => {
-            tracing::warn!(%error, "going on without the tier on disk");
-            None
-        }
-    }
 }

@@ -1,0 +1,7 @@
+//! Real servers for tests: each on a free port of this machine, in a folder of its own, and gone with the
+//! test, however that ends.
+
+mod postgres;
+mod process;
+
+pub(super) use postgres::PostgresServer;
