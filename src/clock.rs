@@ -9,10 +9,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// A clock with two faces: one that never goes back, and the calendar.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The time for measuring; never goes back.
     fn now(&self) -> Instant;
+
+    /// Milliseconds since some moment, cheaper than [`now`](Self::now) and some milliseconds coarse; never goes
+    /// back. For what is noted on every hit.
+    fn coarse_ms(&self) -> u64;
 
     /// Milliseconds since 1970, for what outlives the process; may jump.
     fn unix_ms(&self) -> i64;
@@ -25,6 +31,12 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn coarse_ms(&self) -> u64 {
+        let time = clock_gettime(ClockId::MonotonicCoarse);
+        let (seconds, nanoseconds) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+        seconds * 1000 + nanoseconds / 1_000_000
     }
 
     fn unix_ms(&self) -> i64 {
@@ -74,6 +86,10 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Instant {
         self.start + Duration::from_millis(self.passed_ms())
+    }
+
+    fn coarse_ms(&self) -> u64 {
+        self.passed_ms()
     }
 
     fn unix_ms(&self) -> i64 {

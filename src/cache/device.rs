@@ -1,19 +1,28 @@
 //! L1: kernels ready to run, in device memory, shared by whoever asks.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use super::{Budget, CacheError, EntryStats, Eviction, L1, Lease, TierStats};
+use tokio::sync::Notify;
+
+use super::{Budget, CacheError, Condemned, EntryStats, Eviction, L1, Lease, TierStats};
 use crate::{clock::Clock, id::KernelId};
 
 /// A shared handle to the device tier; clones share the cache.
 ///
 /// Blocking: every call takes one short lock; a hit does so for a look-up and a few stores.
 #[derive(Debug)]
-pub struct DeviceCache<V>(Arc<Mutex<L1<V>>>);
+pub struct DeviceCache<V> {
+    l1: Arc<Mutex<L1<V>>>,
+    freed: Arc<Notify>,
+}
 
 impl<V> Clone for DeviceCache<V> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { l1: self.l1.clone(), freed: self.freed.clone() }
     }
 }
 
@@ -21,7 +30,9 @@ impl<V: Clone> DeviceCache<V> {
     /// An empty cache; `weigh` says what a value costs and is called under the lock, so it must be short
     /// and must not come back here.
     pub fn new(budget: Budget, weigh: fn(&V) -> u64, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Mutex::new(L1::new(budget, weigh, clock))))
+        let l1 = L1::new(budget, weigh, clock);
+        let freed = l1.freed();
+        Self { l1: Arc::new(Mutex::new(l1)), freed }
     }
 
     /// The value, now the most recently used one.
@@ -52,6 +63,34 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().admit(id, value)
     }
 
+    /// As [`admit`](Self::admit), but where all that could make room is in use, waits up to `patience` for a lease
+    /// or a pin to end. Nobody's room is taken from him, and who waits has no right before who comes later.
+    ///
+    /// # Errors
+    /// As [`L1::admit`], at once where waiting cannot help, else the last refusal.
+    pub async fn admit_wait(
+        &self,
+        id: KernelId,
+        value: V,
+        patience: Duration,
+    ) -> Result<Lease<V>, CacheError> {
+        let mut end = pin!(tokio::time::sleep(patience));
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // Listening before trying: what is freed between the two is not missed.
+            freed.as_mut().enable();
+            match self.admit(id.clone(), value.clone()) {
+                Err(CacheError::NoRoom { .. } | CacheError::InUse { .. }) if !end.is_elapsed() => {}
+                result => return result,
+            }
+            tokio::select! {
+                () = freed => {}
+                // Once more after the end, for what became free with it.
+                () = &mut end => {}
+            }
+        }
+    }
+
     /// Weighs a value again; see [`L1::reweigh`].
     ///
     /// # Errors
@@ -78,6 +117,16 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().pin(id, pinned)
     }
 
+    /// Sees to it that no look-up finds a kernel any more; see [`L1::condemn`].
+    pub fn condemn(&self, id: &KernelId) -> Condemned {
+        self.lock().condemn(id)
+    }
+
+    /// Puts all out that is not leased, pinned or not, and says how many that were.
+    pub fn condemn_unleased(&self) -> usize {
+        self.lock().condemn_unleased()
+    }
+
     /// Counters and contents.
     pub fn stats(&self) -> TierStats {
         self.lock().stats()
@@ -96,6 +145,6 @@ impl<V: Clone> DeviceCache<V> {
     fn lock(&self) -> MutexGuard<'_, L1<V>> {
         // Only the weight function and `V::clone` are foreign code under this lock, and both run before
         // anything is changed, so what a panic leaves behind is whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.l1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

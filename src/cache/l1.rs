@@ -2,20 +2,16 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    ops::Deref,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Instant,
+    sync::{Arc, Weak},
 };
 
-use super::{CacheError, EntryStats, Eviction, EvictionReason, TierStats, order::Order};
-use crate::{
-    clock::{Clock, whole_ms},
-    config,
-    id::KernelId,
+use tokio::sync::Notify;
+
+use super::{
+    CacheError, EntryStats, Eviction, EvictionReason, Lease, TierStats, lease::Resident,
+    name_hash::NameHashes, order::Order,
 };
+use crate::{clock::Clock, config, id::KernelId};
 
 /// How many evictions are remembered.
 const REMEMBERED_EVICTIONS: usize = 256;
@@ -38,20 +34,18 @@ impl From<&config::Cache> for Budget {
 #[derive(Debug)]
 struct Entry<V> {
     id: KernelId,
-    value: V,
+    held: Arc<Resident<V>>,
     bytes: u64,
-    holders: Arc<AtomicU32>,
     pinned: bool,
     hits: u64,
-    admitted: Instant,
-    used: Instant,
+    /// On the clock's coarse face, as `used`.
+    admitted_ms: u64,
+    used_ms: u64,
 }
 
 impl<V> Entry<V> {
     fn holders(&self) -> u32 {
-        // Acquire pairs with the release in `Lease::drop`: who sees the last lease gone also sees what was
-        // done under it.
-        self.holders.load(Ordering::Acquire)
+        self.held.leases()
     }
 
     fn is_held(&self) -> bool {
@@ -59,25 +53,34 @@ impl<V> Entry<V> {
     }
 }
 
-/// A value in use. While a lease is out, the entry is not evicted.
+/// A kernel that was condemned while leases were out: no look-up finds it, but its bytes are still taken.
 #[derive(Debug)]
-pub struct Lease<V> {
-    value: V,
-    holders: Arc<AtomicU32>,
+struct Leaving<V> {
+    held: Weak<Resident<V>>,
+    bytes: u64,
 }
 
-impl<V> Deref for Lease<V> {
-    type Target = V;
-
-    fn deref(&self) -> &V {
-        &self.value
+impl<V> Leaving<V> {
+    fn is_gone(&self) -> bool {
+        self.held.upgrade().is_none_or(|held| held.leases() == 0)
     }
 }
 
-impl<V> Drop for Lease<V> {
-    fn drop(&mut self) {
-        self.holders.fetch_sub(1, Ordering::Release);
-    }
+/// What became of a kernel that must not be found any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condemned {
+    /// It was not here.
+    Absent,
+    /// It is gone, pinned or not.
+    Gone {
+        /// What it weighed.
+        bytes: u64,
+    },
+    /// No look-up finds it any more; its bytes are free when those who use it let go.
+    Marked {
+        /// How many leases are out.
+        holders: u32,
+    },
 }
 
 /// Kernels by name, bounded by count and weight, least recently used out first.
@@ -91,9 +94,13 @@ pub struct L1<V> {
     clock: Arc<dyn Clock>,
     slots: Vec<Option<Entry<V>>>,
     free: Vec<u32>,
-    index: HashMap<KernelId, u32>,
+    index: HashMap<KernelId, u32, NameHashes>,
     order: Order,
+    leaving: Vec<Leaving<V>>,
+    /// Of all entries and of those that are leaving.
     bytes: u64,
+    /// Told whenever something may have become free.
+    freed: Arc<Notify>,
     counters: TierStats,
     evictions: VecDeque<Eviction>,
 }
@@ -107,9 +114,11 @@ impl<V: Clone> L1<V> {
             clock,
             slots: Vec::new(),
             free: Vec::new(),
-            index: HashMap::new(),
+            index: HashMap::default(),
             order: Order::default(),
+            leaving: Vec::new(),
             bytes: 0,
+            freed: Arc::default(),
             counters: TierStats::default(),
             evictions: VecDeque::with_capacity(REMEMBERED_EVICTIONS),
         }
@@ -117,23 +126,23 @@ impl<V: Clone> L1<V> {
 
     /// The value, now the most recently used one.
     pub fn get(&mut self, id: &KernelId) -> Option<V> {
-        self.hit(id).map(|entry| entry.value.clone())
+        self.hit(id).map(|entry| entry.held.value.clone())
     }
 
     /// The value, held until the lease is dropped.
     pub fn lease(&mut self, id: &KernelId) -> Option<Lease<V>> {
-        self.hit(id).map(lease_of)
+        self.hit(id).map(|entry| Lease::of(&entry.held))
     }
 
     /// The value, held until the lease is dropped, without counting a look-up: for whoever has just put it
     /// there.
     pub fn hold(&mut self, id: &KernelId) -> Option<Lease<V>> {
-        self.slot_of(id).map(|slot| lease_of(self.entry(slot)))
+        self.slot_of(id).map(|slot| Lease::of(&self.entry(slot).held))
     }
 
     /// The value, without counting it as used.
     pub fn peek(&self, id: &KernelId) -> Option<&V> {
-        self.slot_of(id).map(|slot| &self.entry(slot).value)
+        self.slot_of(id).map(|slot| &self.entry(slot).held.value)
     }
 
     fn hit(&mut self, id: &KernelId) -> Option<&Entry<V>> {
@@ -143,10 +152,10 @@ impl<V: Clone> L1<V> {
         };
         self.counters.hits += 1;
         self.order.touch(slot);
-        let now = self.clock.now();
+        let now_ms = self.clock.coarse_ms();
         let entry = self.entry_mut(slot);
         entry.hits += 1;
-        entry.used = now;
+        entry.used_ms = now_ms;
         Some(entry)
     }
 
@@ -165,11 +174,11 @@ impl<V: Clone> L1<V> {
         if let Some(slot) = replaced {
             self.put_out(slot, EvictionReason::Replaced);
         }
-        let now = self.clock.now();
-        let holders = Arc::default();
-        let entry =
-            Entry { id: id.clone(), value, bytes, holders, pinned: false, hits: 0, admitted: now, used: now };
-        let lease = lease_of(&entry);
+        let now_ms = self.clock.coarse_ms();
+        let held = Resident::new(value, self.freed.clone());
+        let lease = Lease::of(&held);
+        let (admitted_ms, used_ms) = (now_ms, now_ms);
+        let entry = Entry { id: id.clone(), held, bytes, pinned: false, hits: 0, admitted_ms, used_ms };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = Some(entry);
@@ -197,13 +206,16 @@ impl<V: Clone> L1<V> {
         let Some(slot) = self.slot_of(id) else {
             return Ok(false);
         };
-        let bytes = (self.weigh)(&self.entry(slot).value);
+        let bytes = (self.weigh)(&self.entry(slot).held.value);
         let old = self.entry(slot).bytes;
         if bytes > old {
             self.make_room(id, bytes, Some(slot))?;
         }
         self.entry_mut(slot).bytes = bytes;
         self.bytes = self.bytes - old + bytes;
+        if bytes < old {
+            self.freed.notify_waiters();
+        }
         Ok(true)
     }
 
@@ -213,13 +225,14 @@ impl<V: Clone> L1<V> {
         if bytes > max_bytes || max_entries == 0 {
             return Err(CacheError::TooLarge { id: id.clone(), bytes, max_bytes });
         }
+        self.let_go();
         let mut left_bytes = self.bytes - own.map_or(0, |slot| self.entry(slot).bytes);
-        let mut left_entries = self.index.len() - usize::from(own.is_some());
+        let mut left_entries = self.index.len() + self.leaving.len() - usize::from(own.is_some());
         let mut victims = Vec::new();
         let fits = |left_bytes: u64, left_entries: usize| {
             left_bytes <= max_bytes - bytes && left_entries < max_entries
         };
-        // Held entries are stepped over, so this takes as long as there are victims and held entries older
+        // Resident entries are stepped over, so this takes as long as there are victims and held entries older
         // than them.
         for slot in self.order.oldest_first() {
             if fits(left_bytes, left_entries) {
@@ -274,7 +287,53 @@ impl<V: Clone> L1<V> {
             return false;
         };
         self.entry_mut(slot).pinned = pinned;
+        if !pinned {
+            self.freed.notify_waiters();
+        }
         true
+    }
+
+    /// Sees to it that no look-up finds a kernel any more: it is put out, pinned or not; one in use leaves when
+    /// its last lease ends, and counts until then.
+    pub fn condemn(&mut self, id: &KernelId) -> Condemned {
+        let Some(slot) = self.slot_of(id) else {
+            return Condemned::Absent;
+        };
+        let entry = self.entry(slot);
+        let (bytes, holders) = (entry.bytes, entry.holders());
+        let held = Arc::downgrade(&entry.held);
+        self.put_out(slot, EvictionReason::Invalidated);
+        if holders == 0 {
+            return Condemned::Gone { bytes };
+        }
+        self.bytes += bytes;
+        self.leaving.push(Leaving { held, bytes });
+        Condemned::Marked { holders }
+    }
+
+    /// Puts all out that is not leased, pinned or not, and says how many that were.
+    pub fn condemn_unleased(&mut self) -> usize {
+        let leased = |entry: &Entry<V>| entry.holders() > 0;
+        let free: Vec<u32> = self.order.oldest_first().filter(|&slot| !leased(self.entry(slot))).collect();
+        free.iter().for_each(|&slot| self.put_out(slot, EvictionReason::Invalidated));
+        free.len()
+    }
+
+    /// Gives back the bytes of condemned kernels that nobody uses any more.
+    fn let_go(&mut self) {
+        let bytes = &mut self.bytes;
+        self.leaving.retain(|leaving| {
+            let gone = leaving.is_gone();
+            if gone {
+                *bytes -= leaving.bytes;
+            }
+            !gone
+        });
+    }
+
+    /// What is told whenever a lease or a pin ends or an entry goes.
+    pub(super) fn freed(&self) -> Arc<Notify> {
+        self.freed.clone()
     }
 
     fn check_free(&self, slot: u32) -> Result<(), CacheError> {
@@ -294,17 +353,19 @@ impl<V: Clone> L1<V> {
         self.index.remove(&entry.id);
         self.free.push(slot);
         self.bytes -= entry.bytes;
+        self.freed.notify_waiters();
         self.counters.evictions += 1;
         if self.evictions.len() == REMEMBERED_EVICTIONS {
             self.evictions.pop_front();
         }
-        let idle_ms = whole_ms(self.clock.now().saturating_duration_since(entry.used));
+        let idle_ms = self.clock.coarse_ms().saturating_sub(entry.used_ms);
         let at_unix_ms = self.clock.unix_ms();
         self.evictions.push_back(Eviction { id: entry.id, reason, bytes: entry.bytes, idle_ms, at_unix_ms });
     }
 
     /// Counters and contents.
-    pub fn stats(&self) -> TierStats {
+    pub fn stats(&mut self) -> TierStats {
+        self.let_go();
         let count = |wanted: fn(&Entry<V>) -> bool| self.entries_of().filter(|e| wanted(e)).count() as u64;
         TierStats {
             tier: "device".to_owned(),
@@ -320,15 +381,15 @@ impl<V: Clone> L1<V> {
 
     /// Every kernel held, the most recently used last.
     pub fn entries(&self) -> Vec<EntryStats> {
-        let now = self.clock.now();
-        let since = |then| whole_ms(now.saturating_duration_since(then));
+        let now_ms = self.clock.coarse_ms();
+        let since = |then_ms: u64| now_ms.saturating_sub(then_ms);
         let entry_stats = |slot| {
             let entry = self.entry(slot);
             EntryStats {
                 id: entry.id.clone(),
                 bytes: entry.bytes,
-                age_ms: since(entry.admitted),
-                idle_ms: since(entry.used),
+                age_ms: since(entry.admitted_ms),
+                idle_ms: since(entry.used_ms),
                 hits: entry.hits,
                 holders: entry.holders(),
                 pinned: entry.pinned,
@@ -357,9 +418,4 @@ impl<V: Clone> L1<V> {
     fn entry_mut(&mut self, slot: u32) -> &mut Entry<V> {
         self.slots[slot as usize].as_mut().expect("the index and the order name only filled slots")
     }
-}
-
-fn lease_of<V: Clone>(entry: &Entry<V>) -> Lease<V> {
-    entry.holders.fetch_add(1, Ordering::Relaxed);
-    Lease { value: entry.value.clone(), holders: entry.holders.clone() }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{Budget, CacheError, DeviceCache, EvictionReason, L1, Lease};
+use super::{Budget, CacheError, Condemned, DeviceCache, EvictionReason, L1, Lease};
 use crate::{clock::ManualClock, id::KernelId};
 
 fn id(number: u64) -> KernelId {
@@ -209,4 +209,96 @@ proptest! {
             prop_assert_eq!(seen, expected);
         }
     }
+}
+
+#[test]
+fn what_is_condemned_is_not_found_and_counts_until_its_last_lease_ends() {
+    let (mut cache, _) = cache(2, 100);
+    let lease = cache.admit(id(0), 60).unwrap();
+    drop(cache.admit(id(1), 30).unwrap());
+    cache.pin(&id(1), true);
+    assert_eq!(cache.condemn(&id(1)), Condemned::Gone { bytes: 30 });
+    assert_eq!(cache.condemn(&id(0)), Condemned::Marked { holders: 1 });
+    assert_eq!(cache.condemn(&id(0)), Condemned::Absent);
+    assert!(cache.lease(&id(0)).is_none() && cache.hold(&id(0)).is_none() && cache.get(&id(0)).is_none());
+    assert_eq!((*lease, cache.stats().bytes, cache.stats().entries), (60, 60, 0));
+    // Its successor comes in beside it as far as there is room for both.
+    assert!(matches!(
+        cache.admit(id(0), 41),
+        Err(CacheError::NoRoom { held_bytes: 60, held_entries: 1, .. })
+    ));
+    let successor = cache.admit(id(0), 40).unwrap();
+    assert!(matches!(cache.admit(id(2), 0), Err(CacheError::NoRoom { held_entries: 2, .. })));
+    drop(lease);
+    assert_eq!((cache.stats().bytes, *successor), (40, 40));
+    assert_eq!(cache.evictions().pop().unwrap().reason, EvictionReason::Invalidated);
+    cache.pin(&id(0), true);
+    drop(cache.admit(id(2), 60).unwrap());
+    assert_eq!(cache.condemn_unleased(), 1);
+    drop(successor);
+    assert_eq!((cache.condemn_unleased(), cache.stats().bytes), (1, 0));
+}
+
+#[test]
+fn ten_thousand_loads_leave_nothing_behind() {
+    let value = Arc::new(());
+    let clock = Arc::new(ManualClock::default());
+    let cache = DeviceCache::new(Budget { max_entries: 7, max_bytes: 70 }, |_: &Arc<()>| 10, clock);
+    for n in 0..10_000 {
+        let lease = cache.admit(id(n % 23), value.clone());
+        match n % 3 {
+            0 => drop(cache.condemn(&id(n % 23))),
+            1 => drop(cache.evict(&id(n % 23))),
+            _ => {}
+        }
+        drop(lease);
+        assert!(cache.stats().bytes <= 70 && Arc::strong_count(&value) <= 8);
+    }
+    assert_eq!(cache.evictions().len(), 256);
+    cache.clear();
+    assert_eq!((cache.stats().bytes, cache.stats().entries, Arc::strong_count(&value)), (0, 0, 1));
+}
+
+fn shared(max_bytes: u64) -> DeviceCache<u64> {
+    DeviceCache::new(Budget { max_entries: 9, max_bytes }, |&bytes| bytes, Arc::new(ManualClock::default()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_waits_for_a_lease_to_end() {
+    let cache = shared(100);
+    let first = cache.admit(id(0), 60).unwrap();
+    let second = cache.admit(id(1), 40).unwrap();
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.admit_wait(id(2), 50, Duration::from_secs(60)).await.map(|lease| *lease) }
+    });
+    tokio::task::yield_now().await;
+    // Forty are not enough; nothing is put out for a newcomer that does not fit.
+    drop(second);
+    tokio::task::yield_now().await;
+    assert!(!waits.is_finished() && cache.peek(&id(1)).is_some());
+    drop(first);
+    assert_eq!(waits.await.unwrap(), Ok(50));
+    assert!(cache.peek(&id(0)).is_none() && cache.peek(&id(1)).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn admission_that_waits_in_vain_says_who_is_in_the_way() {
+    let cache = shared(100);
+    let lease = cache.admit(id(0), 60).unwrap();
+    let refused = cache.admit_wait(id(2), 50, Duration::from_secs(60)).await.unwrap_err();
+    assert!(matches!(refused, CacheError::NoRoom { held_bytes: 60, .. }), "{refused}");
+    assert_eq!(*lease, 60);
+    let refused = cache.admit_wait(id(2), 101, Duration::from_secs(60)).await.unwrap_err();
+    assert!(matches!(refused, CacheError::TooLarge { .. }), "{refused}");
+    // A pin that is drawn makes room too.
+    drop(lease);
+    cache.pin(&id(0), true);
+    let waits = cache.admit_wait(id(2), 50, Duration::from_secs(60));
+    let unpins = async {
+        tokio::task::yield_now().await;
+        cache.pin(&id(0), false)
+    };
+    let (admitted, _) = tokio::join!(waits, unpins);
+    assert_eq!(*admitted.unwrap(), 50);
 }

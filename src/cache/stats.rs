@@ -74,6 +74,8 @@ pub enum EvictionReason {
     Cleared,
     /// Another version came in under its name.
     Replaced,
+    /// It must not be found any more, whoever held or pinned it.
+    Invalidated,
 }
 
 /// An eviction that has happened.
