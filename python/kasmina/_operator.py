@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Dict
+from typing import Any, Dict, Iterable
 
 from . import _frames
 from .errors import SessionError, from_reply
@@ -44,13 +44,29 @@ class Operator:
         """What is resident and how the tiers did."""
         return self.ask("cache")
 
-    def evict(self, kernel: str) -> Dict[str, Any]:
-        """Drops one kernel unless a seed uses it."""
-        return self.ask("evict", kernel=kernel)
+    def evict(self, kernel: str, *, fleet: bool = False) -> Dict[str, Any]:
+        """Drops one kernel from memory and the tiers unless a seed uses it; with ``fleet`` on every node."""
+        return self.ask("evict", kernel=kernel, fleet=fleet)
 
-    def clear(self) -> Dict[str, Any]:
-        """Drops every kernel that no seed uses."""
-        return self.ask("clear")
+    def clear(self, *, tiers: bool = False) -> Dict[str, Any]:
+        """Drops every kernel from memory that no seed uses, and with ``tiers`` empties the tiers too."""
+        return self.ask("clear", tiers=tiers)
+
+    def warm(self, kernels: Iterable[str]) -> Dict[str, Any]:
+        """Begins to load kernels, and says how far that and earlier warming is."""
+        return self.ask("warm", kernels=list(kernels))
+
+    def pin(self, kernel: str) -> None:
+        """Loads a kernel and keeps it in memory until it is unpinned or the daemon ends."""
+        self.ask("pin", kernel=kernel)
+
+    def unpin(self, kernel: str) -> None:
+        """Lets a pinned kernel go again."""
+        self.ask("unpin", kernel=kernel)
+
+    def why(self, subject: str) -> Dict[str, Any]:
+        """All that is known of a kernel, or of the kernel of a seed, written ``session/layer/seed``."""
+        return self.ask("why", subject=subject)
 
     def validate(self, path: str) -> Dict[str, Any]:
         """Judges a file that the daemon can read."""

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::base::AskError;
 use crate::{
-    cache::{CacheError, LookupError},
+    cache::{CacheError, LookupError, TierError},
     engine::EngineError,
     fault::{ErrorClass, Fault},
     id::{KernelId, LayerId, SeedIndex},
@@ -27,6 +27,9 @@ pub enum ActorError {
     /// The cache has no room.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A tier below it could not do its part.
+    #[error(transparent)]
+    Tier(#[from] TierError),
     /// The data plane refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -109,6 +112,7 @@ impl Fault for ActorError {
             Self::Lookup(error) => error.class(),
             Self::Validation(error) => error.class(),
             Self::Cache(error) => error.class(),
+            Self::Tier(error) => error.class(),
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
             Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
@@ -127,6 +131,7 @@ impl Fault for ActorError {
             Self::Lookup(error) => error.code(),
             Self::Validation(error) => error.code(),
             Self::Cache(error) => error.code(),
+            Self::Tier(error) => error.code(),
             Self::Engine(error) => error.code(),
             Self::Wire(error) => error.code(),
             Self::Greeting { .. } | Self::Protocol { .. } => "session.protocol",

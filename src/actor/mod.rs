@@ -17,8 +17,9 @@ mod validator;
 pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
-    ClearKernels, CloseCache, EvictKernel, GetKernel, KernelCache, KernelCacheParts, KernelLease,
-    PrefetchKernels, ReportCache, ReweighKernel,
+    ClearKernels, CloseCache, EvictKernel, ExplainKernel, GetKernel, KernelCache, KernelCacheParts,
+    KernelLease, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply, ReweighKernel, SupplyStatus,
+    WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
@@ -26,5 +27,5 @@ pub use supervisor::{
     AdmitSession, BeginDrain, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
     SupervisorParts,
 };
-pub use urza_fetcher::{FetchKernel, FetcherSource, ReportBreaker, UrzaFetcher};
-pub use validator::{JudgeArtifact, Validator};
+pub use urza_fetcher::{FetchEntry, FetchKernel, FetcherSource, ReportBreaker, UrzaFetcher};
+pub use validator::{JudgeArtifact, Judged, Validator};

@@ -204,6 +204,7 @@ impl SeedParts {
             wants_parameters: true,
         };
         let share = self.memory.take(kernel.memory_bytes() as u64)?;
+        let start = std::time::Instant::now();
         let planned = tokio::task::spawn_blocking(move || {
             kernel.plans(&key, backend.as_ref(), &config)?;
             let memory = Arc::new(SharedMemory::create("kasmina-seed", kernel.memory_bytes())?);
@@ -217,7 +218,8 @@ impl SeedParts {
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
         // Planning has made the kernel heavier; a cache that cannot be asked learns of it at the next graft.
-        let _ = self.cache.ask(ReweighKernel(graft.kernel.clone())).await;
+        let plan_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let _ = self.cache.ask(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
         Ok(Prepared { live, memory })
     }
 }

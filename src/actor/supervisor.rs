@@ -11,7 +11,8 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, KernelCache, ReportBreaker, ReportSession, Session, SessionParts, UrzaFetcher,
+    ActorError, CloseCache, KernelCache, ReportBreaker, ReportSession, ReportSupply, Session, SessionParts,
+    SupplyStatus, UrzaFetcher,
     base::{Child, Exit, Handle, StopActor},
     serve_session,
     session::{CountTickets, DrainSession},
@@ -215,6 +216,7 @@ impl Handler<ReportStatus> for Supervisor {
             ..StatusReport::default()
         };
         let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());
+        let cache = self.parts.cache.clone();
         Box::pin(async move {
             for session in sessions {
                 // One that has ended since is no session any more.
@@ -224,6 +226,10 @@ impl Handler<ReportStatus> for Supervisor {
             }
             if let Ok(status) = fetcher.ask(ReportBreaker).await {
                 report.breakers.push(status.into());
+            }
+            if let Ok(SupplyStatus { warming, breakers }) = cache.ask(ReportSupply).await {
+                report.warming = warming;
+                report.breakers.extend(breakers.into_iter().map(Into::into));
             }
             report
         })

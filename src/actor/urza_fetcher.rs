@@ -11,6 +11,7 @@ use crate::{
     guard::BreakerStatus,
     id::KernelId,
     origin::Guarded,
+    validation::Metadata,
 };
 
 const MAILBOX: usize = 256;
@@ -59,6 +60,23 @@ impl Handler<FetchKernel> for UrzaFetcher {
     }
 }
 
+/// Asks for a kernel's catalogue entry alone.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Metadata, SharedFault>")]
+pub struct FetchEntry(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<FetchEntry> for UrzaFetcher {
+    type Result = ResponseFuture<Result<Metadata, SharedFault>>;
+
+    fn handle(&mut self, FetchEntry(id): FetchEntry, _: &mut Self::Context) -> Self::Result {
+        let origin = self.origin.clone();
+        Box::pin(async move { origin.entry(&id).await.map_err(|error| Arc::new(error) as SharedFault) })
+    }
+}
+
 /// Asks how the origin's breaker stands.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "BreakerStatus")]
@@ -89,6 +107,15 @@ impl FetcherSource {
 impl Source for FetcherSource {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn entry<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Metadata, SharedFault>> {
+        Box::pin(async move {
+            match self.fetcher.ask(FetchEntry(id.clone())).await {
+                Ok(result) => result,
+                Err(error) => Err(Arc::new(error) as SharedFault),
+            }
+        })
     }
 
     fn fetch<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Fetched, SharedFault>> {

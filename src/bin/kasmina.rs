@@ -10,6 +10,7 @@ use kasmina::{
         SignOptions, SubjectOptions, TrainerOptions, ValidateOptions,
     },
     config::{Config, ProcessEnvironment},
+    id::KernelId,
 };
 
 /// Works with kernels and with a running kasminad.
@@ -91,6 +92,56 @@ enum Command {
     Seeds(Operator),
     /// Prints what the cache's tiers hold and how they did.
     Cache(Operator),
+    /// Drops kernels from memory and from every tier, unless a seed uses them (then: 1).
+    Evict {
+        /// The kernels.
+        #[arg(required = true)]
+        kernels: Vec<KernelId>,
+        /// On every node that shares a Redis with this one.
+        #[arg(long)]
+        fleet: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Drops every kernel from memory that no seed uses and that is not pinned.
+    Clear {
+        /// Empties the tiers below too, shared ones included.
+        #[arg(long)]
+        tiers: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Loads kernels beside whatever goes on.
+    Warm {
+        /// The kernels.
+        #[arg(required = true)]
+        kernels: Vec<KernelId>,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Loads kernels and keeps them in memory until they are unpinned or the daemon ends.
+    Pin {
+        /// The kernels.
+        #[arg(required = true)]
+        kernels: Vec<KernelId>,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Lets pinned kernels go again.
+    Unpin {
+        /// The kernels.
+        #[arg(required = true)]
+        kernels: Vec<KernelId>,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Prints all that is known of a kernel's supply: copies, holders, loads, evictions, verdict.
+    Why {
+        /// A kernel, or a seed as session/layer/seed.
+        subject: String,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Starts a daemon, trains on real digits through it, and grafts two kernels.
     Quickstart {
         /// The folder with kernels, digits and data.
@@ -219,6 +270,12 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Status(operator) => cli::status(&operator.options()),
         Command::Seeds(operator) => cli::seeds(&operator.options()),
         Command::Cache(operator) => cli::cache(&operator.options()),
+        Command::Evict { kernels, fleet, operator } => cli::evict(&operator.options(), &kernels, fleet),
+        Command::Clear { tiers, operator } => cli::clear(&operator.options(), tiers),
+        Command::Warm { kernels, operator } => cli::warm(&operator.options(), kernels),
+        Command::Pin { kernels, operator } => cli::pin(&operator.options(), &kernels, true),
+        Command::Unpin { kernels, operator } => cli::pin(&operator.options(), &kernels, false),
+        Command::Why { subject, operator } => cli::why(&operator.options(), &subject),
         Command::Quickstart { examples, training } => {
             cli::quickstart(&QuickstartOptions { examples, epochs: training.epochs, seed: training.seed })
         }

@@ -28,6 +28,7 @@ pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
         accepted,
         rules: vec![rule],
         digest,
+        policy: "test".into(),
         size_bytes: 7,
         format: Some("pt2".into()),
         parameters: 2,

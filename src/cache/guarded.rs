@@ -99,6 +99,10 @@ impl Tier for GuardedTier {
         self.guard(move |tier| tier.note_uses(uses))
     }
 
+    fn breaker(&self) -> Option<BreakerStatus> {
+        Some(self.breaker.status())
+    }
+
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
         self.tier.stats()
     }

@@ -26,8 +26,6 @@ mod contract;
 #[cfg(test)]
 mod l1_tests;
 #[cfg(test)]
-mod lookup_tests;
-#[cfg(test)]
 mod servers;
 
 pub use device::DeviceCache;
@@ -35,7 +33,7 @@ pub use error::CacheError;
 pub use guarded::GuardedTier;
 pub use l1::{Budget, Condemned, L1};
 pub use lease::Lease;
-pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, Step, StepOutcome};
+pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Step, StepOutcome};
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sql::{Database, PostgresOptions, SqlTier, SqliteOptions};

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use futures_util::future::BoxFuture;
 
 use super::Stored;
-use crate::{fault::Fault, id::KernelId};
+use crate::{fault::Fault, id::KernelId, validation::Metadata};
 
 /// An error that many can hold: all who waited for one fetch get the same.
 pub type SharedFault = Arc<dyn Fault + Send + Sync>;
@@ -25,6 +25,9 @@ pub struct Fetched {
 pub trait Source: Send + Sync + fmt::Debug {
     /// The source's name in statistics and logs.
     fn name(&self) -> &str;
+
+    /// A kernel's catalogue entry alone.
+    fn entry<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Metadata, SharedFault>>;
 
     /// Fetches a kernel. Retries and circuit breaking are the source's own affair; an error is final for
     /// this look-up, and its class says whether it may be remembered.

@@ -78,6 +78,27 @@ pub enum EvictionReason {
     Invalidated,
 }
 
+impl EvictionReason {
+    /// The reason as a word.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Room { .. } => "room",
+            Self::Asked => "asked",
+            Self::Cleared => "cleared",
+            Self::Replaced => "replaced",
+            Self::Invalidated => "invalidated",
+        }
+    }
+
+    /// For whom room was made.
+    pub fn newcomer(&self) -> Option<&KernelId> {
+        match self {
+            Self::Room { newcomer } => Some(newcomer),
+            _ => None,
+        }
+    }
+}
+
 /// An eviction that has happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eviction {

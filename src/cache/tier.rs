@@ -9,7 +9,7 @@ use super::TierStats;
 use crate::{
     digest::Digest,
     fault::{ErrorClass, Fault},
-    guard::BreakerOpen,
+    guard::{BreakerOpen, BreakerStatus},
     id::KernelId,
     validation::{Metadata, Verdict},
 };
@@ -138,6 +138,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Adds uses that took place above this tier, where it was not asked, to those it counts.
     fn note_uses<'a>(&'a self, _uses: &'a [(KernelId, u64)]) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// The breaker before the tier, where there is one.
+    fn breaker(&self) -> Option<BreakerStatus> {
+        None
     }
 
     /// Counters and contents.

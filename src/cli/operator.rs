@@ -8,7 +8,7 @@ use super::{
     CliError, Exit,
     table::{self, bytes, micros},
 };
-use crate::client::Operator;
+use crate::{client::Operator, wire::RouteReport};
 
 /// Which daemon to ask, and how to print.
 #[derive(Debug)]
@@ -20,12 +20,12 @@ pub struct OperatorOptions {
 }
 
 impl OperatorOptions {
-    fn connect(&self) -> Result<Operator, CliError> {
+    pub(super) fn connect(&self) -> Result<Operator, CliError> {
         Ok(Operator::connect(&self.control_socket)?)
     }
 
     /// Prints a report as JSON if that is asked for, else by the function.
-    fn show<T: Serialize>(&self, report: &T, print: impl FnOnce(&T)) -> Result<Exit, CliError> {
+    pub(super) fn show<T: Serialize>(&self, report: &T, print: impl FnOnce(&T)) -> Result<Exit, CliError> {
         if self.json {
             let text =
                 serde_json::to_string_pretty(report).map_err(|error| CliError::usage(error.to_string()))?;
@@ -53,6 +53,11 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
             bytes(report.resident_bytes),
             report.devices.join(" "),
         );
+        let warming = &report.warming;
+        if warming.planned > 0 {
+            let state = if warming.done { "warmed" } else { "warming" };
+            println!("{state}: {} of {} kernels, {} failed", warming.loaded, warming.planned, warming.failed);
+        }
         println!();
         let rows = report
             .actors
@@ -169,10 +174,37 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
             .iter()
             .map(|k| {
                 let digest = k.digest.chars().take(12).collect();
-                let counts = [k.pins.to_string(), k.hits.to_string(), k.plans.to_string()];
-                [vec![k.kernel.to_string(), digest, bytes(k.bytes)], counts.to_vec()].concat()
+                vec![
+                    k.kernel.to_string(),
+                    digest,
+                    bytes(k.bytes),
+                    k.holders.to_string(),
+                    if k.pinned { "yes" } else { "no" }.to_owned(),
+                    k.hits.to_string(),
+                    k.plans.to_string(),
+                    table::span(k.age_ms),
+                    table::span(k.idle_ms),
+                ]
             })
             .collect();
-        table::print(&["KERNEL", "SHA256", " BYTES", " HELD", " HITS", " PLANS"], &rows);
+        let headings = ["KERNEL", "SHA256", " BYTES", " HELD", "PINNED", " HITS", " PLANS", " AGE", " IDLE"];
+        table::print(&headings, &rows);
+        if !report.routes.is_empty() {
+            println!();
+            let row = |r: &RouteReport| {
+                let up_to = r.up_to_bytes.map_or_else(|| "any".to_owned(), bytes);
+                let now = if r.passed_by { "passed by" } else { "asked" }.to_owned();
+                vec![
+                    r.place.clone(),
+                    up_to,
+                    micros(r.mean_us as f64),
+                    r.samples.to_string(),
+                    now,
+                    r.passes.to_string(),
+                ]
+            };
+            let rows: Vec<_> = report.routes.iter().map(row).collect();
+            table::print(&["PLACE", " UP TO", " HIT TAKES", " HITS", "NOW", " PASSED BY"], &rows);
+        }
     })
 }

@@ -56,6 +56,13 @@ pub(super) fn count(number: u64, unit: &str) -> String {
     if prefix == 0 { format!("{number} {unit}") } else { format!("{value:.1} {}{unit}", prefixes[prefix]) }
 }
 
+/// Milliseconds as a person reads them: `350 ms`, `12 s`, `5 min`, `3 h`, `2 d`.
+pub(super) fn span(ms: u64) -> String {
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
+    let unit = units.into_iter().find(|(length, _)| ms >= 2 * length || (*length == 1000 && ms >= 1000));
+    unit.map_or_else(|| format!("{ms} ms"), |(length, unit)| format!("{} {unit}", ms / length))
+}
+
 /// Bytes as a person reads them.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -5,7 +5,10 @@ use std::path::Path;
 use super::{ClientError, connection::Connection};
 use crate::{
     id::KernelId,
-    wire::{CacheReport, Empty, EvictReport, OperatorRequest, SeedsReport, StatusReport, ValidationReport},
+    wire::{
+        CacheReport, Empty, EvictReport, OperatorRequest, SeedsReport, StatusReport, ValidationReport,
+        WarmReport, WhyReport,
+    },
 };
 
 /// A connection to the daemon's control socket. Every call blocks until the daemon has answered, and fails
@@ -48,20 +51,52 @@ impl Operator {
         self.ask(&OperatorRequest::Cache {})
     }
 
-    /// Drops one kernel unless a seed uses it.
+    /// Drops one kernel from memory and the tiers unless a seed uses it; with `fleet` on every node.
     ///
     /// # Errors
     /// See [`Operator`].
-    pub fn evict(&mut self, kernel: KernelId) -> Result<EvictReport, ClientError> {
-        self.ask(&OperatorRequest::Evict { kernel })
+    pub fn evict(&mut self, kernel: KernelId, fleet: bool) -> Result<EvictReport, ClientError> {
+        self.ask(&OperatorRequest::Evict { kernel, fleet })
     }
 
-    /// Drops every kernel that no seed uses.
+    /// Drops every kernel from memory that no seed uses, and with `tiers` empties the tiers too.
     ///
     /// # Errors
     /// See [`Operator`].
-    pub fn clear(&mut self) -> Result<EvictReport, ClientError> {
-        self.ask(&OperatorRequest::Clear {})
+    pub fn clear(&mut self, tiers: bool) -> Result<EvictReport, ClientError> {
+        self.ask(&OperatorRequest::Clear { tiers })
+    }
+
+    /// Begins to load kernels, and says how far that and earlier warming is.
+    ///
+    /// # Errors
+    /// See [`Operator`].
+    pub fn warm(&mut self, kernels: Vec<KernelId>) -> Result<WarmReport, ClientError> {
+        self.ask(&OperatorRequest::Warm { kernels })
+    }
+
+    /// Loads a kernel and keeps it in memory until it is unpinned or the daemon ends.
+    ///
+    /// # Errors
+    /// See [`Operator`].
+    pub fn pin(&mut self, kernel: KernelId) -> Result<(), ClientError> {
+        self.ask::<Empty>(&OperatorRequest::Pin { kernel }).map(|Empty {}| ())
+    }
+
+    /// Lets a pinned kernel go again.
+    ///
+    /// # Errors
+    /// See [`Operator`].
+    pub fn unpin(&mut self, kernel: KernelId) -> Result<(), ClientError> {
+        self.ask::<Empty>(&OperatorRequest::Unpin { kernel }).map(|Empty {}| ())
+    }
+
+    /// All that is known of a kernel, or of the kernel of a seed, written `session/layer/seed`.
+    ///
+    /// # Errors
+    /// See [`Operator`].
+    pub fn why(&mut self, subject: &str) -> Result<WhyReport, ClientError> {
+        self.ask(&OperatorRequest::Why { subject: subject.to_owned() })
     }
 
     /// Judges a file that the daemon can read.

@@ -21,6 +21,18 @@ section! {
         negative_ttl: Duration = Duration::from_secs(60), "time", Restart;
         /// How long a kernel that was refused is not fetched again.
         rejected_ttl: Duration = Duration::from_secs(600), "time", Restart;
+        /// How old the origin's word on a copy in the tiers below may be before it is asked again.
+        fresh_for: Duration = Duration::from_secs(3600), "time", Restart;
+        /// Whether an older copy is used where the origin does not answer.
+        serve_stale: bool = true, "true or false", Restart;
+        /// Whether a tier that shows itself slower than the next place is passed by for a while.
+        bypass_slow_tiers: bool = true, "true or false", Restart;
+        /// Kernels that are loaded when the daemon starts.
+        warm: Vec<KernelId> = Vec::new(), "list of kernel ids", Restart;
+        /// How many of the most used kernels are loaded beside them; 0 is none.
+        warm_most_used: u32 = 16, "kernels", Restart;
+        /// Over which time their uses count.
+        warm_window: Duration = Duration::from_secs(7 * 24 * 3600), "time", Restart;
         /// Kernels that are never evicted.
         pinned: Vec<KernelId> = Vec::new(), "list of kernel ids", Restart;
     }

@@ -128,6 +128,8 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("cache.postgres.connect_timeout", config.cache.postgres.connect_timeout),
         ("cache.postgres.timeout", config.cache.postgres.timeout),
         ("origin.timeout", config.origin.timeout),
+        ("cache.fresh_for", config.cache.fresh_for),
+        ("cache.warm_window", config.cache.warm_window),
         ("origin.retry.base_delay", retry.base_delay),
         ("validator.time_limit", config.validator.time_limit),
         ("validator.trial_time_limit", config.validator.trial_time_limit),

@@ -7,14 +7,15 @@ use tokio::{net::UnixStream, sync::Notify};
 
 use crate::{
     actor::{
-        ActorError, ClearKernels, EvictKernel, JudgeArtifact, KernelCache, ReportCache, ReportSeeds,
-        ReportStatus, Supervisor, Validator,
+        ActorError, ClearKernels, EvictKernel, ExplainKernel, JudgeArtifact, KernelCache, PinKernel,
+        ReportCache, ReportSeeds, ReportStatus, Supervisor, Validator, WarmKernels,
         base::{Frames, Handle},
     },
     fault::{ErrorClass, Fault},
+    id::{KernelId, ParseKernelIdError},
     wire::{
-        Empty, ErrorReply, FrameKind, OperatorRequest, Reply, RuleReport, ValidationReport, WireError,
-        decode, encode,
+        Empty, ErrorReply, FrameKind, OperatorRequest, Reply, RuleReport, SeedReport, ValidationReport,
+        WhyReport, WireError, decode, encode,
     },
 };
 
@@ -52,6 +53,41 @@ impl Fault for FileError {
     fn code(&self) -> &'static str {
         "kernel.deserialize"
     }
+}
+
+/// Why nothing can be said of a subject.
+#[derive(Debug, thiserror::Error)]
+enum SubjectError {
+    #[error("{subject:?} is no kernel's name: {reason}; a seed is written session/layer/seed")]
+    Name { subject: String, reason: String },
+    #[error("there is no seed {subject}: kasmina seeds lists them")]
+    NoSeed { subject: String },
+    #[error("seed {subject} has no kernel")]
+    NoKernel { subject: String },
+    #[error(transparent)]
+    Actor(#[from] ActorError),
+}
+
+impl Fault for SubjectError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Name { .. } => ErrorClass::Invalid,
+            Self::NoSeed { .. } | Self::NoKernel { .. } => ErrorClass::NotFound,
+            Self::Actor(error) => error.class(),
+        }
+    }
+
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Name { .. } => "session.protocol",
+            Self::NoSeed { .. } | Self::NoKernel { .. } => "kernel.not_found",
+            Self::Actor(error) => error.code(),
+        }
+    }
+}
+
+fn seed_name(seed: &SeedReport) -> String {
+    format!("{}/{}/{}", seed.session, seed.layer, seed.seed)
 }
 
 /// Serves an operator's connection until it is closed.
@@ -110,11 +146,18 @@ impl Control {
             }
             OperatorRequest::Seeds {} => reply(self.supervisor.ask(ReportSeeds).await),
             OperatorRequest::Cache {} => reply(self.cache.ask(ReportCache).await),
-            OperatorRequest::Evict { kernel } => {
+            OperatorRequest::Evict { kernel, fleet: _ } => {
                 let evicted = self.cache.ask(EvictKernel(kernel)).await;
                 reply(evicted.map_err(ActorError::from).and_then(|result| result))
             }
-            OperatorRequest::Clear {} => reply(self.cache.ask(ClearKernels).await),
+            OperatorRequest::Clear { tiers } => {
+                let cleared = self.cache.ask(ClearKernels { tiers }).await;
+                reply(cleared.map_err(ActorError::from).and_then(|result| result))
+            }
+            OperatorRequest::Warm { kernels } => reply(self.cache.ask(WarmKernels(kernels)).await),
+            OperatorRequest::Pin { kernel } => reply(self.pin(kernel, true).await),
+            OperatorRequest::Unpin { kernel } => reply(self.pin(kernel, false).await),
+            OperatorRequest::Why { subject } => reply(self.why(&subject).await),
             OperatorRequest::Validate { path } => match self.read(&path).await {
                 Ok(bytes) => reply(self.judge(path, bytes).await),
                 Err(error) => refusal(&error),
@@ -125,6 +168,32 @@ impl Control {
                 reply(Ok::<_, ActorError>(Empty {}))
             }
         }
+    }
+
+    async fn pin(&self, kernel: KernelId, pinned: bool) -> Result<Empty, ActorError> {
+        self.cache.ask(PinKernel { kernel, pinned }).await??;
+        Ok(Empty {})
+    }
+
+    /// All that is known of a kernel, or of the kernel that a seed has.
+    async fn why(&self, subject: &str) -> Result<WhyReport, SubjectError> {
+        let seeds = self.supervisor.ask(ReportSeeds).await.map_err(ActorError::from)?.seeds;
+        let kernel = match subject.contains('/') {
+            true => {
+                let seed = seeds.iter().find(|seed| seed_name(seed) == subject);
+                let seed = seed.ok_or_else(|| SubjectError::NoSeed { subject: subject.to_owned() })?;
+                let kernel = seed.kernel.clone();
+                kernel.ok_or_else(|| SubjectError::NoKernel { subject: subject.to_owned() })?
+            }
+            false => subject.parse().map_err(|error: ParseKernelIdError| SubjectError::Name {
+                subject: subject.to_owned(),
+                reason: error.to_string(),
+            })?,
+        };
+        let mut report = self.cache.ask(ExplainKernel(kernel.clone())).await.map_err(ActorError::from)?;
+        report.seeds = seeds.into_iter().filter(|seed| seed.kernel.as_ref() == Some(&kernel)).collect();
+        report.breakers = self.supervisor.ask(ReportStatus).await.map_err(ActorError::from)?.breakers;
+        Ok(report)
     }
 
     async fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
@@ -140,8 +209,9 @@ impl Control {
     }
 
     async fn judge(&self, path: String, bytes: Vec<u8>) -> Result<ValidationReport, ActorError> {
-        let outcome = self.validator.ask(JudgeArtifact { bytes: bytes.into(), metadata: None }).await??;
-        let verdict = outcome.verdict;
+        let outcome =
+            self.validator.ask(JudgeArtifact { bytes: bytes.into(), metadata: None, earlier: None });
+        let verdict = outcome.await??.outcome.verdict;
         let rules = verdict.rules.into_iter().map(|rule| RuleReport {
             rule: rule.name,
             passed: rule.passed,

@@ -1,6 +1,6 @@
 //! From settings to actors.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
@@ -8,6 +8,7 @@ use super::tiers::{Tiers, tiers};
 use crate::{
     actor::{
         FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
+        WarmPlan,
         base::{Child, Handle, RestartPolicy, Supervised},
     },
     backend::{Backend, cpu::CpuBackend},
@@ -65,8 +66,17 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
         lookup: Arc::new(lookup),
         databases,
         validator: validator.clone(),
-        pinned: config.cache.pinned.clone().into(),
+        pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
+        loads: Arc::default(),
+        uses: Arc::default(),
+        warming: Arc::default(),
+        warm_plan: Arc::new(WarmPlan {
+            listed: config.cache.pinned.iter().chain(&config.cache.warm).cloned().collect(),
+            most_used: config.cache.warm_most_used,
+            window: config.cache.warm_window,
+        }),
+        clock: clock.clone(),
     };
 
     let rules = Arc::new(Policy::from(&config.validator));

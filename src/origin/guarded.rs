@@ -12,6 +12,7 @@ use crate::{
     config,
     guard::{Breaker, BreakerPolicy, BreakerStatus, Retry, RetryPolicy},
     id::KernelId,
+    validation::Metadata,
 };
 
 /// How patient the daemon is with an origin.
@@ -83,6 +84,17 @@ impl Guarded {
         result
     }
 
+    /// Fetches a kernel's catalogue entry alone.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub async fn entry(&self, id: &KernelId) -> Result<Metadata, OriginError> {
+        let permit = self.breaker.admit()?;
+        let result = self.retry.run(|| Box::pin(self.in_time(self.origin.metadata(id)))).await;
+        permit.record(result.as_ref().map(|_| ()));
+        result
+    }
+
     async fn attempt(&self, id: &KernelId) -> Result<Fetched, OriginError> {
         let start = self.clock.now();
         let metadata = self.retry.run(|| Box::pin(self.in_time(self.origin.metadata(id)))).await?;
@@ -111,6 +123,10 @@ impl Guarded {
 impl Source for Guarded {
     fn name(&self) -> &str {
         self.origin.name()
+    }
+
+    fn entry<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Metadata, SharedFault>> {
+        Box::pin(async move { self.entry(id).await.map_err(|error| Arc::new(error) as SharedFault) })
     }
 
     fn fetch<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Fetched, SharedFault>> {

@@ -14,5 +14,5 @@ mod tests;
 pub use error::ValidationError;
 pub use metadata::{Metadata, MetadataError, Status};
 pub use policy::{Policy, TrialPolicy};
-pub use validate::{Outcome, validate};
+pub use validate::{Outcome, validate, validate_again};
 pub use verdict::{ModuleUse, PassCost, RuleResult, Trial, Verdict};

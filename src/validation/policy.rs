@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{artifact::ReadLimits, config, graph::Limits, signature::PublicKey};
+use crate::{artifact::ReadLimits, config, digest::Digest, graph::Limits, signature::PublicKey};
 
 /// The limits and lists that the rules go by.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +42,18 @@ pub struct TrialPolicy {
     pub time_limit: Duration,
     /// Threads that work on it.
     pub threads: usize,
+}
+
+impl Policy {
+    /// A short text that differs where rules, limits or the validator's version do: two verdicts with the
+    /// same fingerprint were given by the same measure. How many threads a trial has is not part of it.
+    pub fn fingerprint(&self) -> String {
+        let trial = self.trial.map(|trial| TrialPolicy { threads: 0, ..trial });
+        let text = format!("{} {:?}", env!("CARGO_PKG_VERSION"), Self { trial, ..self.clone() });
+        let mut digest = Digest::of(text.as_bytes()).to_string();
+        digest.truncate(16);
+        digest
+    }
 }
 
 impl Default for Policy {

@@ -32,10 +32,40 @@ const BESIDE_BYTES: usize = 1 << 18;
 /// Blocking: until done, in time and memory that the policy's limits bound. Nothing of the artifact is
 /// executed, and a defect of the validator itself is a failed rule, not a panic.
 pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) -> Outcome {
+    judge_by(bytes, metadata, policy, None)
+}
+
+/// Judges an artifact about which there is a verdict already, kept beside it by whoever keeps the bytes.
+///
+/// Every rule is judged anew, for that is what reading the artifact takes anyway; only the trial is not held
+/// again, where the earlier verdict is on the same bytes, for the same shape and by the same policy.
+///
+/// Blocking: as [`validate`].
+pub fn validate_again(
+    bytes: Arc<[u8]>,
+    metadata: Option<&Metadata>,
+    policy: &Policy,
+    earlier: &Verdict,
+) -> Outcome {
+    let outcome = judge_by(bytes.clone(), metadata, policy, Some(earlier));
+    if outcome.verdict.digest == earlier.digest {
+        return outcome;
+    }
+    // It spoke of other bytes.
+    judge_by(bytes, metadata, policy, None)
+}
+
+fn judge_by(
+    bytes: Arc<[u8]>,
+    metadata: Option<&Metadata>,
+    policy: &Policy,
+    earlier: Option<&Verdict>,
+) -> Outcome {
     let mut verdict = Verdict {
         accepted: false,
         rules: Vec::new(),
         digest: Digest::from_bytes([0; 32]),
+        policy: policy.fingerprint(),
         size_bytes: bytes.len() as u64,
         format: None,
         parameters: 0,
@@ -54,7 +84,7 @@ pub fn validate(bytes: Arc<[u8]>, metadata: Option<&Metadata>, policy: &Policy) 
     let unsigned = signature.is_none() && !policy.require_signature;
     let judged = std::thread::scope(|scope| {
         let judged = |verdict: &mut Verdict| {
-            catch_unwind(AssertUnwindSafe(|| judge(bytes.clone(), metadata, policy, verdict)))
+            catch_unwind(AssertUnwindSafe(|| judge(bytes.clone(), metadata, policy, earlier, verdict)))
         };
         // The digest of a large artifact takes as long as all the rest. Where no signature hangs on it, both
         // are done at a time.
@@ -85,6 +115,7 @@ fn judge(
     bytes: Arc<[u8]>,
     metadata: Option<&Metadata>,
     policy: &Policy,
+    earlier: Option<&Verdict>,
     verdict: &mut Verdict,
 ) -> (Report, Option<Module>) {
     let mut report = Report::default();
@@ -135,7 +166,15 @@ fn judge(
         rules::within_limits(&mut report, forward, backward, policy);
         report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", verdict.ops.len()));
         if let Some(limits) = policy.trial.filter(|_| report.accepts()) {
-            verdict.trial = trial::hold(&mut report, &module, &lowered, &limits);
+            let known = earlier.filter(|earlier| {
+                earlier.accepted
+                    && earlier.policy == verdict.policy
+                    && earlier.input_shape == verdict.input_shape
+            });
+            verdict.trial = match known.and_then(|earlier| earlier.trial.as_ref()) {
+                Some(trial) => trial::recall(&mut report, trial),
+                None => trial::hold(&mut report, &module, &lowered, &limits),
+            };
         }
     }
     (report, Some(module))

@@ -33,6 +33,8 @@ pub struct Verdict {
     pub rules: Vec<RuleResult>,
     /// SHA-256 of the artifact this is about.
     pub digest: Digest,
+    /// Which rules and limits it was judged by, as a fingerprint; see [`Policy::fingerprint`](super::Policy::fingerprint).
+    pub policy: String,
     /// The artifact's size.
     pub size_bytes: u64,
     /// The archive's format, where it could be read.

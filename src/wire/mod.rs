@@ -19,6 +19,7 @@ mod message;
 mod operator;
 mod peer;
 mod ring;
+mod supply;
 mod words;
 
 pub use arena::Arena;
@@ -50,4 +51,7 @@ pub use operator::{
     SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, ValidationReport,
 };
 pub use peer::Peer;
+pub use supply::{
+    CopyReport, EvictionReport, LoadReport, NegativeReport, RouteReport, StepReport, WarmReport, WhyReport,
+};
 pub use words::{Blend, FailureKind, SeedState, Status};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ErrorReply, SeedState, SeedStats};
+use super::{ErrorReply, RouteReport, SeedState, SeedStats, WarmReport};
 use crate::{
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::Shape,
@@ -18,13 +18,42 @@ pub enum OperatorRequest {
     Seeds {},
     /// What is resident and how the tiers did. Answered by [`CacheReport`].
     Cache {},
-    /// Drops one kernel from every tier of this node unless a seed uses it. Answered by [`EvictReport`].
+    /// Drops one kernel from memory and from every tier unless a seed uses it. Answered by [`EvictReport`].
     Evict {
         /// Which.
         kernel: KernelId,
+        /// Whether every node is to drop it.
+        #[serde(default)]
+        fleet: bool,
     },
-    /// Drops every kernel that no seed uses. Answered by [`EvictReport`].
-    Clear {},
+    /// Drops every kernel from memory that no seed uses. Answered by [`EvictReport`].
+    Clear {
+        /// Whether the tiers below are emptied too, shared ones included.
+        #[serde(default)]
+        tiers: bool,
+    },
+    /// Loads kernels beside whatever goes on, as the warming at the start does. Answered at once by
+    /// [`WarmReport`]; the progress stands in [`StatusReport`].
+    Warm {
+        /// Which.
+        kernels: Vec<KernelId>,
+    },
+    /// Loads a kernel and keeps it in memory until it is unpinned or the daemon ends. Answered by
+    /// [`Empty`](super::Empty).
+    Pin {
+        /// Which.
+        kernel: KernelId,
+    },
+    /// Lets a pinned kernel go again. Answered by [`Empty`](super::Empty).
+    Unpin {
+        /// Which.
+        kernel: KernelId,
+    },
+    /// All that is known of a kernel's supply. Answered by [`WhyReport`](super::WhyReport).
+    Why {
+        /// A kernel, or a seed as `session/layer/seed`.
+        subject: String,
+    },
     /// Judges an artifact by the daemon's own rules. Answered by [`ValidationReport`].
     Validate {
         /// The file, as the daemon sees it.
@@ -42,7 +71,11 @@ impl OperatorRequest {
             Self::Seeds {} => "seeds",
             Self::Cache {} => "cache",
             Self::Evict { .. } => "evict",
-            Self::Clear {} => "clear",
+            Self::Clear { .. } => "clear",
+            Self::Warm { .. } => "warm",
+            Self::Pin { .. } => "pin",
+            Self::Unpin { .. } => "unpin",
+            Self::Why { .. } => "why",
             Self::Validate { .. } => "validate",
             Self::Shutdown {} => "shutdown",
         }
@@ -70,6 +103,8 @@ pub struct StatusReport {
     pub actors: Vec<ActorReport>,
     /// The circuit breakers of the kernel supply.
     pub breakers: Vec<BreakerReport>,
+    /// How far warming has come; all zero where nothing was to be warmed.
+    pub warming: WarmReport,
 }
 
 /// One trainer's connection.
@@ -180,12 +215,20 @@ pub struct CacheReport {
     pub tiers: Vec<TierReport>,
     /// What is resident, the most recently used first.
     pub kernels: Vec<CachedKernel>,
+    /// What the places below were measured at, and which of them are passed by.
+    pub routes: Vec<RouteReport>,
+    /// Copies given although the origin, asked about them, did not answer.
+    pub stale: u64,
+    /// Kernels known not to be had, remembered in memory.
+    pub negatives: u64,
+    /// Writes to tiers that were left out because too many were under way.
+    pub writes_skipped: u64,
 }
 
 /// One tier of the cache.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TierReport {
-    /// `l1`, `l2`, `l3` or `origin`.
+    /// `device`, `redis`, `sqlite`, `postgres`, or the origin's name.
     pub name: String,
     /// Look-ups that found the kernel here.
     pub hits: u64,
@@ -212,8 +255,14 @@ pub struct CachedKernel {
     pub digest: String,
     /// Bytes it takes, plans included.
     pub bytes: u64,
-    /// Seeds that use it: it cannot be evicted before they let go.
-    pub pins: u32,
+    /// How many seeds and tickets use it: it is not evicted before they let go.
+    pub holders: u32,
+    /// Whether it is never evicted.
+    pub pinned: bool,
+    /// Milliseconds since it was loaded.
+    pub age_ms: u64,
+    /// Milliseconds since it was last looked up.
+    pub idle_ms: u64,
     /// Look-ups it has answered.
     pub hits: u64,
     /// Plans made of it.
@@ -225,7 +274,7 @@ pub struct CachedKernel {
 pub struct EvictReport {
     /// The kernels that were dropped.
     pub evicted: Vec<KernelId>,
-    /// The kernels that a seed uses and that therefore stay.
+    /// The kernels that a seed uses, or that are pinned, and that therefore stay.
     pub in_use: Vec<KernelId>,
     /// Bytes of memory given back.
     pub freed_bytes: u64,
@@ -269,7 +318,8 @@ mod tests {
     fn operator_requests_read_as_documented() {
         for (text, verb) in [
             (r#"{"verb":"status"}"#, "status"),
-            (r#"{"verb":"evict","kernel":"conv"}"#, "evict"),
+            (r#"{"verb":"evict","kernel":"conv","fleet":false}"#, "evict"),
+            (r#"{"verb":"why","subject":"1/2/0"}"#, "why"),
             (r#"{"verb":"validate","path":"a.pt2"}"#, "validate"),
         ] {
             let request: OperatorRequest = serde_json::from_str(text).unwrap();

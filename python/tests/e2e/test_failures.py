@@ -120,7 +120,7 @@ def test_a_killed_trainer_leaves_nothing_behind(daemon):
     settled(lambda: daemon.descriptors() <= before)
     with daemon.operator() as operator:
         assert operator.seeds()["seeds"] == []
-        assert all(kernel["pins"] == 0 for kernel in operator.cache()["kernels"])
+        assert all(kernel["holders"] == 0 for kernel in operator.cache()["kernels"])
 
 
 def test_a_killed_daemon_is_an_error_and_the_host_goes_on(daemon):

@@ -1,0 +1,282 @@
+//! The kernel cache: from a name to a kernel that runs, once however many ask.
+
+mod loads;
+mod parts;
+mod report;
+mod warm;
+
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+pub use loads::LoadLog;
+pub use parts::{KernelCacheParts, KernelLease};
+pub use warm::{WarmPlan, Warming};
+
+use super::{
+    ActorError,
+    base::{Life, stops_in_order},
+};
+use crate::{
+    guard::BreakerStatus,
+    id::KernelId,
+    wire::{CacheReport, EvictReport, WarmReport, WhyReport},
+};
+
+const MAILBOX: usize = 1024;
+
+/// How often the tiers are told of the uses they did not see.
+const NOTE_USES_EVERY: Duration = Duration::from_secs(60);
+
+/// Keeps kernels ready to run.
+#[derive(Debug)]
+pub struct KernelCache {
+    parts: KernelCacheParts,
+    life: Life,
+}
+
+impl KernelCache {
+    /// A cache over its parts.
+    pub fn new(parts: KernelCacheParts, life: Life) -> Self {
+        Self { parts, life }
+    }
+}
+
+impl Actor for KernelCache {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+        context.run_interval(NOTE_USES_EVERY, |cache, _| {
+            let parts = cache.parts.clone();
+            actix::spawn(async move { parts.note_uses().await });
+        });
+    }
+}
+
+stops_in_order!(KernelCache);
+
+/// Asks for a kernel, loading and proving it where it is not resident.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<KernelLease, ActorError>")]
+pub struct GetKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<GetKernel> for KernelCache {
+    type Result = ResponseFuture<Result<KernelLease, ActorError>>;
+
+    fn handle(&mut self, GetKernel(id): GetKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.get(id).await })
+    }
+}
+
+/// Tells that a resident kernel has grown by a plan, so that its weight is taken anew.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReweighKernel {
+    /// Which.
+    pub kernel: KernelId,
+    /// Microseconds of the planning.
+    pub plan_us: u64,
+}
+
+impl Handler<ReweighKernel> for KernelCache {
+    type Result = ();
+
+    fn handle(&mut self, message: ReweighKernel, _: &mut Self::Context) {
+        let ReweighKernel { kernel: id, plan_us } = message;
+        self.parts.loads.note_plan(&id, plan_us);
+        if let Err(error) = self.parts.device.reweigh(&id) {
+            tracing::warn!(kernel = %id, %error, "the cache is over its budget, for what it holds is in use");
+        }
+    }
+}
+
+/// Begins to load kernels that are not resident, and says how many.
+#[derive(Debug, Message)]
+#[rtype(result = "u32")]
+pub struct PrefetchKernels(
+    /// Which.
+    pub Vec<KernelId>,
+);
+
+impl Handler<PrefetchKernels> for KernelCache {
+    type Result = u32;
+
+    fn handle(&mut self, PrefetchKernels(ids): PrefetchKernels, _: &mut Self::Context) -> u32 {
+        let absent: Vec<KernelId> =
+            ids.into_iter().filter(|id| self.parts.device.peek(id).is_none()).collect();
+        let (started, parts) = (absent.len() as u32, self.parts.clone());
+        // One after the other: hints must not take the places of those who wait.
+        actix::spawn(async move {
+            for id in absent {
+                if let Err(error) = parts.get(id.clone()).await {
+                    tracing::warn!(kernel = %id, %error, "prefetch failed");
+                }
+            }
+        });
+        started
+    }
+}
+
+/// Asks what the tiers hold and how they did.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "CacheReport")]
+pub struct ReportCache;
+
+impl Handler<ReportCache> for KernelCache {
+    type Result = ResponseFuture<CacheReport>;
+
+    fn handle(&mut self, _: ReportCache, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.report().await })
+    }
+}
+
+/// Drops a kernel from memory and from every tier, unless a seed uses it.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<EvictReport, ActorError>")]
+pub struct EvictKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<EvictKernel> for KernelCache {
+    type Result = ResponseFuture<Result<EvictReport, ActorError>>;
+
+    fn handle(&mut self, EvictKernel(id): EvictKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.evict(id).await })
+    }
+}
+
+/// Drops every resident kernel that no seed uses.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<EvictReport, ActorError>")]
+pub struct ClearKernels {
+    /// Whether the tiers below are emptied too.
+    pub tiers: bool,
+}
+
+impl Handler<ClearKernels> for KernelCache {
+    type Result = ResponseFuture<Result<EvictReport, ActorError>>;
+
+    fn handle(&mut self, ClearKernels { tiers }: ClearKernels, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.clear(tiers).await })
+    }
+}
+
+/// Begins to load kernels as warming does, and says how far that is.
+#[derive(Debug, Message)]
+#[rtype(result = "WarmReport")]
+pub struct WarmKernels(
+    /// Which.
+    pub Vec<KernelId>,
+);
+
+impl Handler<WarmKernels> for KernelCache {
+    type Result = actix::MessageResult<WarmKernels>;
+
+    fn handle(&mut self, WarmKernels(kernels): WarmKernels, _: &mut Self::Context) -> Self::Result {
+        let work = self.parts.begin_warming(kernels);
+        let report = self.parts.warming.report();
+        actix::spawn(work);
+        actix::MessageResult(report)
+    }
+}
+
+/// Begins the warming that the configuration asks for.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct WarmStart;
+
+impl Handler<WarmStart> for KernelCache {
+    type Result = ();
+
+    fn handle(&mut self, WarmStart: WarmStart, _: &mut Self::Context) {
+        let parts = self.parts.clone();
+        actix::spawn(async move { parts.warm_start().await });
+    }
+}
+
+/// What the cache adds to the daemon's status.
+#[derive(Clone, Debug, Default)]
+pub struct SupplyStatus {
+    /// How far warming has come.
+    pub warming: WarmReport,
+    /// The breakers before the tiers.
+    pub breakers: Vec<BreakerStatus>,
+}
+
+/// Asks how far warming has come and how the tiers' breakers stand.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "SupplyStatus")]
+pub struct ReportSupply;
+
+impl Handler<ReportSupply> for KernelCache {
+    type Result = actix::MessageResult<ReportSupply>;
+
+    fn handle(&mut self, _: ReportSupply, _: &mut Self::Context) -> Self::Result {
+        let (warming, breakers) = (self.parts.warming.report(), self.parts.lookup.breakers());
+        actix::MessageResult(SupplyStatus { warming, breakers })
+    }
+}
+
+/// Loads a kernel and keeps it in memory, or lets it go again.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), ActorError>")]
+pub struct PinKernel {
+    /// Which.
+    pub kernel: KernelId,
+    /// Whether it is to stay.
+    pub pinned: bool,
+}
+
+impl Handler<PinKernel> for KernelCache {
+    type Result = ResponseFuture<Result<(), ActorError>>;
+
+    fn handle(&mut self, PinKernel { kernel, pinned }: PinKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.pin(kernel, pinned).await })
+    }
+}
+
+/// Asks for all that the cache knows of a kernel; seeds and breakers are others' to add.
+#[derive(Debug, Message)]
+#[rtype(result = "WhyReport")]
+pub struct ExplainKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<ExplainKernel> for KernelCache {
+    type Result = ResponseFuture<WhyReport>;
+
+    fn handle(&mut self, ExplainKernel(id): ExplainKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.explain(id).await })
+    }
+}
+
+/// Waits until everything found has reached the tiers it was to fill, and closes the tier on disk.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CloseCache;
+
+impl Handler<CloseCache> for KernelCache {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: CloseCache, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            parts.note_uses().await;
+            parts.lookup.settle().await;
+            for database in &parts.databases {
+                database.close().await;
+            }
+        })
+    }
+}

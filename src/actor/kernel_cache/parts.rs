@@ -1,0 +1,174 @@
+//! What the cache works with, and how a kernel becomes resident.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{LoadLog, WarmPlan, Warming, loads};
+use crate::{
+    actor::{ActorError, JudgeArtifact, Validator, base::Handle},
+    cache::{DeviceCache, Lease, Lookup, SingleFlight, SqlTier},
+    clock::Clock,
+    engine::Kernel,
+    id::KernelId,
+    validation::Metadata,
+    wire::{EvictReport, LoadReport},
+};
+
+/// A kernel in use: it is not evicted while this is held.
+pub type KernelLease = Arc<Lease<Arc<Kernel>>>;
+
+/// What the cache works with. It outlives the actor, so a restart loses no kernel.
+#[derive(Clone, Debug)]
+pub struct KernelCacheParts {
+    /// L1.
+    pub device: DeviceCache<Arc<Kernel>>,
+    /// The tiers below and the origin.
+    pub lookup: Arc<Lookup>,
+    /// The tiers in databases, to be closed at the end.
+    pub databases: Vec<Arc<SqlTier>>,
+    /// Who judges what was found.
+    pub validator: Handle<Validator>,
+    /// Kernels that are never evicted once they are here.
+    pub pinned: Arc<Mutex<BTreeSet<KernelId>>>,
+    /// One load per kernel at a time.
+    pub flights: Arc<SingleFlight<KernelId, Result<Arc<Kernel>, ActorError>>>,
+    /// The last loads.
+    pub loads: Arc<LoadLog>,
+    /// Hits in memory that the tiers have not been told of.
+    pub uses: Arc<Mutex<HashMap<KernelId, u64>>>,
+    /// How far warming has come.
+    pub warming: Arc<Warming>,
+    /// What is warmed at the start.
+    pub warm_plan: Arc<WarmPlan>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl KernelCacheParts {
+    pub(super) async fn get(&self, id: KernelId) -> Result<KernelLease, ActorError> {
+        if let Some(lease) = self.device.lease(&id) {
+            *lock(&self.uses).entry(id).or_default() += 1;
+            return Ok(Arc::new(lease));
+        }
+        let parts = self.clone();
+        let asked = id.clone();
+        let kernel = self.flights.run(&id, move || async move { parts.load(asked).await }).await?;
+        // Another kernel may have pushed it out since; then it comes in again, without another load.
+        let lease = match self.device.hold(&id) {
+            Some(lease) => lease,
+            None => self.device.admit(id, kernel)?,
+        };
+        Ok(Arc::new(lease))
+    }
+
+    async fn load(self, id: KernelId) -> Result<Arc<Kernel>, ActorError> {
+        let start = self.clock.now();
+        let mut load = loads::begun(id.clone(), self.clock.unix_ms());
+        let result = self.load_timed(&id, &mut load).await;
+        load.total_us = micros(self.clock.now() - start);
+        load.error = result.as_ref().err().map(ToString::to_string);
+        if let Ok(kernel) = &result {
+            tracing::info!(
+                kernel = %id,
+                place = load.place,
+                bytes = kernel.resident_bytes(),
+                us = load.total_us,
+                "kernel loaded"
+            );
+        }
+        self.loads.note(load);
+        result
+    }
+
+    async fn load_timed(&self, id: &KernelId, load: &mut LoadReport) -> Result<Arc<Kernel>, ActorError> {
+        let start = self.clock.now();
+        let found = self.lookup.find(id).await;
+        load.look_up_us = micros(self.clock.now() - start);
+        let found = found?;
+        loads::found(load, &found);
+        let (bytes, metadata) = (found.stored.bytes.clone(), found.stored.metadata.clone());
+        let earlier = found.stored.verdict.clone();
+        let judge = JudgeArtifact { bytes, metadata: Some(Metadata::clone(&metadata)), earlier };
+        let judged = self.validator.ask(judge).await??;
+        (load.queue_us, load.validate_us) = (judged.queue_us, judged.judge_us);
+        let outcome = judged.outcome;
+        if let Some(rejection) = outcome.verdict.rejection(id) {
+            tracing::warn!(kernel = %id, place = found.place, %rejection, "kernel rejected");
+            self.lookup.reject(id, &rejection);
+            return Err(rejection.into());
+        }
+        self.lookup.keep(&found, Arc::new(outcome.verdict.clone()));
+        let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
+        let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
+        let kernel = Arc::new(kernel);
+        self.device.admit(id.clone(), kernel.clone())?;
+        if lock(&self.pinned).contains(id) {
+            self.device.pin(id, true);
+        }
+        Ok(kernel)
+    }
+
+    pub(super) async fn evict(&self, id: KernelId) -> Result<EvictReport, ActorError> {
+        let bytes = self.device.entries().iter().find(|entry| entry.id == id).map_or(0, |entry| entry.bytes);
+        let mut report = EvictReport::default();
+        match self.device.evict(&id) {
+            Ok(resident) => {
+                // A tier that fails says so in its counters; what it holds is checked when it is read.
+                let below = self.lookup.forget(&id).await.unwrap_or(false);
+                if resident || below {
+                    report.evicted.push(id);
+                    report.freed_bytes = if resident { bytes } else { 0 };
+                }
+            }
+            Err(_) => report.in_use.push(id),
+        }
+        Ok(report)
+    }
+
+    pub(super) async fn clear(&self, tiers: bool) -> Result<EvictReport, ActorError> {
+        let before = self.device.entries();
+        self.device.clear();
+        if tiers {
+            self.lookup.clear().await?;
+        }
+        let stays: Vec<KernelId> = self.device.entries().into_iter().map(|entry| entry.id).collect();
+        let gone: Vec<_> = before.into_iter().filter(|entry| !stays.contains(&entry.id)).collect();
+        Ok(EvictReport {
+            freed_bytes: gone.iter().map(|entry| entry.bytes).sum(),
+            evicted: gone.into_iter().map(|entry| entry.id).collect(),
+            in_use: stays,
+        })
+    }
+
+    pub(super) async fn pin(&self, id: KernelId, pinned: bool) -> Result<(), ActorError> {
+        if !pinned {
+            lock(&self.pinned).remove(&id);
+            self.device.pin(&id, false);
+            return Ok(());
+        }
+        let lease = self.get(id.clone()).await?;
+        lock(&self.pinned).insert(id.clone());
+        self.device.pin(&id, true);
+        drop(lease);
+        Ok(())
+    }
+
+    /// Tells the tiers which kernels were used without their being asked.
+    pub(super) async fn note_uses(&self) {
+        let uses: Vec<(KernelId, u64)> = std::mem::take(&mut *lock(&self.uses)).into_iter().collect();
+        if !uses.is_empty() {
+            self.lookup.note_uses(&uses).await;
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,129 @@
+//! What the cache tells an operator.
+
+use super::KernelCacheParts;
+use crate::{
+    cache::{EntryStats, Eviction, RouteStats, TierStats},
+    id::KernelId,
+    wire::{
+        CacheReport, CachedKernel, CopyReport, EvictionReport, NegativeReport, RouteReport, RuleReport,
+        TierReport, WhyReport,
+    },
+};
+
+/// How many loads and evictions of a kernel are told.
+const TOLD: usize = 8;
+
+impl KernelCacheParts {
+    pub(super) async fn report(&self) -> CacheReport {
+        let (device, below) = (self.device.stats(), self.lookup.stats().await);
+        let mut tiers = vec![tier_report(device)];
+        let below_names: Vec<String> = below.tiers.iter().map(|stats| stats.tier.clone()).collect();
+        tiers.extend(below.tiers.into_iter().map(tier_report));
+        let from_origin = below.found.iter().filter(|(place, _)| !below_names.contains(place));
+        tiers.push(TierReport {
+            name: self.lookup.source_name().unwrap_or("origin").to_owned(),
+            hits: from_origin.map(|(_, count)| count).sum(),
+            misses: below.source_absences,
+            errors: below.source_failures,
+            ..TierReport::default()
+        });
+        let mut entries = self.device.entries();
+        entries.sort_by_key(|entry| entry.idle_ms);
+        CacheReport {
+            tiers,
+            kernels: entries.into_iter().filter_map(|entry| self.cached(entry)).collect(),
+            routes: below.routes.into_iter().map(route_report).collect(),
+            stale: below.stale,
+            negatives: below.negatives,
+            writes_skipped: below.writes_skipped,
+        }
+    }
+
+    fn cached(&self, entry: EntryStats) -> Option<CachedKernel> {
+        let kernel = self.device.peek(&entry.id)?;
+        Some(CachedKernel {
+            kernel: entry.id,
+            digest: kernel.digest().to_string(),
+            bytes: entry.bytes,
+            holders: entry.holders,
+            pinned: entry.pinned,
+            age_ms: entry.age_ms,
+            idle_ms: entry.idle_ms,
+            hits: entry.hits,
+            plans: kernel.plan_count(),
+        })
+    }
+
+    pub(super) async fn explain(&self, id: KernelId) -> WhyReport {
+        let now_unix_ms = self.clock.unix_ms();
+        let entry = self.device.entries().into_iter().find(|entry| entry.id == id);
+        let kernel = self.device.peek(&id);
+        let verdict = kernel.as_ref().and_then(|kernel| kernel.verdict());
+        let rules = verdict.map(|verdict| verdict.rules.clone()).unwrap_or_default();
+        let rule = |rule: crate::validation::RuleResult| RuleReport {
+            rule: rule.name,
+            passed: rule.passed,
+            detail: Some(rule.detail).filter(|detail| !detail.is_empty()),
+        };
+        let copies = self.lookup.about(&id).await.into_iter().map(|(tier, held)| match held {
+            Ok(Some(held)) => CopyReport {
+                tier,
+                bytes: Some(held.bytes),
+                digest: Some(held.digest.to_string()),
+                stored_unix_ms: Some(held.stored_unix_ms),
+                used_unix_ms: held.used_unix_ms,
+                confirmed_unix_ms: Some(held.confirmed_unix_ms),
+                error: None,
+            },
+            Ok(None) => CopyReport { tier, ..CopyReport::default() },
+            Err(error) => CopyReport { tier, error: Some(error.to_string()), ..CopyReport::default() },
+        });
+        let negative = self.lookup.negative(&id).map(|negative| NegativeReport {
+            code: negative.code,
+            reason: negative.reason,
+            retry_in_ms: negative.until_unix_ms.saturating_sub(now_unix_ms).max(0).unsigned_abs(),
+        });
+        let evictions = self.device.evictions().into_iter().rev().filter(|eviction| eviction.id == id);
+        WhyReport {
+            now_unix_ms,
+            resident: entry.and_then(|entry| self.cached(entry)),
+            seeds: Vec::new(),
+            copies: copies.collect(),
+            negative,
+            loads: self.loads.of(&id, TOLD),
+            evictions: evictions.take(TOLD).map(eviction_report).collect(),
+            breakers: Vec::new(),
+            rules: rules.into_iter().map(rule).collect(),
+            kernel: id,
+        }
+    }
+}
+
+fn tier_report(stats: TierStats) -> TierReport {
+    TierReport {
+        hits: stats.hits,
+        misses: stats.misses + stats.negative_hits,
+        errors: stats.failures + stats.corrupt,
+        evictions: stats.evictions,
+        entries: Some(stats.entries),
+        bytes: Some(stats.bytes),
+        limit_bytes: Some(stats.max_bytes),
+        name: stats.tier,
+    }
+}
+
+fn route_report(stats: RouteStats) -> RouteReport {
+    let RouteStats { place, up_to_bytes, mean_us, samples, passed_by, passes } = stats;
+    RouteReport { place, up_to_bytes, mean_us, samples, passed_by, passes }
+}
+
+fn eviction_report(eviction: Eviction) -> EvictionReport {
+    EvictionReport {
+        reason: eviction.reason.as_str().to_owned(),
+        evictor: eviction.reason.newcomer().cloned(),
+        kernel: eviction.id,
+        bytes: eviction.bytes,
+        idle_ms: eviction.idle_ms,
+        at_unix_ms: eviction.at_unix_ms,
+    }
+}

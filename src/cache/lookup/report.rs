@@ -1,0 +1,119 @@
+//! What a look-up tells of its way, and the look-up as a whole of itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::{Stored, TierStats};
+
+/// What one place said during a look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepOutcome {
+    /// It had it.
+    Hit,
+    /// It knew nothing.
+    Miss,
+    /// It knew that the kernel is not to be had.
+    Negative,
+    /// Its copy was damaged and has been dropped.
+    Corrupt,
+    /// Its copy is not what the origin has now, or may not be.
+    Outdated,
+    /// It did not answer.
+    Failed,
+    /// It was not asked, for the next place is faster with artifacts of this size.
+    PassedBy,
+}
+
+impl StepOutcome {
+    /// The outcome as a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Negative => "negative",
+            Self::Corrupt => "corrupt",
+            Self::Outdated => "outdated",
+            Self::Failed => "failed",
+            Self::PassedBy => "passed_by",
+        }
+    }
+}
+
+/// One place of a look-up, and how long it took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// A tier, or the source's name with `.metadata` or `.artifact`.
+    pub place: String,
+    /// What it said.
+    pub outcome: StepOutcome,
+    /// Microseconds.
+    pub us: u64,
+}
+
+/// An artifact, where it was found, and where the time went.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The artifact.
+    pub stored: Stored,
+    /// The tier or source that had it.
+    pub place: String,
+    /// Every place, in the order they were asked.
+    pub steps: Vec<Step>,
+    /// Whether the origin, which should have been asked anew, could not be: the copy is older than
+    /// [`LookupOptions::fresh_for`](super::LookupOptions::fresh_for).
+    pub stale: bool,
+    /// The tiers that are to take it in, by their place in the order.
+    pub(super) wanting: Vec<usize>,
+    /// The tier that has just these bytes.
+    pub(super) holder: Option<usize>,
+}
+
+/// How fast a place is with artifacts of a size, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteStats {
+    /// A tier, or the source.
+    pub place: String,
+    /// The largest artifact of the class, in bytes; absent for the class without a limit.
+    pub up_to_bytes: Option<u64>,
+    /// What a hit takes, as a mean of the last ones, in microseconds.
+    pub mean_us: u64,
+    /// Hits measured.
+    pub samples: u64,
+    /// Whether it is passed by now.
+    pub passed_by: bool,
+    /// How often it was passed by.
+    pub passes: u64,
+}
+
+/// Counters of the look-up and of every tier below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupStats {
+    /// Where kernels were found.
+    pub found: BTreeMap<String, u64>,
+    /// Look-ups that found none, the remembered ones included.
+    pub not_found: u64,
+    /// Look-ups answered from memory with "known not to be had".
+    pub negative_hits: u64,
+    /// Kernels that the source does not have.
+    pub source_absences: u64,
+    /// Look-ups that the source failed.
+    pub source_failures: u64,
+    /// Copies that the origin was asked about because they were old.
+    pub confirmations: u64,
+    /// Copies given although the origin, asked about them, did not answer.
+    pub stale: u64,
+    /// Look-ups that waited for another's instead of running one.
+    pub joined: u64,
+    /// Kernels being looked for now.
+    pub in_flight: u64,
+    /// Results remembered in memory now.
+    pub negatives: u64,
+    /// Writes to tiers that were left out because too many were under way.
+    pub writes_skipped: u64,
+    /// The tiers in the order they are asked; one that does not answer shows its failure alone.
+    pub tiers: Vec<TierStats>,
+    /// What each place was measured at, where it was.
+    pub routes: Vec<RouteStats>,
+}

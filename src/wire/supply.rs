@@ -1,0 +1,146 @@
+//! What the daemon tells an operator of the way a kernel takes: tiers, loads, evictions, warming.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CachedKernel, RuleReport, SeedReport, operator::BreakerReport};
+use crate::id::KernelId;
+
+/// How far warming has come; the daemon serves meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmReport {
+    /// Kernels to be loaded: those of the configuration, and the most used.
+    pub planned: u32,
+    /// Kernels loaded, or resident already.
+    pub loaded: u32,
+    /// Kernels that could not be loaded.
+    pub failed: u32,
+    /// Whether it is over.
+    pub done: bool,
+}
+
+/// How fast a place is with artifacts of a size, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// A tier, or the origin.
+    pub place: String,
+    /// The largest artifact of the class, in bytes; null for the class without a limit.
+    pub up_to_bytes: Option<u64>,
+    /// What a hit takes, as a mean of the last ones, in microseconds.
+    pub mean_us: u64,
+    /// Hits measured.
+    pub samples: u64,
+    /// Whether it is passed by now, as slower than the next place.
+    pub passed_by: bool,
+    /// How often it was passed by.
+    pub passes: u64,
+}
+
+/// One place that a look-up asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// A tier, or the origin's name with `.metadata` or `.artifact`.
+    pub place: String,
+    /// `hit`, `miss`, `negative`, `corrupt`, `outdated`, `failed` or `passed_by`.
+    pub outcome: String,
+    /// Microseconds.
+    pub us: u64,
+}
+
+/// One load of a kernel, and where its time went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadReport {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// When it began, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+    /// Where it was found; null where it was not.
+    pub place: Option<String>,
+    /// Whether an old copy served because the origin did not answer.
+    pub stale: bool,
+    /// The places that were asked, in order.
+    pub steps: Vec<StepReport>,
+    /// Microseconds of the look-up: all steps, and checking the digest.
+    pub look_up_us: u64,
+    /// Microseconds of waiting for the validator.
+    pub queue_us: u64,
+    /// Microseconds of judging.
+    pub validate_us: u64,
+    /// Microseconds from the beginning until it was resident, or was refused.
+    pub total_us: u64,
+    /// Microseconds of its last planning for a seed; null where it was not planned yet.
+    pub plan_us: Option<u64>,
+    /// Why it failed; null where it did not.
+    pub error: Option<String>,
+}
+
+/// One kernel that left memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictionReport {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// `room`, `asked`, `cleared`, `replaced` or `invalidated`.
+    pub reason: String,
+    /// For whom room was made; null for other reasons.
+    pub evictor: Option<KernelId>,
+    /// What it weighed.
+    pub bytes: u64,
+    /// How long nobody had used it, in milliseconds.
+    pub idle_ms: u64,
+    /// When, in milliseconds since 1970.
+    pub at_unix_ms: i64,
+}
+
+/// What one tier has of a kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Which tier.
+    pub tier: String,
+    /// Bytes of the artifact; null where the tier has no copy.
+    pub bytes: Option<u64>,
+    /// SHA-256 of the artifact as it was stored.
+    pub digest: Option<String>,
+    /// When it was stored, in milliseconds since 1970.
+    pub stored_unix_ms: Option<i64>,
+    /// When it was last used there, in milliseconds since 1970, where the tier keeps that.
+    pub used_unix_ms: Option<i64>,
+    /// When the origin last vouched for it, in milliseconds since 1970.
+    pub confirmed_unix_ms: Option<i64>,
+    /// Why the tier did not answer.
+    pub error: Option<String>,
+}
+
+/// Why a kernel is known not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NegativeReport {
+    /// The code a trainer sees.
+    pub code: String,
+    /// What was found.
+    pub reason: String,
+    /// Milliseconds until it is asked for again.
+    pub retry_in_ms: u64,
+}
+
+/// Answers [`OperatorRequest::Why`](super::OperatorRequest::Why): all that is known of one kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyReport {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// The time of the answer, in milliseconds since 1970.
+    pub now_unix_ms: i64,
+    /// What is in memory; null where it is not resident.
+    pub resident: Option<CachedKernel>,
+    /// The seeds that have it.
+    pub seeds: Vec<SeedReport>,
+    /// What each tier has.
+    pub copies: Vec<CopyReport>,
+    /// What is remembered of its absence.
+    pub negative: Option<NegativeReport>,
+    /// Its last loads, the latest first.
+    pub loads: Vec<LoadReport>,
+    /// How it last left memory, the latest first.
+    pub evictions: Vec<EvictionReport>,
+    /// The circuit breakers of the supply.
+    pub breakers: Vec<BreakerReport>,
+    /// The verdict's rules, of the kernel in memory.
+    pub rules: Vec<RuleReport>,
+}
