@@ -1,0 +1,338 @@
+"""Faults of the kernel supply, one a test, and a training loop that goes on through each (docs/reliability.md).
+
+That no step waits for supply is shown by order, not by a clock: where a load hangs, the steps are taken and counted
+while it is known to hang, and it ends only afterwards.
+"""
+
+import concurrent.futures
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+
+import pytest
+import torch
+
+import kasmina.torch
+from .conftest import settled
+from .modules import TOKENS
+from .proxy import Proxy
+from .servers import PASSWORD, Postgres, binary
+from .trainer import Trainer
+
+# Breakers that open and close within a test.
+BREAKERS = "".join(
+    f'[{place}.breaker]\nfailure_threshold = 2\nopen_for = "50ms"\nmax_open_for = "50ms"\nsuccess_threshold = 1\n'
+    for place in ("cache", "origin")
+)
+ALONE = "[cache.sqlite]\nenabled = false\n"
+SHARED = [Postgres]
+
+
+@pytest.fixture
+def origin(tmp_path, kernels):
+    """A directory origin of the test's own, with kernels that nothing has loaded yet."""
+    folder = tmp_path / "origin"
+    folder.mkdir()
+    for name in ("mlp", "attention"):
+        shutil.copy(kernels / f"{name}.pt2", folder)
+    for n in range(12):
+        shutil.copy(kernels / "mlp.pt2", folder / f"cold-{n}.pt2")
+    return folder
+
+
+@pytest.fixture
+def serve():
+    """Starts servers; they end with the test."""
+    started = []
+
+    def begin(kind):
+        server = kind()
+        started.append(server)
+        server.start()
+        return server
+
+    yield begin
+    for server in started:
+        server.resume()
+        server.close()
+
+
+def tier(daemon, name):
+    with daemon.operator() as operator:
+        tiers = operator.cache()["tiers"]
+    alias = {"device": "l1", "sqlite": "l3", "postgres": "l3"}.get(name)
+    return next(tier for tier in tiers if tier["name"] in (name, alias))
+
+
+def breaker(daemon, name):
+    return next(breaker for breaker in daemon.status()["breakers"] if breaker["name"] == name)
+
+
+def holds(daemon, name, least):
+    """Waits until a tier holds so many kernels: bytes are put there behind the load."""
+    settled(lambda: (tier(daemon, name)["entries"] or 0) >= least)
+
+
+def graft_elsewhere(daemon, kernel):
+    """Grafts a kernel from another session."""
+    with daemon.connect() as client:
+        layer = kasmina.torch.SeededLayer(torch.nn.Linear(8, 8), client, name="elsewhere", seeds=1)
+        layer.seeds[0].graft(kernel, alpha=0.0, input_shape=TOKENS[1:])
+
+
+def forget(daemon, kernel):
+    """Takes a kernel out of memory alone."""
+    with daemon.operator() as operator:
+        operator.clear()
+        settled(lambda: kernel not in [each["kernel"] for each in operator.cache()["kernels"]])
+
+
+def rides_through(trainer, cold):
+    """What holds in every row: steps go on, the cold kernel comes or is refused with a reason, and what is in memory
+    is served."""
+    asked = trainer.ask(cold)
+    trainer.steps()
+    try:
+        asked.result(60)
+    except kasmina.OriginError as error:
+        assert error.code in ("origin.unavailable", "origin.breaker_open"), error
+    hits = tier(trainer.daemon, "device")["hits"]
+    graft_elsewhere(trainer.daemon, "mlp")
+    assert tier(trainer.daemon, "device")["hits"] == hits + 1
+    trainer.steps()
+
+
+# --- tiers that nodes share ------------------------------------------------------------------------------------------
+
+
+def shared(serve, start, origin, kind, patience="2s", through=None):
+    server = serve(kind)
+    proxy = Proxy(("127.0.0.1", server.port)) if through else None
+    settings = server.settings(proxy.port if proxy else None).replace('"2s"', f'"{patience}"')
+    daemon = start(origin, settings=settings + ALONE + BREAKERS)
+    return (server, daemon, proxy) if through else (server, daemon)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_tier_that_is_killed_is_gone_round_and_returns(serve, start, origin, kind):
+    server, daemon = shared(serve, start, origin, kind)
+    with Trainer(daemon) as trainer:
+        holds(daemon, kind.tier, 1)
+        server.kill()
+        for n in range(4):
+            rides_through(trainer, f"cold-{n}")
+        assert tier(daemon, kind.tier)["errors"] > 0
+        server.restart()
+        # Every load tries it again as soon as the breaker lets one pass.
+        cold = iter(range(4, 12))
+        settled(lambda: trainer.ask(f"cold-{next(cold)}").result(60) is None and tier(daemon, kind.tier)["entries"])
+        rides_through(trainer, "cold-0")
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_no_step_waits_for_a_tier_that_is_paused(serve, start, origin, kind):
+    server, daemon = shared(serve, start, origin, kind, patience="60s")
+    with Trainer(daemon) as trainer:
+        holds(daemon, kind.tier, 1)
+        server.pause()
+        asked = trainer.ask("cold-0")
+        trainer.steps(50)
+        assert not asked.done(), "the load hangs on the paused server, and fifty steps went by"
+        server.resume()
+        asked.result(60)
+        rides_through(trainer, "cold-1")
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_tier_that_returns_empty_is_filled_again(serve, start, origin, kind):
+    server, daemon = shared(serve, start, origin, kind)
+    with Trainer(daemon) as trainer:
+        trainer.ask("cold-0").result(60)
+        holds(daemon, kind.tier, 2)
+        server.restart_empty()
+        forget(daemon, "cold-0")
+        for n in range(4):
+            rides_through(trainer, f"cold-{n}")
+        holds(daemon, kind.tier, 1)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_tier_that_refuses_the_password_is_gone_round(serve, start, origin, kind):
+    server, daemon = shared(serve, start, origin, kind)
+    with Trainer(daemon) as trainer:
+        holds(daemon, kind.tier, 1)
+        server.refuse_auth()
+        for n in range(4):
+            rides_through(trainer, f"cold-{n}")
+        assert PASSWORD not in daemon.text()
+
+
+@pytest.mark.parametrize("fault", ["latency", "reset", "truncate", "corrupt", "drip", "hang"])
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_network_that_breaks_answers_breaks_no_step(serve, start, origin, kind, fault):
+    _, daemon, proxy = shared(serve, start, origin, kind, patience="500ms", through=True)
+    with proxy, Trainer(daemon) as trainer:
+        trainer.ask("cold-0").result(60)
+        forget(daemon, "cold-0")
+        proxy.set(fault, delay=0.02, after=40)
+        for n in range(3):
+            rides_through(trainer, f"cold-{n}")
+        proxy.set(None)
+        rides_through(trainer, "cold-3")
+
+
+def test_a_corrupt_copy_in_postgresql_is_dropped_and_fetched_again(serve, start, origin):
+    server, daemon = shared(serve, start, origin, Postgres)
+    with Trainer(daemon) as trainer:
+        trainer.ask("cold-0").result(60)
+        holds(daemon, "postgres", 2)
+        forget(daemon, "cold-0")
+        spoils = "UPDATE artifacts SET bytes = set_byte(bytes, 300, 255 - get_byte(bytes, 300)) WHERE id = 'cold-0'"
+        command = [binary("psql"), "-h", "127.0.0.1", "-p", str(server.port), "-U", "kasmina", "postgres", "-c", spoils]
+        done = subprocess.run(command, env={**os.environ, "PGPASSWORD": PASSWORD}, capture_output=True, text=True)
+        assert done.stdout.strip() == "UPDATE 1", done.stderr
+        trainer.steps()
+        trainer.ask("cold-0").result(60)
+        assert tier(daemon, "postgres")["errors"] >= 1
+        trainer.steps()
+
+
+# --- the tier on disk ------------------------------------------------------------------------------------------------
+
+
+def database(daemon):
+    return daemon.folder / "state" / "cache.sqlite"
+
+
+def test_a_corrupt_copy_on_disk_is_dropped_and_fetched_again(start, origin):
+    daemon = start(origin, settings=BREAKERS)
+    with Trainer(daemon) as trainer:
+        trainer.ask("cold-0").result(60)
+        holds(daemon, "sqlite", 2)
+        forget(daemon, "cold-0")
+        with sqlite3.connect(database(daemon)) as connection:
+            changed = connection.execute("UPDATE artifacts SET bytes = zeroblob(length(bytes)) WHERE id = 'cold-0'")
+            assert changed.rowcount == 1
+        trainer.steps()
+        trainer.ask("cold-0").result(60)
+        assert tier(daemon, "sqlite")["errors"] == 1
+        # Fetched again, it is as good as before.
+        holds(daemon, "sqlite", 2)
+        forget(daemon, "cold-0")
+        trainer.ask("cold-0").result(60)
+        assert tier(daemon, "sqlite")["errors"] == 1
+        trainer.steps()
+
+
+def test_a_locked_database_costs_no_step(start, origin):
+    daemon = start(origin, settings='[cache.sqlite]\nbusy_timeout = "200ms"\n' + BREAKERS)
+    with Trainer(daemon) as trainer:
+        holds(daemon, "sqlite", 1)
+        lock = sqlite3.connect(database(daemon), isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        for n in range(4):
+            rides_through(trainer, f"cold-{n}")
+        lock.execute("ROLLBACK")
+        lock.close()
+        rides_through(trainer, "cold-4")
+        holds(daemon, "sqlite", 2)
+
+
+def test_a_full_disk_costs_no_step(start, origin, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        daemon = start(origin, settings=f'[cache.sqlite]\npath = "{disk}/cache.sqlite"\n' + BREAKERS)
+        with Trainer(daemon) as trainer:
+            trainer.ask("cold-0").result(60)
+            (disk / "filler").write_bytes(b"")
+            with open(disk / "filler", "wb", buffering=0) as filler:
+                try:
+                    while filler.write(bytes(4096)):
+                        pass
+                except OSError:
+                    pass
+            for n in range(1, 5):
+                rides_through(trainer, f"cold-{n}")
+            (disk / "filler").unlink()
+            rides_through(trainer, "cold-5")
+        assert daemon.terminate() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_daemon_killed_while_it_writes_leaves_a_readable_store(start, origin):
+    daemon = start(origin, settings=BREAKERS)
+    for round_ in range(3):
+        with Trainer(daemon) as trainer:
+            trainer.client.prefetch([f"cold-{n}" for n in range(4 * round_, 4 * round_ + 4)])
+            trainer.steps(1)
+            daemon.kill()
+        with sqlite3.connect(database(daemon)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            lost = "SELECT count(*) FROM kernels WHERE id NOT IN (SELECT id FROM artifacts)"
+            assert connection.execute(lost).fetchone() == (0,)
+        daemon.process = daemon.start()
+    with Trainer(daemon) as trainer:
+        for n in range(12):
+            trainer.ask(f"cold-{n}").result(60)
+        assert tier(daemon, "sqlite")["errors"] == 0
+        trainer.steps()
+
+
+# --- the origin ------------------------------------------------------------------------------------------------------
+
+
+def test_an_origin_that_is_away_at_the_start_is_used_when_it_comes(start, origin):
+    daemon = start(origin, settings=BREAKERS)
+    with Trainer(daemon) as trainer:
+        holds(daemon, "sqlite", 1)
+        daemon.terminate()
+    away = origin.rename(origin.with_name("away"))
+    daemon.process = daemon.start()
+    # What is on disk is served without the origin.
+    with Trainer(daemon) as trainer:
+        with pytest.raises(kasmina.KasminaError):
+            trainer.ask("cold-0").result(60)
+        trainer.steps()
+        away.rename(origin)
+
+        def comes():
+            try:
+                return trainer.ask("cold-1").result(60) is None
+            except kasmina.KasminaError:
+                return False
+
+        settled(comes)
+        trainer.steps()
+
+
+def test_sixty_four_requests_for_one_cold_kernel_fetch_it_once(start, origin):
+    daemon = start(origin, settings="[limits]\nmax_sessions = 100\n" + BREAKERS)
+    with Trainer(daemon) as trainer, concurrent.futures.ThreadPoolExecutor(64) as threads:
+        with daemon.operator() as operator:
+            before = operator.cache()["tiers"][-1]["hits"]
+        asked = [threads.submit(graft_elsewhere, daemon, "cold-0") for _ in range(64)]
+        trainer.steps()
+        for each in asked:
+            each.result(120)
+        with daemon.operator() as operator:
+            assert operator.cache()["tiers"][-1]["hits"] == before + 1
+        trainer.steps()
+
+
+def test_a_killed_daemon_ends_no_training(start, origin):
+    daemon = start(origin, settings=BREAKERS)
+    with Trainer(daemon) as trainer:
+        trainer.steps(3)
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait(20)
+        with pytest.warns(RuntimeWarning, match="goes on without"):
+            for _ in range(5):
+                trainer.layer(torch.randn(TOKENS)).sum().backward()
+        assert not trainer.layer.connected
