@@ -75,7 +75,7 @@ fn run(
 ) -> Vec<(Sink, HostTensor)> {
     let backend = CpuBackend::new(1);
     let [parameters, buffers] = layouts;
-    let options = CompileOptions { parameters, buffers, limit_bytes: 1 << 30 };
+    let options = CompileOptions { parameters, buffers, limit_bytes: 1 << 30, deadline: None };
     let executable = backend.compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: 1 };
     run_on_host(&*executable, graph, layouts, feed, &context).unwrap()

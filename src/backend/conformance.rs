@@ -185,7 +185,8 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
     };
     let truth = evaluate(&subject.graph, feed, 42).unwrap_or_else(|e| panic!("{name}: {e}"));
     let none = PackedLayout::default();
-    let options = CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX };
+    let options =
+        CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
     let executable = backend.compile(&subject.graph, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
     // A half that falls between two others may be rounded either way, and what is made of it too.
     let tolerance = match dtype {

@@ -28,6 +28,8 @@ pub struct CompileOptions<'a> {
     pub buffers: &'a PackedLayout,
     /// The most bytes that workspace and saved values may take together.
     pub limit_bytes: usize,
+    /// When to give up planning. Looked at between operations.
+    pub deadline: Option<Instant>,
 }
 
 /// What an executable needs to be given for each run.
@@ -105,6 +107,14 @@ pub enum BuildError {
         op: String,
         /// What is missing.
         reason: String,
+    },
+    /// The deadline passed before the plan was made.
+    #[error("the time limit passed when {done} of {total} operations were planned: use a smaller kernel")]
+    Time {
+        /// Operations that were planned.
+        done: usize,
+        /// Operations of the graph.
+        total: usize,
     },
     /// The plan needs more memory than the caller allows.
     #[error(

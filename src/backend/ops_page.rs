@@ -33,7 +33,8 @@ fn runs(graph: &Graph) -> bool {
         all.into_iter().map(|(_, value)| graph.info(value)).collect()
     };
     let buffers = PackedLayout::new(buffers.iter().map(|info| (&info.shape, info.dtype))).unwrap();
-    let options = CompileOptions { parameters: &none, buffers: &buffers, limit_bytes: usize::MAX };
+    let options =
+        CompileOptions { parameters: &none, buffers: &buffers, limit_bytes: usize::MAX, deadline: None };
     let Ok(executable) = CpuBackend::new(1).compile(graph, &options) else { return false };
     let feed = |source: Source| {
         let info = graph.info(graph.source(source).unwrap());

@@ -87,7 +87,8 @@ fn feed(graph: &Graph, source: Source, saved: &[(Sink, HostTensor)]) -> HostTens
 fn agree(graph: &Graph, saved: &[(Sink, HostTensor)]) -> Result<Vec<(Sink, HostTensor)>, TestCaseError> {
     let truth = evaluate(graph, |source| feed(graph, source, saved), 1).unwrap();
     let none = PackedLayout::default();
-    let options = CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX };
+    let options =
+        CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
     let executable = CpuBackend::new(1).compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: 1 };
     let ours = run_on_host(

@@ -147,7 +147,7 @@ impl Offline {
         let place = |mut graph: Graph| -> Result<Placed, CliError> {
             simplify(&mut graph);
             let [parameters, buffers] = &self.layouts;
-            let options = CompileOptions { parameters, buffers, limit_bytes: MAX_PLAN_BYTES };
+            let options = CompileOptions { parameters, buffers, limit_bytes: MAX_PLAN_BYTES, deadline: None };
             Ok(Placed { executable: self.backend.compile(&graph, &options)?, graph })
         };
         Ok(Planned { forward: place(both.forward)?, backward: place(both.backward)? })

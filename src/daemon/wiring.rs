@@ -121,6 +121,7 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
     EngineConfig {
         error_threshold: config.engine.error_threshold,
         time_limit: config.engine.time_limit,
+        plan_time_limit: config.validator.time_limit,
         non_finite_guard: config.engine.non_finite_guard,
         max_tickets_per_layer: config.engine.max_tickets_per_layer,
         max_plan_bytes: config.validator.max_plan_bytes.as_usize(),

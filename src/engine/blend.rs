@@ -98,7 +98,12 @@ fn compile(
     config: &EngineConfig,
 ) -> Result<Arc<dyn Executable>, EngineError> {
     let none = PackedLayout::default();
-    let options = CompileOptions { parameters: &none, buffers: &none, limit_bytes: config.max_plan_bytes };
+    let options = CompileOptions {
+        parameters: &none,
+        buffers: &none,
+        limit_bytes: config.max_plan_bytes,
+        deadline: None,
+    };
     backend.compile(graph, &options).map_err(|e| EngineError::Blend { reason: e.to_string() })
 }
 

@@ -26,6 +26,8 @@ pub struct EngineConfig {
     pub spread_above: u64,
     /// How large a kernel's graph may be.
     pub graph_limits: Limits,
+    /// The longest a plan may take to be made.
+    pub plan_time_limit: Duration,
     /// A kernel whose runs panic. For tests of the daemon; release builds do not look at it.
     pub panic_in: Option<KernelId>,
 }
@@ -43,6 +45,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             spread_above: 1_000_000,
             graph_limits: Limits::default(),
+            plan_time_limit: Duration::from_secs(10),
             panic_in: None,
         }
     }

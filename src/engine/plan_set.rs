@@ -1,13 +1,13 @@
 //! The plans of a kernel for one input shape and mode: forward, and backward where gradients are wanted.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use super::{EngineConfig, EngineError, Kernel};
 use crate::{
     backend::{Backend, CompileOptions, Executable},
     graph::{
-        Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, ValueInfo, Wants, cost, differentiate,
-        simplify,
+        Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, ValueId, ValueInfo, Wants, cost,
+        differentiate_within, simplify,
     },
     tensor::{DType, Shape},
 };
@@ -65,7 +65,9 @@ impl PlanSet {
         backend: &dyn Backend,
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
-        let mut graph = kernel.lower(key, &config.graph_limits)?;
+        let now = Instant::now();
+        let limits = config.graph_limits.until(now.checked_add(config.plan_time_limit).unwrap_or(now));
+        let mut graph = kernel.lower(key, &limits)?;
         let outputs = graph.sinks.iter().filter(|(sink, _)| matches!(sink, Sink::Output(_))).count();
         let id = || kernel.id().clone();
         let Some(output) = graph.sink(Sink::Output(0)).filter(|_| outputs == 1) else {
@@ -78,6 +80,7 @@ impl PlanSet {
             parameters: kernel.parameter_layout(),
             buffers: kernel.buffer_layout(),
             limit_bytes: config.max_plan_bytes,
+            deadline: limits.deadline,
         };
         let compile = |graph: &Graph| {
             let built = backend.compile(graph, &options);
@@ -101,24 +104,25 @@ impl PlanSet {
             let graded: Vec<bool> =
                 kernel.parameters().iter().map(|p| p.requires_grad && key.wants_parameters).collect();
             let wants = Wants { inputs: &[key.wants_input], parameters: &graded };
-            let mut both = differentiate(&graph, &wants).map_err(refused)?;
+            let mut both = differentiate_within(&graph, &wants, &limits).map_err(refused)?;
             simplify(&mut both.backward);
             flops = flops.saturating_add(cost(&both.backward).flops);
             affordable(flops)?;
             if !both.backward.sinks.is_empty() {
                 let gives = |sink| both.backward.sink(sink).is_some();
+                let given: HashSet<usize> = both.backward.sinks.iter().filter_map(graded_parameter).collect();
                 constant_bytes += constants(&both.backward);
                 backward = Some(Backward {
                     executable: compile(&both.backward)?,
                     gives_input: gives(Sink::GradInput(0)),
-                    ungraded: (0..graded.len()).filter(|&n| !gives(Sink::GradParameter(n as u32))).collect(),
+                    ungraded: (0..graded.len()).filter(|&n| !given.contains(&n)).collect(),
                 });
                 graph = both.forward;
             }
         }
         let guarded = config.non_finite_guard && output.dtype.is_floating_point();
         if guarded {
-            graph = guard(graph).map_err(refused)?;
+            graph = guard(graph, limits).map_err(refused)?;
             simplify(&mut graph);
         }
         let updates = graph.sinks.iter().filter_map(|&(sink, _)| match sink {
@@ -144,11 +148,13 @@ impl PlanSet {
     }
 }
 
+fn graded_parameter((sink, _): &(Sink, ValueId)) -> Option<usize> {
+    if let Sink::GradParameter(n) = sink { Some(*n as usize) } else { None }
+}
+
 /// Adds the sum of output 0 as another output: infinities and NaNs cannot cancel out in it.
-fn guard(graph: Graph) -> Result<Graph, GraphError> {
-    let limits =
-        Limits { max_nodes: usize::MAX, max_value_elements: usize::MAX, max_total_elements: usize::MAX };
-    let mut builder = Builder::resume(graph, limits);
+fn guard(graph: Graph, limits: Limits) -> Result<Graph, GraphError> {
+    let mut builder = Builder::resume(graph, limits.with_gradient());
     let Some(mut value) = builder.graph().sink(Sink::Output(0)) else { return Ok(builder.finish()) };
     value = builder.apply(Op::Cast(DType::F32), &[value])?;
     // The batch last: until then every sample is summed on its own, side by side.

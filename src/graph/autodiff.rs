@@ -5,7 +5,7 @@
 //! of preference: the same source again (inputs, parameters, constants), the same view of something else
 //! replayed, or a saved value.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use smallvec::SmallVec;
 
@@ -33,18 +33,28 @@ pub struct Differentiated {
     pub backward: Graph,
 }
 
-/// Derives the backward graph.
+/// Derives the backward graph within the default limits.
+///
+/// # Errors
+/// As [`differentiate_within`].
+pub fn differentiate(graph: &Graph, wants: &Wants<'_>) -> Result<Differentiated, GraphError> {
+    differentiate_within(graph, wants, &Limits::default())
+}
+
+/// Derives the backward graph. `limits` are those of the forward graph; both together may have a few times as
+/// much.
 ///
 /// # Errors
 /// [`GraphError::NoGradient`] when an operation without a gradient stands in the way, and what
 /// [`Builder`] refuses.
-pub fn differentiate(graph: &Graph, wants: &Wants<'_>) -> Result<Differentiated, GraphError> {
+pub fn differentiate_within(
+    graph: &Graph,
+    wants: &Wants<'_>,
+    limits: &Limits,
+) -> Result<Differentiated, GraphError> {
     let forward_nodes = graph.nodes.len();
     let needs = values_that_need(graph, wants);
-    // The bounds of the forward graph held when it was built; its gradient has a few times as much.
-    let limits =
-        Limits { max_nodes: usize::MAX, max_value_elements: usize::MAX, max_total_elements: usize::MAX };
-    let mut builder = Builder::resume(graph.clone(), limits);
+    let mut builder = Builder::resume(graph.clone(), limits.with_gradient());
     let mut gradients = Gradients::default();
 
     for &(sink, value) in &graph.sinks {
@@ -199,7 +209,11 @@ fn readings(
     for (index, node) in forward.nodes.iter().enumerate() {
         producer.extend(node.outputs.iter().map(|&v| (v, index)));
     }
-    let updated = |n: u32| forward.sink(Sink::BufferUpdate(n)).is_some();
+    let updated: HashSet<u32> = forward
+        .sinks
+        .iter()
+        .filter_map(|&(sink, _)| if let Sink::BufferUpdate(n) = sink { Some(n) } else { None })
+        .collect();
     let is_forward = |value: &ValueId| (value.0 as usize) < forward.values.len();
 
     let read = own.iter().flat_map(|&index| joint.nodes[index].inputs.iter().copied());
@@ -211,7 +225,7 @@ fn readings(
         }
         let how = match (by_source.get(&value), producer.get(&value)) {
             // A buffer that this pass updates holds something else by the time of the backward pass.
-            (Some(Source::Buffer(n)), _) if updated(*n) => Reading::Saved,
+            (Some(Source::Buffer(n)), _) if updated.contains(n) => Reading::Saved,
             (Some(_), _) => Reading::Again,
             (None, Some(&index)) if is_replayed(forward, &forward.nodes[index]) => {
                 open.extend(forward.nodes[index].inputs.iter().copied());

@@ -1,6 +1,6 @@
 //! The builder: the only way a graph comes to be, with every shape inferred and every bound kept.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use smallvec::SmallVec;
 
@@ -9,6 +9,12 @@ use super::{
     ops::{self, Checked as _},
 };
 use crate::tensor::{DType, HostTensor, Shape};
+
+/// How many nodes there are from one look at the clock to the next.
+const NODES_A_LOOK: usize = 64;
+
+/// How many times as large as its forward graph a graph with its gradient may be.
+const GRADIENT_RATIO: usize = 4;
 
 /// The most dimensions a value may have. Devices walk tensors with indices of this fixed length.
 pub const MAX_RANK: usize = 16;
@@ -22,12 +28,31 @@ pub struct Limits {
     pub max_value_elements: usize,
     /// The most elements all values may have together.
     pub max_total_elements: usize,
+    /// When to give up, whatever the size. Looked at between nodes.
+    pub deadline: Option<Instant>,
+}
+
+impl Limits {
+    /// The bounds of a graph together with its gradient, where these are the forward graph's own. One value
+    /// may be as large as before.
+    pub fn with_gradient(self) -> Self {
+        Self {
+            max_nodes: self.max_nodes.saturating_mul(GRADIENT_RATIO),
+            max_total_elements: self.max_total_elements.saturating_mul(GRADIENT_RATIO),
+            ..self
+        }
+    }
+
+    /// The same with a deadline, or the earlier of both.
+    pub fn until(self, deadline: Instant) -> Self {
+        Self { deadline: Some(self.deadline.map_or(deadline, |known| known.min(deadline))), ..self }
+    }
 }
 
 impl Default for Limits {
-    /// 100,000 nodes, 2³⁰ elements a value, 2³³ in all.
+    /// 10,000 nodes, 2³⁰ elements a value, 2³³ in all, no deadline.
     fn default() -> Self {
-        Self { max_nodes: 100_000, max_value_elements: 1 << 30, max_total_elements: 1 << 33 }
+        Self { max_nodes: 10_000, max_value_elements: 1 << 30, max_total_elements: 1 << 33, deadline: None }
     }
 }
 
@@ -100,6 +125,11 @@ impl Builder {
     pub fn push(&mut self, op: Op, inputs: &[ValueId]) -> Result<SmallVec<[ValueId; 2]>, GraphError> {
         if self.graph.nodes.len() >= self.limits.max_nodes {
             return Err(GraphError::Limit { what: "nodes", limit: self.limits.max_nodes as u64 });
+        }
+        if self.graph.nodes.len().is_multiple_of(NODES_A_LOOK)
+            && self.limits.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            return Err(GraphError::Time { nodes: self.graph.nodes.len() });
         }
         let mut infos: SmallVec<[&ValueInfo; 4]> = SmallVec::new();
         for &value in inputs {

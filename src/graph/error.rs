@@ -55,6 +55,12 @@ pub enum GraphError {
         /// How many are allowed.
         limit: u64,
     },
+    /// The graph is not done in time.
+    #[error("the time limit passed when the graph had {nodes} nodes: use a smaller kernel")]
+    Time {
+        /// How many nodes there were by then.
+        nodes: usize,
+    },
     /// An operation without a gradient stands between the output and a value that wants one.
     #[error("{op} has no gradient, and a parameter or the input depends on one through it")]
     NoGradient {
@@ -92,7 +98,9 @@ impl Fault for GraphError {
     fn code(&self) -> &'static str {
         match self {
             Self::Operands { .. } | Self::Shape { .. } => "kernel.shape",
-            Self::Limit { .. } | Self::NoGradient { .. } | Self::NotFloating { .. } => "kernel.rejected",
+            Self::Limit { .. } | Self::Time { .. } | Self::NoGradient { .. } | Self::NotFloating { .. } => {
+                "kernel.rejected"
+            }
             Self::UnknownValue { .. } | Self::SourceChanged { .. } => "kernel.deserialize",
         }
     }

@@ -16,7 +16,7 @@ mod simplify;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use autodiff::{Differentiated, Wants, differentiate};
+pub use autodiff::{Differentiated, Wants, differentiate, differentiate_within};
 pub use builder::{Builder, Limits, MAX_RANK};
 pub use cost::{Cost, cost, node_cost};
 pub use error::GraphError;

@@ -1,6 +1,6 @@
 //! What the validator demands.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{artifact::ReadLimits, config, digest::Digest, graph::Limits, signature::PublicKey};
 
@@ -36,7 +36,7 @@ pub struct Policy {
 pub struct TrialPolicy {
     /// Floating-point operations of all its passes together.
     pub max_flops: u64,
-    /// Bytes of values at a time, weights and their gradients not counted.
+    /// Bytes of everything that it makes: values at a time, and copies of weights, buffers and constants.
     pub max_bytes: u64,
     /// How long it may take; looked at between operations.
     pub time_limit: Duration,
@@ -53,6 +53,14 @@ impl Policy {
         let mut digest = Digest::of(text.as_bytes()).to_string();
         digest.truncate(16);
         digest
+    }
+}
+
+impl TrialPolicy {
+    /// The same with what is left of the whole judgement's time, where that is less.
+    pub(super) fn until(self, deadline: Instant) -> Self {
+        let left = deadline.saturating_duration_since(Instant::now());
+        Self { time_limit: self.time_limit.min(left), ..self }
     }
 }
 

@@ -35,6 +35,18 @@ fn an_archive_over_its_limit_names_the_limit() {
 }
 
 #[test]
+fn one_deadline_bounds_the_whole_judgement() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/activations.eval.pt2");
+    let bytes: Arc<[u8]> = std::fs::read(path).unwrap().into();
+    let mut policy = Policy::default();
+    assert!(validate(bytes.clone(), None, &policy).verdict.accepted);
+    policy.read.time_limit = std::time::Duration::ZERO;
+    let verdict = validate(bytes, None, &policy).verdict;
+    assert_eq!(verdict.first_failure().unwrap().name, rules::ARCHIVE_LIMITS, "{:?}", verdict.rules);
+}
+
+#[test]
 fn a_verdict_survives_json_and_maps_its_first_failure_to_a_code() {
     let mut verdict = judge(b"");
     let failed = |name: &str| RuleResult { name: name.into(), passed: false, detail: "why".into() };

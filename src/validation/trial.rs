@@ -36,7 +36,7 @@ enum Stop {
     )]
     Flops { needed: u64, limit: u64 },
     #[error(
-        "a pass needs {needed} bytes, {limit} are allowed: raise validator.max_trial_bytes or set validator.trial = false"
+        "the trial needs {needed} bytes for values, weights, buffers and constants, {limit} are allowed: raise validator.max_trial_bytes or set validator.trial = false"
     )]
     Bytes { needed: u64, limit: u64 },
     #[error(transparent)]
@@ -108,20 +108,17 @@ struct Held {
 
 fn run(module: &Module, lowered: &Lowered, policy: &TrialPolicy) -> Result<Held, Stop> {
     let (forward, backward) = (&lowered.train.forward, &lowered.train.backward);
-    afford(lowered, policy)?;
     let deadline = Some(Instant::now() + policy.time_limit);
     let context = RunContext { seed: SEED, deadline, threads: policy.threads };
     let backend = CpuBackend::new(policy.threads);
     let parameters =
         PackedLayout::new(module.parameters().iter().map(|p| (p.tensor.shape(), p.tensor.dtype())))?;
     let buffers = PackedLayout::new(module.buffers().iter().map(|b| (b.tensor.shape(), b.tensor.dtype())))?;
+    afford(lowered, parameters.total_bytes().saturating_add(buffers.total_bytes()), policy)?;
     let limit_bytes = usize::try_from(policy.max_bytes).unwrap_or(usize::MAX);
-    let options = CompileOptions { parameters: &parameters, buffers: &buffers, limit_bytes };
-    let [eval, train, gradient] = [
-        backend.compile(&lowered.eval, &options)?,
-        backend.compile(forward, &options)?,
-        backend.compile(backward, &options)?,
-    ];
+    let options = CompileOptions { parameters: &parameters, buffers: &buffers, limit_bytes, deadline };
+    let eval = backend.compile(&lowered.eval, &options)?;
+    let [train, gradient] = [backend.compile(forward, &options)?, backend.compile(backward, &options)?];
 
     let mut blocks = HostBlocks::new([&parameters, &buffers], &train.needs().saved);
     for (n, parameter) in module.parameters().iter().enumerate() {
@@ -158,9 +155,11 @@ fn run(module: &Module, lowered: &Lowered, policy: &TrialPolicy) -> Result<Held,
     Ok(Held { trial, strange: results.strange, differs })
 }
 
-/// Refuses what would take too long or too much, before anything is made.
-fn afford(lowered: &Lowered, policy: &TrialPolicy) -> Result<(), Stop> {
-    let costs = [&lowered.eval, &lowered.train.forward, &lowered.train.backward].map(pass_cost);
+/// Refuses what would take too long or too much, before anything is made. `fed_bytes` are those of all
+/// parameters and buffers.
+fn afford(lowered: &Lowered, fed_bytes: usize, policy: &TrialPolicy) -> Result<(), Stop> {
+    let graphs = [&lowered.eval, &lowered.train.forward, &lowered.train.backward];
+    let costs = graphs.map(pass_cost);
     let runs = [1, 2, 2];
     let needed = costs
         .iter()
@@ -169,11 +168,21 @@ fn afford(lowered: &Lowered, policy: &TrialPolicy) -> Result<(), Stop> {
     if needed > policy.max_flops {
         return Err(Stop::Flops { needed, limit: policy.max_flops });
     }
-    // A plan needs at most as much as every value with memory of its own.
-    match costs.iter().map(|cost| cost.peak_bytes).max() {
-        Some(needed) if needed > policy.max_bytes => Err(Stop::Bytes { needed, limit: policy.max_bytes }),
-        _ => Ok(()),
+    // A plan needs at most as much as every value with memory of its own. Constants stand in it, one graph's
+    // twice while they are laid out; parameters and buffers are copied, with room for gradients and updates.
+    let values = costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0);
+    let constants = graphs.map(constant_bytes);
+    let laid_out = constants.iter().copied().max().unwrap_or(0);
+    let fed = u64::try_from(fed_bytes).unwrap_or(u64::MAX).saturating_mul(2);
+    let needed = constants.into_iter().chain([laid_out, fed]).fold(values, u64::saturating_add);
+    if needed > policy.max_bytes {
+        return Err(Stop::Bytes { needed, limit: policy.max_bytes });
     }
+    Ok(())
+}
+
+fn constant_bytes(graph: &Graph) -> u64 {
+    graph.constants.iter().fold(0, |sum, constant| sum.saturating_add(constant.bytes().len() as u64))
 }
 
 /// Numbers between -1 and 1 in no order, the same each time; integers are 0 and 1.
@@ -363,6 +372,28 @@ mod tests {
             assert_eq!((rules[0].0.as_str(), rules[0].1), (TRIAL_RUNS, false));
             assert!(rules[0].2.contains(key), "{rules:?}");
         }
+    }
+
+    #[test]
+    fn what_a_trial_copies_is_counted() {
+        // 300 numbers in each of three graphs, and once more while they are laid out.
+        let shifted = lowered(|builder, x| {
+            let shift = builder.constant(HostTensor::from_values([300].into(), &[1.0f32; 300]).unwrap());
+            let sum = builder.apply(Op::Binary(Binary::Mul), &[x, shift.unwrap()]).unwrap();
+            builder.apply(Op::Unary(Unary::Tanh), &[sum]).unwrap()
+        });
+        let plain = lowered(|builder, x| builder.apply(Op::Unary(Unary::Tanh), &[x]).unwrap());
+        let needed = |lowered: &Lowered, fed_bytes| match afford(
+            lowered,
+            fed_bytes,
+            &TrialPolicy { max_bytes: 0, ..POLICY },
+        ) {
+            Err(Stop::Bytes { needed, .. }) => needed,
+            other => panic!("{other:?}"),
+        };
+        assert!(needed(&shifted, 0) >= needed(&plain, 0) + 4 * 1200);
+        assert_eq!(needed(&plain, 1000), needed(&plain, 0) + 2000);
+        assert_eq!(needed(&plain, usize::MAX), u64::MAX);
     }
 
     #[test]

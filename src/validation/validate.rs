@@ -3,6 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
 use crate::{
     artifact::{self, Module},
     digest::Digest,
+    graph::Limits,
 };
 
 /// A verdict, and the module where it was accepted.
@@ -118,6 +120,8 @@ fn judge(
     earlier: Option<&Verdict>,
     verdict: &mut Verdict,
 ) -> (Report, Option<Module>) {
+    // One for reading, lowering, differentiating, planning and the trial together.
+    let deadline = Instant::now() + policy.read.time_limit;
     let mut report = Report::default();
     let signature = metadata.and_then(|metadata| metadata.signature.as_deref());
     let signed =
@@ -159,13 +163,15 @@ fn judge(
     if policy.require_finite {
         report.note(rules::WEIGHTS_FINITE, rules::weights_finite(module.parameters(), module.buffers()));
     }
-    let probed = judge_program(&module, metadata, policy, verdict, &mut report);
+    let limits = policy.graph.until(deadline);
+    let probed = judge_program(&module, metadata, &limits, verdict, &mut report);
     if let Some(Probed { output, forward, backward, lowered }) = probed {
         verdict.output_shape = Some(output);
         (verdict.forward, verdict.backward) = (Some(forward), Some(backward));
         rules::within_limits(&mut report, forward, backward, policy);
         report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", verdict.ops.len()));
         if let Some(limits) = policy.trial.filter(|_| report.accepts()) {
+            let limits = limits.until(deadline);
             let known = earlier.filter(|earlier| {
                 earlier.accepted
                     && earlier.policy == verdict.policy
@@ -184,7 +190,7 @@ fn judge(
 fn judge_program(
     module: &Module,
     metadata: Option<&Metadata>,
-    policy: &Policy,
+    limits: &Limits,
     verdict: &mut Verdict,
     report: &mut Report,
 ) -> Option<Probed> {
@@ -202,9 +208,9 @@ fn judge_program(
         Ok(Some(probe)) => {
             verdict.input_shape = Some(probe.shape.clone());
             let output = metadata.and_then(|metadata| metadata.output_shape.as_ref());
-            let lower = |inputs: &[_], mode| module.lower(inputs, mode, &policy.graph);
+            let lower = |inputs: &[_], mode| module.lower(inputs, mode, limits);
             let graded: Vec<bool> = module.parameters().iter().map(|p| p.requires_grad).collect();
-            rules::probe(report, &probe, output, &graded, &lower)
+            rules::probe(report, &probe, output, &graded, limits, &lower)
         }
     }
 }

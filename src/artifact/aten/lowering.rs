@@ -68,7 +68,7 @@ impl<'a> Lowering<'a> {
             running_means: BTreeSet::new(),
             fuel: read.fuel,
             fuel_limit: read.fuel,
-            deadline: Instant::now() + read.time_limit,
+            deadline: limits.until(Instant::now() + read.time_limit).deadline.unwrap_or_else(Instant::now),
             time_limit: read.time_limit,
             burns: 0,
         }

@@ -67,8 +67,7 @@ impl Backend for CpuBackend {
         let graph = &widen(graph);
         let too_much =
             |needed_bytes| BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes };
-        let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)
-            .map_err(|_| too_much(usize::MAX))?;
+        let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)?;
         let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
         if needed_bytes > options.limit_bytes {
             return Err(too_much(needed_bytes));
@@ -80,7 +79,28 @@ impl Backend for CpuBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::conformance::conforms;
+    use std::time::Instant;
+
+    use crate::{
+        backend::conformance::conforms,
+        graph::{Builder, Op, Sink, Source, Unary},
+        tensor::{DType, PackedLayout},
+    };
+
+    #[test]
+    fn planning_looks_at_the_clock() {
+        let mut builder = Builder::new();
+        let x = builder.source(Source::Input(0), [3].into(), DType::F32).unwrap();
+        let y = builder.apply(Op::Unary(Unary::Exp), &[x]).unwrap();
+        builder.sink(Sink::Output(0), y);
+        let none = PackedLayout::default();
+        let mut options =
+            CompileOptions { parameters: &none, buffers: &none, limit_bytes: 1 << 20, deadline: None };
+        let (graph, cpu) = (builder.finish(), CpuBackend::new(1));
+        assert!(cpu.compile(&graph, &options).is_ok());
+        options.deadline = Some(Instant::now());
+        assert_eq!(cpu.compile(&graph, &options).unwrap_err(), BuildError::Time { done: 0, total: 1 });
+    }
 
     #[test]
     fn the_cpu_conforms() {

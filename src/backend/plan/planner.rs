@@ -1,6 +1,6 @@
 //! From a graph to steps with every place known.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use smallvec::{SmallVec, smallvec};
 
@@ -9,10 +9,13 @@ use super::{
     workspace::{Need, pack},
 };
 use crate::{
-    backend::{CompileOptions, MemoryNeeds},
+    backend::{BuildError, CompileOptions, MemoryNeeds},
     graph::{Graph, Op, Sink, Source, ValueId, ValueInfo},
     tensor::{ALIGNMENT_BYTES, DType, HostTensor, Layout, PackedLayout, Shape, ShapeError},
 };
+
+/// How many operations are planned from one look at the clock to the next.
+const NODES_A_LOOK: usize = 64;
 
 /// What planning asks of a device.
 pub trait Target {
@@ -102,9 +105,12 @@ struct Planner<'a> {
 /// Plans a graph for a device.
 ///
 /// # Errors
-/// [`ShapeError::TooLarge`] when a block would not fit the address space.
-pub fn plan(graph: &Graph, target: &dyn Target, options: &CompileOptions<'_>) -> Result<Plan, ShapeError> {
-    let saved = saved_layout(graph)?;
+/// [`BuildError::TooMuchMemory`] when a block would not fit the address space, [`BuildError::Time`] when the
+/// deadline passed.
+pub fn plan(graph: &Graph, target: &dyn Target, options: &CompileOptions<'_>) -> Result<Plan, BuildError> {
+    let too_much =
+        |_| BuildError::TooMuchMemory { needed_bytes: usize::MAX, limit_bytes: options.limit_bytes };
+    let saved = saved_layout(graph).map_err(too_much)?;
     let mut planner = Planner {
         graph,
         target,
@@ -115,7 +121,7 @@ pub fn plan(graph: &Graph, target: &dyn Target, options: &CompileOptions<'_>) ->
         constants: Vec::new(),
     };
     planner.sources(options, &saved);
-    planner.nodes();
+    planner.nodes(options.deadline)?;
     planner.sinks(options, &saved);
     Ok(planner.place(saved))
 }
@@ -154,8 +160,12 @@ impl Planner<'_> {
         }
     }
 
-    fn nodes(&mut self) {
-        for node in &self.graph.nodes {
+    fn nodes(&mut self, deadline: Option<Instant>) -> Result<(), BuildError> {
+        let total = self.graph.nodes.len();
+        for (done, node) in self.graph.nodes.iter().enumerate() {
+            if done.is_multiple_of(NODES_A_LOOK) && deadline.is_some_and(|at| Instant::now() >= at) {
+                return Err(BuildError::Time { done, total });
+            }
             let inputs: SmallVec<[Bound; 4]> = node.inputs.iter().map(|&v| self.bound(v)).collect();
             let infos: SmallVec<[&ValueInfo; 2]> = node.outputs.iter().map(|&v| self.graph.info(v)).collect();
             let viewed = match &node.op {
@@ -193,6 +203,7 @@ impl Planner<'_> {
             let scratch_bytes = self.target.scratch_bytes(&node.op, &input_infos, &infos);
             self.drafts.push(Draft { kind: StepKind::Op(node.op.clone()), inputs, outputs, scratch_bytes });
         }
+        Ok(())
     }
 
     /// Computes each leaving value where it has to end up, or copies it there.

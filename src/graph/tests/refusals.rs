@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use crate::{
-    graph::{Binary, Builder, Conv2d, GraphError, Limits, Op, Pool2d, Reduction, Source, ValueInfo, infer},
+    graph::{
+        Binary, Builder, Conv2d, GraphError, Limits, Op, Pool2d, Reduction, Sink, Source, ValueInfo, Wants,
+        differentiate_within, infer,
+    },
     tensor::{DType, Shape},
 };
 
@@ -30,7 +33,8 @@ fn errors_name_the_operation_its_operands_and_the_reason() {
 
 #[test]
 fn limits_bound_nodes_and_elements() {
-    let limits = Limits { max_nodes: 1, max_value_elements: 100, max_total_elements: 150 };
+    let limits =
+        Limits { max_nodes: 1, max_value_elements: 100, max_total_elements: 150, ..Limits::default() };
     let mut builder = Builder::with_limits(limits);
     let full = |n: usize| Op::Full { shape: [n].into(), dtype: DType::F32, value: 0.0 };
     let limited = |e: GraphError| matches!(e, GraphError::Limit { .. });
@@ -38,6 +42,26 @@ fn limits_bound_nodes_and_elements() {
     builder.push(full(90), &[]).unwrap();
     assert!(limited(builder.push(full(1), &[]).unwrap_err()));
     assert!(limited(builder.source(Source::Input(0), [90].into(), DType::F32).unwrap_err()));
+}
+
+#[test]
+fn the_gradient_is_bounded_too_and_both_look_at_the_clock() {
+    let chain = |limits: Limits, count: usize| {
+        let mut builder = Builder::with_limits(limits);
+        let mut value = builder.source(Source::Input(0), [3].into(), DType::F32)?;
+        for _ in 0..count {
+            value = builder.apply(Op::Binary(Binary::Pow), &[value, value])?;
+        }
+        builder.sink(Sink::Output(0), value);
+        let wants = Wants { inputs: &[true], parameters: &[] };
+        differentiate_within(&builder.finish(), &wants, &limits)
+    };
+    let few = Limits { max_nodes: 20, ..Limits::default() };
+    assert!(chain(few, 4).is_ok());
+    assert_eq!(chain(few, 20).unwrap_err(), GraphError::Limit { what: "nodes", limit: 80 });
+    let passed = Limits::default().until(std::time::Instant::now());
+    assert_eq!(chain(passed, 1).unwrap_err(), GraphError::Time { nodes: 0 });
+    assert_eq!(passed.until(std::time::Instant::now()), passed, "the earlier deadline stays");
 }
 
 #[test]

@@ -40,6 +40,16 @@ impl Report {
         self.fail(rule_of(error, lowering), error.to_string());
     }
 
+    /// Blames the rule that an error of differentiating is about.
+    pub(in crate::validation) fn blame_gradient(&mut self, error: &GraphError) {
+        let rule = match error {
+            GraphError::Limit { .. } => MEMORY_LIMIT,
+            GraphError::Time { .. } => ARCHIVE_LIMITS,
+            _ => return self.fail(OPS_WHITELIST, format!("the program has no gradient: {error}")),
+        };
+        self.fail(rule, format!("with its gradient, {error}"));
+    }
+
     /// Whether no rule has failed so far.
     pub(in crate::validation) fn accepts(&self) -> bool {
         self.0.values().all(|(passed, _)| *passed)
@@ -64,6 +74,7 @@ fn shortened(mut detail: String) -> String {
 fn rule_of(error: &ArtifactError, lowering: bool) -> &'static str {
     let graph = |error: &GraphError| match error {
         GraphError::Limit { .. } => MEMORY_LIMIT,
+        GraphError::Time { .. } => ARCHIVE_LIMITS,
         _ => SHAPES_DECLARED,
     };
     match error {
