@@ -48,6 +48,8 @@ pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
 pub(super) enum Bound {
     /// It holds at most so many bytes, the most recently used kernels, and counts their uses by the day.
     ByUse { max_bytes: usize },
+    /// Its server bounds it as a whole; the tier passes artifacts over that are larger than this.
+    ByServer { max_artifact_bytes: usize },
 }
 
 /// `tier` is empty and reads `clock`.
@@ -61,6 +63,10 @@ pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, bound: Boun
             bounded_by_use(tier, max_bytes).await;
             used_by_the_day(tier, clock).await;
             max_bytes + 1
+        }
+        Bound::ByServer { max_artifact_bytes } => {
+            assert_eq!(tier.most_used(0, 2).await.unwrap(), [], "it counts no uses");
+            max_artifact_bytes + 1
         }
     };
     assert!(!tier.put(&artifact("huge", too_large)).await.unwrap());

@@ -38,7 +38,7 @@ section! {
         user: String = String::new(), "text", Restart;
         /// The file that holds the password.
         password_file: PathBuf = PathBuf::new(), "path", Restart;
-        /// The certificate authority to trust beside the system's, as PEM.
+        /// The certificate authority to trust instead of the system's, as PEM.
         ca_file: PathBuf = PathBuf::new(), "path", Restart;
         /// The certificate to show to the server, as PEM.
         client_cert_file: PathBuf = PathBuf::new(), "path", Restart;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    cache::{Database, GuardedTier, PostgresOptions, SqlTier, SqliteOptions, Tier},
+    cache::{Database, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SqlTier, SqliteOptions, Tier},
     clock::Clock,
     config::Config,
     guard::BreakerPolicy,
@@ -24,6 +24,15 @@ pub(super) fn tiers(config: &Config, clock: &Arc<dyn Clock>) -> Tiers {
     let guarded =
         |tier: Arc<dyn Tier>| Arc::new(GuardedTier::new(tier, policy, clock.clone())) as Arc<dyn Tier>;
     let (mut tiers, mut databases) = (Vec::new(), Vec::new());
+    if !config.cache.redis.url.is_empty() {
+        let tier = Arc::new(RedisTier::new(RedisOptions::from(&config.cache.redis), clock.clone()));
+        tiers.push(guarded(tier.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = tier.open().await {
+                tracing::warn!(%error, "going on without this tier until it answers");
+            }
+        });
+    }
     for database in databases_of(config) {
         let tier = Arc::new(SqlTier::new(database, clock.clone()));
         tiers.push(guarded(tier.clone()));

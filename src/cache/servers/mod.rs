@@ -3,5 +3,7 @@
 
 mod postgres;
 mod process;
+mod redis;
 
 pub(super) use postgres::PostgresServer;
+pub(super) use redis::RedisServer;

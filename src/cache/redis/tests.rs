@@ -1,0 +1,270 @@
+//! The Redis tier on a real server: the contract, damage, TLS, users, a server that is killed, paused,
+//! emptied, full, or refuses.
+
+use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
+
+use super::{RedisOptions, RedisTier};
+use crate::{
+    cache::{
+        Answer, GuardedTier, Negative, Stored, Tier, TierError,
+        contract::{Bound, artifact, every_tier, id, verdict},
+        servers::RedisServer,
+    },
+    clock::ManualClock,
+    fault::{ErrorClass, Fault as _},
+    guard::BreakerPolicy,
+};
+
+/// Long limits, so that a busy machine fails no test; those about limits set their own.
+fn options(server: &RedisServer) -> RedisOptions {
+    RedisOptions {
+        connect_timeout: Duration::from_secs(20),
+        timeout: Duration::from_secs(20),
+        ..RedisOptions::new(format!("redis://127.0.0.1:{}", server.port()))
+    }
+}
+
+fn tier(options: RedisOptions) -> RedisTier {
+    RedisTier::new(options, Arc::new(ManualClock::default()))
+}
+
+async fn keeps_the_contract(options: RedisOptions) {
+    let clock = ManualClock::default();
+    let tier = RedisTier::new(RedisOptions { max_artifact_bytes: 8000, ..options }, Arc::new(clock.clone()));
+    every_tier(&tier, &clock, Bound::ByServer { max_artifact_bytes: 8000 }).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_the_contract() {
+    keeps_the_contract(options(&RedisServer::start(&[]))).await;
+}
+
+#[tokio::test]
+async fn a_redis_cluster_keeps_the_contract() {
+    let server = RedisServer::start(&["--cluster-enabled", "yes"]);
+    server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    server.until(&["CLUSTER", "INFO"], "cluster_state:ok");
+    keeps_the_contract(RedisOptions { cluster: true, ..options(&server) }).await;
+}
+
+#[tokio::test]
+async fn every_kernel_is_one_key_that_ends() {
+    let server = RedisServer::start(&[]);
+    let tier = tier(RedisOptions { prefix: "p".into(), ttl: Duration::from_secs(1000), ..options(&server) });
+    tier.put(&artifact("a", 500)).await.unwrap();
+    let until_unix_ms = i64::MAX;
+    let negative = Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms };
+    tier.put_negative(&id("b"), &negative).await.unwrap();
+    let mut keys: Vec<String> = server.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect();
+    keys.sort();
+    assert_eq!(keys, ["p:v1:{a}", "p:v1:{b}"]);
+    for key in keys {
+        let left: u64 = server.cli(&["TTL", &key]).parse().unwrap();
+        assert!((1..=1000).contains(&left), "{key} ends in {left} s");
+    }
+    // Others with another prefix are neither seen nor cleared.
+    server.cli(&["SET", "other", "value"]);
+    assert_eq!(tier.clear().await.unwrap(), 2);
+    assert_eq!(server.cli(&["GET", "other"]), "value");
+}
+
+#[tokio::test]
+async fn a_damaged_or_foreign_record_is_dropped_counted_and_answered_as_such() {
+    let server = RedisServer::start(&[]);
+    let tier = tier(options(&server));
+    let key = "kasmina:v1:{a}";
+    let damages: [&[&str]; 9] = [
+        &["HSET", key, "bytes", "other bytes"],
+        &["HDEL", key, "bytes"],
+        &["HSET", key, "digest", "short"],
+        &["HSET", key, "metadata", "{}"],
+        &["HSET", key, "confirmed", "7"],
+        &["HDEL", key, "verdict"],
+        &["HSET", key, "seal", "short"],
+        &["HSET", key, "negative", "{}"],
+        &["SET", key, "something else entirely"],
+    ];
+    for damage in damages {
+        let stored = artifact("a", 500);
+        let stored = Stored { verdict: Some(Arc::new(verdict(stored.digest, true))), ..stored };
+        tier.put(&stored).await.unwrap();
+        server.cli(damage);
+        assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Corrupt, "{damage:?}");
+        assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss, "{damage:?}");
+    }
+    assert_eq!(tier.stats().await.unwrap().corrupt, 9);
+}
+
+#[tokio::test]
+async fn a_full_redis_can_be_read_and_says_what_to_do() {
+    let server = RedisServer::start(&["--maxmemory-policy", "noeviction"]);
+    let tier = tier(options(&server));
+    let stored = artifact("a", 500);
+    tier.put(&stored).await.unwrap();
+    server.cli(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    for _ in 0..3 {
+        let error = tier.put(&artifact("b", 500)).await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Overloaded, "{error}");
+        assert!(error.to_string().contains("raise Redis's maxmemory"), "{error}");
+        assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Hit(stored.clone()));
+    }
+    assert_eq!(tier.get(&id("b")).await.unwrap(), Answer::Miss);
+    assert_eq!(tier.stats().await.unwrap().max_bytes, 1 << 20);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert!(tier.put(&artifact("b", 500)).await.unwrap());
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_what_to_do() {
+    let server = RedisServer::start(&[
+        "--requirepass",
+        "not so secret",
+        "--user",
+        "kernels",
+        "on",
+        ">hush",
+        "~kasmina:*",
+        "&kasmina:*",
+        "+@all",
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let password_file = folder.path().join("password");
+    let open = options(&server);
+    let error = tier(open.clone()).get(&id("a")).await.unwrap_err();
+    assert!(error.to_string().contains("cache.redis.password_file"), "{error}");
+
+    fs::write(&password_file, "wrong guess\n").unwrap();
+    let named = RedisOptions { user: "kernels".into(), password_file: password_file.clone(), ..open };
+    let corrected = tier(named.clone());
+    let error = corrected.get(&id("a")).await.unwrap_err();
+    assert!(error.to_string().contains("check cache.redis.user"), "{error}");
+    assert!(!error.to_string().contains("wrong guess"), "{error}");
+    assert_eq!(error.class(), ErrorClass::Unavailable);
+    // The file is read again after a refusal.
+    fs::write(&password_file, "hush\n").unwrap();
+    while corrected.get(&id("a")).await.is_err() {}
+    assert!(corrected.put(&artifact("a", 10)).await.unwrap());
+
+    let elsewhere = tier(RedisOptions { prefix: "other".into(), ..named });
+    let error = elsewhere.put(&artifact("a", 10)).await.unwrap_err();
+    assert!(error.to_string().contains("docs/tiers.md"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_may_vanish_hang_and_return_empty() {
+    let mut server = RedisServer::start(&[]);
+    let clock = ManualClock::default();
+    let short = RedisOptions {
+        connect_timeout: Duration::from_millis(100),
+        timeout: Duration::from_millis(100),
+        ..options(&server)
+    };
+    let inner = Arc::new(RedisTier::new(short, Arc::new(clock.clone())));
+    let tier = GuardedTier::new(inner, BreakerPolicy::default(), Arc::new(clock.clone()));
+    let stored = artifact("a", 500);
+    while tier.put(&stored).await != Ok(true) {}
+    let returns = async || {
+        while tier.get(&id("a")).await.is_err() {
+            clock.advance(Duration::from_secs(60));
+        }
+    };
+
+    // Paused: each request ends by its limit, until the breaker costs nothing.
+    server.pause(true);
+    for _ in 0..5 {
+        assert!(matches!(tier.get(&id("a")).await, Err(TierError::Request { .. })));
+    }
+    assert!(matches!(tier.get(&id("a")).await, Err(TierError::Skipped(_))));
+    server.pause(false);
+    returns().await;
+    while tier.get(&id("a")).await != Ok(Answer::Hit(stored.clone())) {}
+
+    server.kill();
+    while !matches!(tier.get(&id("a")).await, Err(TierError::Skipped(_))) {}
+    server.restart();
+    returns().await;
+    while tier.get(&id("a")).await != Ok(Answer::Miss) {}
+    while tier.put(&stored).await != Ok(true) {}
+    while tier.get(&id("a")).await != Ok(Answer::Hit(stored.clone())) {}
+}
+
+#[tokio::test]
+async fn a_server_that_left_between_two_requests_fails_neither() {
+    let mut server = RedisServer::start(&[]);
+    let tier = tier(options(&server));
+    assert_eq!(tier.get(&id("a")).await, Ok(Answer::Miss));
+    server.kill();
+    server.restart();
+    assert_eq!(tier.get(&id("a")).await, Ok(Answer::Miss));
+    assert_eq!(tier.stats().await.unwrap().failures, 0);
+}
+
+#[tokio::test]
+async fn encrypted_the_server_and_the_client_prove_who_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).display().to_string();
+    certificates(folder.path());
+    let server = RedisServer::start(&[
+        "--tls-port",
+        "{port}",
+        "--tls-cert-file",
+        &text("server.pem"),
+        "--tls-key-file",
+        &text("server.key"),
+        "--tls-ca-cert-file",
+        &text("ca.pem"),
+    ]);
+    let known = RedisOptions {
+        url: format!("rediss://localhost:{}", server.port()),
+        ca_file: path("ca.pem"),
+        client_certificate: (path("client.pem"), path("client.key")),
+        ..options(&server)
+    };
+    let encrypted = tier(known.clone());
+    assert!(encrypted.put(&artifact("a", 100_000)).await.unwrap());
+    assert_eq!(encrypted.get(&id("a")).await.unwrap(), Answer::Hit(artifact("a", 100_000)));
+
+    let no_one = RedisOptions { client_certificate: Default::default(), ..known.clone() };
+    assert!(tier(no_one).get(&id("a")).await.is_err(), "the server asks for a certificate");
+    let unknown_ca = RedisOptions { ca_file: path("client.pem"), ..known.clone() };
+    assert!(tier(unknown_ca).get(&id("a")).await.is_err(), "nobody vouches for the server");
+    let wrong_name = RedisOptions { url: format!("rediss://127.0.0.1:{}", server.port()), ..known };
+    assert!(tier(wrong_name).get(&id("a")).await.is_err(), "the certificate is for localhost");
+}
+
+/// A certificate authority, and by it a server named localhost and a client.
+fn certificates(folder: &Path) {
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"];
+    openssl(
+        &[&["req", "-x509", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"], &key[..]]
+            .concat(),
+    );
+    for (name, subject, usage) in [
+        ("server", "/CN=localhost", "subjectAltName=DNS:localhost"),
+        ("client", "/CN=client", "extendedKeyUsage=clientAuth"),
+    ] {
+        let (keys, request, certificate) =
+            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
+        openssl(
+            &[&["req", "-subj", subject, "-addext", usage, "-keyout", &keys, "-out", &request], &key[..]]
+                .concat(),
+        );
+        let sign = [
+            "x509",
+            "-req",
+            "-copy_extensions",
+            "copy",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+        ];
+        openssl(&[&sign[..], &["-in", &request, "-out", &certificate]].concat());
+    }
+}
