@@ -6,6 +6,7 @@
 mod counters;
 mod device;
 mod error;
+mod fleet;
 mod guarded;
 mod l1;
 mod lease;
@@ -25,12 +26,15 @@ mod tier;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
 mod l1_tests;
 #[cfg(test)]
 mod servers;
 
 pub use device::DeviceCache;
 pub use error::CacheError;
+pub use fleet::{Fleet, FleetStats, Forget};
 pub use guarded::GuardedTier;
 pub use l1::{Budget, Condemned, L1};
 pub use lease::Lease;

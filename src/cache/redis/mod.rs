@@ -14,3 +14,4 @@ mod tests;
 pub(super) use link::Link;
 pub use link::RedisOptions;
 pub use tier::RedisTier;
+pub(super) use trouble::explain;

@@ -1,0 +1,143 @@
+//! Announcements on a real Redis: heard by others alone, caught up with after an absence, whoever was away.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::{Fleet, Forget, RedisOptions, contract::id, servers::RedisServer};
+use crate::id::KernelId;
+
+fn node(server: &RedisServer, name: &str, cursor_file: Option<PathBuf>) -> Arc<Fleet> {
+    let options = RedisOptions {
+        connect_timeout: Duration::from_secs(20),
+        timeout: Duration::from_secs(20),
+        ..RedisOptions::new(format!("redis://127.0.0.1:{}", server.port()))
+    };
+    Arc::new(Fleet::new(options, name.to_owned(), cursor_file))
+}
+
+/// A node that listens until it is dropped, and what it hears.
+struct Listener {
+    heard: UnboundedReceiver<KernelId>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Listener {
+    async fn start(fleet: &Arc<Fleet>) -> Self {
+        let (sender, heard) = unbounded_channel();
+        let forget: Forget = Arc::new(move |id| {
+            let sender = sender.clone();
+            Box::pin(async move { drop(sender.send(id)) })
+        });
+        let own = fleet.clone();
+        let task = tokio::spawn(async move { own.listen(forget).await });
+        while !fleet.stats().listening {
+            tokio::task::yield_now().await;
+        }
+        Self { heard, task }
+    }
+
+    async fn next(&mut self) -> KernelId {
+        self.heard.recv().await.unwrap()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[tokio::test]
+async fn an_announcement_reaches_every_other_node_and_not_its_own() {
+    let server = RedisServer::start(&[]);
+    let nodes = ["a", "b", "c"].map(|name| node(&server, name, None));
+    let mut listeners = Vec::new();
+    for node in &nodes {
+        listeners.push(Listener::start(node).await);
+    }
+    nodes[0].announce(&id("k1")).await.unwrap();
+    nodes[1].announce(&id("k2")).await.unwrap();
+    assert_eq!([listeners[2].next().await, listeners[2].next().await], [id("k1"), id("k2")]);
+    assert_eq!(listeners[1].next().await, id("k1"));
+    assert_eq!(listeners[0].next().await, id("k2"), "its own is not heard");
+    assert_eq!((nodes[0].stats().announced, nodes[2].stats().heard), (1, 2));
+}
+
+#[tokio::test]
+async fn who_was_away_hears_what_it_missed_once() {
+    let server = RedisServer::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let cursor = Some(folder.path().join("fleet.cursor"));
+    let (speaker, away) = (node(&server, "a", None), node(&server, "b", cursor.clone()));
+    let mut listener = Listener::start(&away).await;
+    speaker.announce(&id("k1")).await.unwrap();
+    assert_eq!(listener.next().await, id("k1"));
+    // It has been saved once the next one has been heard.
+    speaker.announce(&id("k2")).await.unwrap();
+    assert_eq!(listener.next().await, id("k2"));
+    speaker.announce(&id("k3")).await.unwrap();
+    assert_eq!(listener.next().await, id("k3"));
+    drop(listener);
+    // More than is read at a time, written as nodes write them, without a bell.
+    let many = "for n = 0, 1199 do
+                    redis.call('XADD', KEYS[1], '*', 'node', 'z', 'kernel', 'missed' .. n)
+                end";
+    server.cli(&["EVAL", many, "1", "kasmina:v1:fleet"]);
+    let back = node(&server, "b", cursor);
+    let mut listener = Listener::start(&back).await;
+    let mut first = listener.next().await;
+    while first == id("k3") || first == id("k2") {
+        first = listener.next().await;
+    }
+    assert_eq!(first, id("missed0"));
+    for n in 1..1200 {
+        assert_eq!(listener.next().await, id(&format!("missed{n}")));
+    }
+    assert_eq!(back.stats().gaps, 0);
+}
+
+#[tokio::test]
+async fn a_redis_that_restarts_empty_is_listened_to_again() {
+    let mut server = RedisServer::start(&[]);
+    let (speaker, ear) = (node(&server, "a", None), node(&server, "b", None));
+    let mut listener = Listener::start(&ear).await;
+    speaker.announce(&id("k1")).await.unwrap();
+    assert_eq!(listener.next().await, id("k1"));
+    server.kill();
+    assert!(speaker.announce(&id("lost")).await.is_err(), "who announces is told that nobody hears");
+    server.restart();
+    speaker.announce(&id("k2")).await.unwrap();
+    assert_eq!(listener.next().await, id("k2"));
+    assert_eq!(ear.stats().gaps, 1, "what was in the log and had not been read is not known");
+}
+
+#[tokio::test]
+async fn what_is_no_announcement_is_passed_over() {
+    let server = RedisServer::start(&[]);
+    let (speaker, ear) = (node(&server, "a", None), node(&server, "b", None));
+    let mut listener = Listener::start(&ear).await;
+    server.cli(&["XADD", "kasmina:v1:fleet", "*", "something", "else"]);
+    server.cli(&["XADD", "kasmina:v1:fleet", "*", "node", "x", "kernel", "not an id"]);
+    server.cli(&["PUBLISH", "kasmina:v1:invalidate", "noise"]);
+    speaker.announce(&id("k1")).await.unwrap();
+    assert_eq!(listener.next().await, id("k1"));
+}
+
+#[tokio::test]
+async fn nodes_of_a_cluster_hear_each_other() {
+    let server = RedisServer::start(&["--cluster-enabled", "yes"]);
+    server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    server.until(&["CLUSTER", "INFO"], "cluster_state:ok");
+    let fleet = |name: &str| {
+        let options = RedisOptions {
+            cluster: true,
+            ..RedisOptions::new(format!("redis://127.0.0.1:{}", server.port()))
+        };
+        Arc::new(Fleet::new(options, name.to_owned(), None))
+    };
+    let (speaker, ear) = (fleet("a"), fleet("b"));
+    let mut listener = Listener::start(&ear).await;
+    speaker.announce(&id("k1")).await.unwrap();
+    assert_eq!(listener.next().await, id("k1"));
+}
