@@ -30,6 +30,9 @@ pub enum ActorError {
     /// A tier below it could not do its part.
     #[error(transparent)]
     Tier(#[from] TierError),
+    /// There are no other nodes to be told.
+    #[error("no other node can be told: they share nothing without a Redis, set cache.redis.url")]
+    NoFleet,
     /// The data plane refused.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -113,6 +116,7 @@ impl Fault for ActorError {
             Self::Validation(error) => error.class(),
             Self::Cache(error) => error.class(),
             Self::Tier(error) => error.class(),
+            Self::NoFleet => ErrorClass::Invalid,
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
             Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
@@ -132,6 +136,7 @@ impl Fault for ActorError {
             Self::Validation(error) => error.code(),
             Self::Cache(error) => error.code(),
             Self::Tier(error) => error.code(),
+            Self::NoFleet => "cache.no_fleet",
             Self::Engine(error) => error.code(),
             Self::Wire(error) => error.code(),
             Self::Greeting { .. } | Self::Protocol { .. } => "session.protocol",

@@ -17,9 +17,9 @@ mod validator;
 pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
-    ClearKernels, CloseCache, EvictKernel, ExplainKernel, GetKernel, KernelCache, KernelCacheParts,
-    KernelLease, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply, ReweighKernel, SupplyStatus,
-    WarmKernels, WarmPlan, WarmStart, Warming,
+    ClearKernels, CloseCache, EvictKernel, ExplainKernel, ForgetKernel, GetKernel, KernelCache,
+    KernelCacheParts, KernelLease, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply,
+    ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};

@@ -22,6 +22,7 @@ pub fn evict(options: &OperatorOptions, kernels: &[KernelId], fleet: bool) -> Re
         let report = operator.evict(kernel.clone(), fleet)?;
         total.evicted.extend(report.evicted);
         total.in_use.extend(report.in_use);
+        total.condemned.extend(report.condemned);
         total.freed_bytes += report.freed_bytes;
     }
     show_evicted(options, &total)
@@ -39,6 +40,8 @@ pub fn clear(options: &OperatorOptions, tiers: bool) -> Result<Exit, CliError> {
 fn show_evicted(options: &OperatorOptions, report: &EvictReport) -> Result<Exit, CliError> {
     options.show(report, |report| {
         report.evicted.iter().for_each(|kernel| say(&format!("dropped  {kernel}\n")));
+        let goes = |kernel| format!("in use   {kernel}, dropped when the last seed here leaves it\n");
+        report.condemned.iter().for_each(|kernel| say(&goes(kernel)));
         let stays = |kernel| format!("in use   {kernel}, by a seed or pinned: kasmina why {kernel}\n");
         report.in_use.iter().for_each(|kernel| say(&stays(kernel)));
         say(&format!("{} freed\n", bytes(report.freed_bytes)));

@@ -146,8 +146,8 @@ impl Control {
             }
             OperatorRequest::Seeds {} => reply(self.supervisor.ask(ReportSeeds).await),
             OperatorRequest::Cache {} => reply(self.cache.ask(ReportCache).await),
-            OperatorRequest::Evict { kernel, fleet: _ } => {
-                let evicted = self.cache.ask(EvictKernel(kernel)).await;
+            OperatorRequest::Evict { kernel, fleet } => {
+                let evicted = self.cache.ask(EvictKernel { kernel, fleet }).await;
                 reply(evicted.map_err(ActorError::from).and_then(|result| result))
             }
             OperatorRequest::Clear { tiers } => {

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    cache::{Database, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SqlTier, SqliteOptions, Tier},
+    actor::{ForgetKernel, KernelCache, base::Handle},
+    backoff::Jitter,
+    cache::{
+        Database, Fleet, Forget, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SqlTier,
+        SqliteOptions, Tier,
+    },
     clock::Clock,
     config::Config,
     guard::BreakerPolicy,
@@ -15,6 +20,8 @@ pub(super) struct Tiers {
     pub(super) tiers: Vec<Arc<dyn Tier>>,
     /// Those to be closed at the end.
     pub(super) databases: Vec<Arc<SqlTier>>,
+    /// The nodes that share the Redis.
+    pub(super) fleet: Option<Arc<Fleet>>,
 }
 
 /// Makes the tiers that the settings name. One that cannot be reached is there nevertheless: it is tried
@@ -24,8 +31,12 @@ pub(super) fn tiers(config: &Config, clock: &Arc<dyn Clock>) -> Tiers {
     let guarded =
         |tier: Arc<dyn Tier>| Arc::new(GuardedTier::new(tier, policy, clock.clone())) as Arc<dyn Tier>;
     let (mut tiers, mut databases) = (Vec::new(), Vec::new());
+    let mut fleet = None;
     if !config.cache.redis.url.is_empty() {
-        let tier = Arc::new(RedisTier::new(RedisOptions::from(&config.cache.redis), clock.clone()));
+        let options = RedisOptions::from(&config.cache.redis);
+        let cursor = config.daemon.state_dir.join("fleet.cursor");
+        fleet = Some(Arc::new(Fleet::new(options.clone(), node_name(), Some(cursor))));
+        let tier = Arc::new(RedisTier::new(options, clock.clone()));
         tiers.push(guarded(tier.clone()));
         tokio::spawn(async move {
             if let Err(error) = tier.open().await {
@@ -44,7 +55,30 @@ pub(super) fn tiers(config: &Config, clock: &Arc<dyn Clock>) -> Tiers {
             }
         });
     }
-    Tiers { tiers, databases }
+    Tiers { tiers, databases, fleet }
+}
+
+/// Has this node forget what others announce, for as long as the daemon lives.
+pub(super) fn listen_to_others(fleet: Arc<Fleet>, cache: Handle<KernelCache>) {
+    let forget: Forget = Arc::new(move |id| {
+        let cache = cache.clone();
+        Box::pin(async move {
+            match cache.ask(ForgetKernel(id.clone())).await {
+                Ok(report) => {
+                    tracing::info!(kernel = %id, in_use = report.condemned.len(), "kernel forgotten")
+                }
+                Err(error) => tracing::warn!(kernel = %id, %error, "a kernel that was to be forgotten stays"),
+            }
+        })
+    });
+    tokio::spawn(async move { fleet.listen(forget).await });
+}
+
+/// A name that no other node has, nor this one after a restart: it need only tell its own words from others'.
+fn node_name() -> String {
+    let mut jitter = Jitter::from_process();
+    let mut part = || (jitter.unit() * f64::from(u32::MAX)) as u32;
+    format!("{:08x}{:08x}-{}", part(), part(), std::process::id())
 }
 
 fn databases_of(config: &Config) -> Vec<Database> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
-use super::tiers::{Tiers, tiers};
+use super::tiers::{Tiers, listen_to_others, tiers};
 use crate::{
     actor::{
         FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
@@ -58,13 +58,17 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
         clock.clone(),
     ));
     let source: Arc<dyn Source> = Arc::new(FetcherSource::new("directory", fetcher.clone()));
-    let Tiers { tiers, databases } = tiers(config, &clock);
+    let Tiers { tiers, databases, fleet } = tiers(config, &clock);
+    if let Some(fleet) = &fleet {
+        listen_to_others(fleet.clone(), cache.clone());
+    }
     let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(&config.cache), clock.clone());
     let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
     let cache_parts = KernelCacheParts {
         device,
         lookup: Arc::new(lookup),
         databases,
+        fleet,
         validator: validator.clone(),
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),

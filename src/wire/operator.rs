@@ -276,6 +276,9 @@ pub struct EvictReport {
     pub evicted: Vec<KernelId>,
     /// The kernels that a seed uses, or that are pinned, and that therefore stay.
     pub in_use: Vec<KernelId>,
+    /// The kernels that no look-up finds any more, and that go when the last seed here leaves them.
+    #[serde(default)]
+    pub condemned: Vec<KernelId>,
     /// Bytes of memory given back.
     pub freed_bytes: u64,
 }

@@ -138,17 +138,38 @@ impl Handler<ReportCache> for KernelCache {
 /// Drops a kernel from memory and from every tier, unless a seed uses it.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<EvictReport, ActorError>")]
-pub struct EvictKernel(
+pub struct EvictKernel {
     /// Which.
-    pub KernelId,
-);
+    pub kernel: KernelId,
+    /// Whether every node is to drop it; then what a seed uses goes with its last use.
+    pub fleet: bool,
+}
 
 impl Handler<EvictKernel> for KernelCache {
     type Result = ResponseFuture<Result<EvictReport, ActorError>>;
 
-    fn handle(&mut self, EvictKernel(id): EvictKernel, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, EvictKernel { kernel, fleet }: EvictKernel, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
-        Box::pin(async move { parts.evict(id).await })
+        Box::pin(async move {
+            if fleet { parts.evict_everywhere(kernel).await } else { parts.evict(kernel).await }
+        })
+    }
+}
+
+/// Drops a kernel from what this node alone keeps, because another node had it forgotten everywhere.
+#[derive(Debug, Message)]
+#[rtype(result = "EvictReport")]
+pub struct ForgetKernel(
+    /// Which.
+    pub KernelId,
+);
+
+impl Handler<ForgetKernel> for KernelCache {
+    type Result = ResponseFuture<EvictReport>;
+
+    fn handle(&mut self, ForgetKernel(id): ForgetKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.forget_here(id).await })
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use super::{LoadLog, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
-    cache::{DeviceCache, Lease, Lookup, SingleFlight, SqlTier},
+    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, SingleFlight, SqlTier},
     clock::Clock,
     engine::Kernel,
     id::KernelId,
@@ -29,6 +29,8 @@ pub struct KernelCacheParts {
     pub lookup: Arc<Lookup>,
     /// The tiers in databases, to be closed at the end.
     pub databases: Vec<Arc<SqlTier>>,
+    /// The other nodes, where there is a Redis to reach them by.
+    pub fleet: Option<Arc<Fleet>>,
     /// Who judges what was found.
     pub validator: Handle<Validator>,
     /// Kernels that are never evicted once they are here.
@@ -128,6 +130,27 @@ impl KernelCacheParts {
         Ok(report)
     }
 
+    /// Has every node forget a kernel. What a seed uses here or there goes with its last use.
+    pub(super) async fn evict_everywhere(&self, id: KernelId) -> Result<EvictReport, ActorError> {
+        let fleet = self.fleet.as_ref().ok_or(ActorError::NoFleet)?;
+        let condemned = self.device.condemn(&id);
+        // First from what nodes share, so that nobody who has been told finds it there.
+        let below = self.lookup.forget(&id).await;
+        fleet.announce(&id).await?;
+        let below = below?;
+        Ok(report_of(id, condemned, below))
+    }
+
+    /// Forgets a kernel because another node said so.
+    pub(super) async fn forget_here(&self, id: KernelId) -> EvictReport {
+        let condemned = self.device.condemn(&id);
+        let below = self.lookup.forget_here(&id).await.unwrap_or_else(|error| {
+            tracing::warn!(kernel = %id, %error, "a copy that was to be forgotten stays");
+            false
+        });
+        report_of(id, condemned, below)
+    }
+
     pub(super) async fn clear(&self, tiers: bool) -> Result<EvictReport, ActorError> {
         let before = self.device.entries();
         self.device.clear();
@@ -140,6 +163,7 @@ impl KernelCacheParts {
             freed_bytes: gone.iter().map(|entry| entry.bytes).sum(),
             evicted: gone.into_iter().map(|entry| entry.id).collect(),
             in_use: stays,
+            condemned: Vec::new(),
         })
     }
 
@@ -167,6 +191,17 @@ impl KernelCacheParts {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn report_of(id: KernelId, condemned: Condemned, below: bool) -> EvictReport {
+    match condemned {
+        Condemned::Gone { bytes } => {
+            EvictReport { evicted: vec![id], freed_bytes: bytes, ..EvictReport::default() }
+        }
+        Condemned::Marked { .. } => EvictReport { condemned: vec![id], ..EvictReport::default() },
+        Condemned::Absent if below => EvictReport { evicted: vec![id], ..EvictReport::default() },
+        Condemned::Absent => EvictReport::default(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

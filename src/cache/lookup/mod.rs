@@ -421,6 +421,24 @@ impl Lookup {
         failure.map_or(Ok(any), Err)
     }
 
+    /// Forgets all that this node alone knows of a kernel: who had it forgotten everywhere has seen to what
+    /// nodes share. `false` where nothing was known.
+    ///
+    /// # Errors
+    /// The first tier's that failed, when the others have been asked.
+    pub async fn forget_here(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.settle().await;
+        let mut any = self.forget_negative(id);
+        let mut failure = None;
+        for tier in self.tiers.iter().filter(|tier| !tier.shared()) {
+            match tier.remove(id).await {
+                Ok(removed) => any |= removed,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(any), Err)
+    }
+
     /// Forgets what is remembered in memory of a kernel that was not to be had.
     pub fn forget_negative(&self, id: &KernelId) -> bool {
         lock(&self.negatives).remove(id)

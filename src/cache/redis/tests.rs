@@ -116,17 +116,14 @@ async fn a_full_redis_can_be_read_and_says_what_to_do() {
 
 #[tokio::test]
 async fn who_is_refused_is_told_what_to_do() {
-    let server = RedisServer::start(&[
-        "--requirepass",
-        "not so secret",
-        "--user",
-        "kernels",
-        "on",
-        ">hush",
-        "~kasmina:*",
-        "&kasmina:*",
-        "+@all",
-    ]);
+    // The rights that docs/tiers.md names, and no more.
+    let rights = "+hmget +hset +hget +hstrlen +del +unlink +pexpire +eval +multi +exec +scan +dbsize +info +ping \
+                  +xadd +xrange +publish +subscribe +cluster|slots";
+    assert!(include_str!("../../../docs/tiers.md").replace("\n         ", " ").contains(rights));
+    let mut arguments = vec!["--requirepass", "not so secret", "--user", "kernels", "on", ">hush"];
+    arguments.extend(["~kasmina:*", "&kasmina:*", "-@all"]);
+    arguments.extend(rights.split_whitespace());
+    let server = RedisServer::start(&arguments);
     let folder = tempfile::tempdir().unwrap();
     let password_file = folder.path().join("password");
     let open = options(&server);
@@ -143,7 +140,10 @@ async fn who_is_refused_is_told_what_to_do() {
     // The file is read again after a refusal.
     fs::write(&password_file, "hush\n").unwrap();
     while corrected.get(&id("a")).await.is_err() {}
-    assert!(corrected.put(&artifact("a", 10)).await.unwrap());
+    let clock = ManualClock::default();
+    let named_limit = RedisOptions { max_artifact_bytes: 8000, ..named.clone() };
+    let entitled = RedisTier::new(named_limit, Arc::new(clock.clone()));
+    every_tier(&entitled, &clock, Bound::ByServer { max_artifact_bytes: 8000 }).await;
 
     let elsewhere = tier(RedisOptions { prefix: "other".into(), ..named });
     let error = elsewhere.put(&artifact("a", 10)).await.unwrap_err();
