@@ -17,6 +17,9 @@ use super::{
     trouble::is_damage,
 };
 
+/// How long a request waits for others of this process, beside their own waiting for the lock.
+const OWN_QUEUE: Duration = Duration::from_secs(10);
+
 /// Where the file is and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
@@ -66,8 +69,10 @@ impl SqliteOptions {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(self.busy_timeout)
             .disable_statement_logging();
-        // Each connection is a thread. None is kept beyond what is asked at a time.
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(self.busy_timeout);
+        // Each connection is a thread. The wait for one is for others of this process, which may each wait
+        // for the lock, and has nothing to do with it.
+        let patience = self.busy_timeout.saturating_add(OWN_QUEUE);
+        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(patience);
         let writer = pool(1).connect_with(connection.clone()).await.map_err(Failure::from)?;
         if let Err(error) = migrate(&writer, Dialect::Sqlite).await {
             writer.close().await;
