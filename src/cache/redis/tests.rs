@@ -1,14 +1,14 @@
 //! The Redis tier on a real server: the contract, damage, TLS, users, a server that is killed, paused,
 //! emptied, full, or refuses.
 
-use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use super::{RedisOptions, RedisTier};
 use crate::{
     cache::{
         Answer, GuardedTier, Negative, Stored, Tier, TierError,
         contract::{Bound, artifact, every_tier, id, verdict},
-        servers::RedisServer,
+        servers::{RedisServer, certificates},
     },
     clock::ManualClock,
     fault::{ErrorClass, Fault as _},
@@ -231,40 +231,4 @@ async fn encrypted_the_server_and_the_client_prove_who_they_are() {
     assert!(tier(unknown_ca).get(&id("a")).await.is_err(), "nobody vouches for the server");
     let wrong_name = RedisOptions { url: format!("rediss://127.0.0.1:{}", server.port()), ..known };
     assert!(tier(wrong_name).get(&id("a")).await.is_err(), "the certificate is for localhost");
-}
-
-/// A certificate authority, and by it a server named localhost and a client.
-fn certificates(folder: &Path) {
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"];
-    openssl(
-        &[&["req", "-x509", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"], &key[..]]
-            .concat(),
-    );
-    for (name, subject, usage) in [
-        ("server", "/CN=localhost", "subjectAltName=DNS:localhost"),
-        ("client", "/CN=client", "extendedKeyUsage=clientAuth"),
-    ] {
-        let (keys, request, certificate) =
-            (format!("{name}.key"), format!("{name}.csr"), format!("{name}.pem"));
-        openssl(
-            &[&["req", "-subj", subject, "-addext", usage, "-keyout", &keys, "-out", &request], &key[..]]
-                .concat(),
-        );
-        let sign = [
-            "x509",
-            "-req",
-            "-copy_extensions",
-            "copy",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-        ];
-        openssl(&[&sign[..], &["-in", &request, "-out", &certificate]].concat());
-    }
 }

@@ -11,7 +11,10 @@ use std::{
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
-use super::process::{Process, free_port};
+use super::{
+    certificates::certificates,
+    process::{Process, free_port},
+};
 use crate::cache::PostgresOptions;
 
 /// PostgreSQL refuses to run as root.
@@ -43,6 +46,12 @@ impl PostgresServer {
         command.args(["--pwfile", password.to_str().unwrap(), "-D", data.to_str().unwrap()]);
         let output = command.output().expect("setpriv is there");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+        certificates(folder.path());
+        for name in ["server.pem", "server.key"] {
+            if let Some(uid) = other_user() {
+                chown(folder.path().join(name), Some(uid), Some(uid)).unwrap();
+            }
+        }
         let mut server = Self { folder, port: free_port(), process: None };
         server.restart();
         server
@@ -54,7 +63,16 @@ impl PostgresServer {
         let data = self.folder.path().join("data");
         // What a killed server left behind.
         let _ = fs::remove_file(data.join("postmaster.pid"));
+        let certificate = |name: &str| self.folder.path().join(name).display().to_string();
+        let (key, certificate) = (certificate("server.key"), certificate("server.pem"));
+        let (key, certificate) = (format!("ssl_key_file={key}"), format!("ssl_cert_file={certificate}"));
         let arguments = [
+            "-c",
+            "ssl=on",
+            "-c",
+            &key,
+            "-c",
+            &certificate,
             "-D",
             data.to_str().unwrap(),
             "-p",
@@ -91,6 +109,11 @@ impl PostgresServer {
             timeout: Duration::from_secs(20),
             ..PostgresOptions::new(format!("postgres://127.0.0.1:{}/postgres", self.port))
         }
+    }
+
+    /// Who vouches for the server, which is named localhost.
+    pub(in crate::cache) fn ca_file(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
     }
 
     /// Where tests write around the tier.

@@ -13,6 +13,7 @@ use crate::{
         servers::PostgresServer,
     },
     clock::ManualClock,
+    config::PostgresTls,
     fault::{ErrorClass, Fault as _},
     guard::BreakerPolicy,
 };
@@ -29,7 +30,32 @@ async fn postgres_keeps_the_contract_and_nodes_share_it() {
     nodes_share_it(&server).await;
     damage_is_found(&server).await;
     tables_that_vanish_are_made_anew(&server).await;
+    the_server_proves_who_it_is(&server).await;
     refusals_say_what_to_do(&server).await;
+}
+
+async fn the_server_proves_who_it_is(server: &PostgresServer) {
+    let near = server.options();
+    let options = PostgresOptions {
+        url: near.url.replace("127.0.0.1", "localhost"),
+        tls: PostgresTls::VerifyFull,
+        ca_file: server.ca_file(),
+        ..near.clone()
+    };
+    let known = tier(options.clone());
+    assert!(matches!(known.get(&id("a")).await, Ok(Answer::Hit(_))));
+    let mut other = PgConnection::connect(&server.url()).await.unwrap();
+    let encrypted = "SELECT COUNT(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                     WHERE ssl AND application_name = 'kasmina'";
+    assert_ne!(query_scalar::<_, i64>(encrypted).fetch_one(&mut other).await.unwrap(), 0);
+    known.close().await;
+    for stranger in [
+        PostgresOptions { url: near.url, ..options.clone() },
+        PostgresOptions { ca_file: Default::default(), ..options },
+    ] {
+        let error = tier(stranger).get(&id("a")).await.unwrap_err();
+        assert!(matches!(&error, TierError::Open { .. }), "{error}");
+    }
 }
 
 async fn the_contract(server: &PostgresServer) {

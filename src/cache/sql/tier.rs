@@ -293,16 +293,14 @@ impl Inner {
     }
 
     async fn write_uses(&self) {
-        let Ok(pool) = self.pool().await else {
+        let work = async {
+            let pool = self.pool().await;
+            // Before they are taken: a use noted from here on begins another round.
             self.writing_uses.store(false, Ordering::Release);
-            return;
+            Ok(statements::note_uses(&pool?, &self.uses, self.clock.as_ref()).await?)
         };
-        // Before they are taken: a use noted from here on begins another round.
-        self.writing_uses.store(false, Ordering::Release);
-        if let Err(error) = statements::note_uses(&pool, &self.uses, self.clock.as_ref()).await {
-            let tier = self.database.tier();
-            let reason = error.to_string();
-            let error = self.counters.failed(TierError::Request { tier, action: "note uses", reason });
+        if let Err(error) = self.request("note uses", work).await {
+            self.writing_uses.store(false, Ordering::Release);
             tracing::debug!(%error, "uses are written down later");
         }
     }
