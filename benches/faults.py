@@ -25,7 +25,7 @@ import kasmina  # noqa: E402
 from e2e import modules  # noqa: E402
 from e2e.conftest import Daemon  # noqa: E402
 from e2e.modules import TOKENS  # noqa: E402
-from e2e.servers import Postgres  # noqa: E402
+from e2e.servers import Postgres, Redis  # noqa: E402
 from e2e.trainer import Trainer  # noqa: E402
 
 STEPS, TURNS, COLD = 150, 4, 400
@@ -119,9 +119,9 @@ def rows(kernels):
     disk = "[cache.sqlite]\nenabled = true\n"
     measure(kernels, "origin away", disk, hide, show)
     measure(kernels, "SQLite locked by another process", disk, lock, unlock)
-    for kind in (Postgres,):
-        name = {Postgres: "PostgreSQL"}[kind]
-        restart = kind.restart
+    for kind in (Postgres, Redis):
+        name = {Postgres: "PostgreSQL", Redis: "Redis"}[kind]
+        restart = kind.restart if kind is Postgres else kind.start
         for fault, breaks, heals in [
             ("killed", lambda server: server.kill(), restart),
             ("paused", lambda server: server.pause(), lambda server: server.resume()),

@@ -33,14 +33,15 @@ def settled(condition, patience=20.0):
 class Daemon:
     """A running kasminad."""
 
-    def __init__(self, folder, kernels, environment=None, settings=""):
+    def __init__(self, folder, kernels, environment=None, settings="", origin=None):
         self.folder = Path(folder)
         self.socket = self.folder / "kasmina.sock"
         self.control = self.folder / "control.sock"
         self.config = self.folder / "kasmina.toml"
+        directory = f'path = "{kernels}"\n'
         self.config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\ncontrol_socket = "{self.control}"\n'
-            f'state_dir = "{self.folder / "state"}"\n[origin]\npath = "{kernels}"\n'
+            f'state_dir = "{self.folder / "state"}"\n[origin]\n{origin or directory}'
             f'[log]\nlevel = "debug"\n{settings}'
         )
         self.log = open(self.folder / "log", "ab")
