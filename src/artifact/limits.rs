@@ -25,6 +25,8 @@ pub struct ReadLimits {
     pub inflate_ratio: usize,
     /// Bytes of a file's name.
     pub name_bytes: usize,
+    /// Bytes of one pickle. Tensors lie beside it; what stands in it are names and numbers.
+    pub pickle_bytes: usize,
     /// Instructions of one pickle.
     pub pickle_steps: usize,
     /// Values that one pickle may have on its stack at a time.
@@ -52,6 +54,7 @@ impl Default for ReadLimits {
             entry_bytes: 256 << 20,
             inflate_ratio: 64,
             name_bytes: 1024,
+            pickle_bytes: 16 << 20,
             pickle_steps: 1_000_000,
             pickle_stack: 100_000,
             pickle_memo: 200_000,

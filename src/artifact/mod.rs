@@ -19,7 +19,7 @@ mod storage;
 mod torchscript;
 mod zip;
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 #[cfg(test)]
 pub(crate) use aten::samples;
@@ -33,7 +33,7 @@ pub use module::{DeclaredInput, Format, Mode, Module, ModuleType, NamedTensor, P
 /// [`ArtifactError`] naming the file within the archive, what is wrong and what to do.
 pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
     let archive = zip::Archive::open(&bytes, limits)?;
-    if archive.names().any(|name| name.starts_with("models/")) {
+    let module = if archive.names().any(|name| name.starts_with("models/")) {
         pt2::read(&archive, limits)
     } else if archive.contains("data.pkl") && archive.names().any(|name| name.starts_with("code/")) {
         torchscript::read(&archive, limits)
@@ -43,7 +43,28 @@ pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactErr
             "a zip archive that is neither a TorchScript program nor a PT2 program",
             "write it with torch.jit.save or torch.export.save (PyTorch 2.8 or newer); torch.save is not enough",
         ))
+    }?;
+    check_names(&module)?;
+    Ok(module)
+}
+
+/// Names reach a trainer's `state_dict`: each stands for one tensor, and can be read.
+fn check_names(module: &Module) -> Result<(), ArtifactError> {
+    let parameters = module.parameters.iter().map(|parameter| &parameter.name);
+    let mut seen = HashSet::new();
+    for name in parameters.chain(module.buffers.iter().map(|buffer| &buffer.name)) {
+        let wrong = if name.is_empty() {
+            "a tensor has an empty name".to_owned()
+        } else if name.chars().any(char::is_control) {
+            format!("the tensor's name {name:?} has control characters")
+        } else if !seen.insert(name) {
+            format!("two tensors are named {name:?}")
+        } else {
+            continue;
+        };
+        return Err(ArtifactError::malformed("archive", wrong));
     }
+    Ok(())
 }
 
 /// Whether an operation, named as [`Module::ops`] names it, is on the whitelist.

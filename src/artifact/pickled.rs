@@ -1,6 +1,6 @@
 //! Tensors as torch pickles them: alone, in a module's state, or in a dictionary that `torch.save` wrote.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{
     ArtifactError, ReadLimits,
@@ -89,14 +89,17 @@ pub(super) fn saved(
     file: &str,
     limits: &ReadLimits,
 ) -> Result<BTreeMap<String, Pickled>, ArtifactError> {
-    let bytes: Arc<[u8]> = outer.file(file)?.into();
-    if outer.stored_at(file).is_none() || bytes.len() > limits.archive_bytes / 4 * 3 {
+    // Looked at first: a packed file takes memory of its own as soon as it is opened.
+    let stored = outer.stored_at(file).is_some() || !outer.contains(file);
+    let bytes = if stored { outer.file(file)? } else { Cow::Borrowed(&[][..]) };
+    if !stored || bytes.len() > limits.archive_bytes / 4 * 3 {
         return Err(ArtifactError::rejected(
             file,
             "a packed or very large file of pickled weights",
             "export it again with PyTorch 2.9 or newer, which writes each weight to a file of its own",
         ));
     }
+    let bytes: Arc<[u8]> = bytes.into();
     // Nothing in it is packed, so that it takes no more memory than it shows.
     let inner = ReadLimits { archive_bytes: bytes.len().saturating_mul(2), inflate_ratio: 0, ..*limits };
     let within = |error: ArtifactError| match error {
@@ -116,8 +119,12 @@ pub(super) fn saved(
             "save it on a little-endian machine",
         ));
     }
-    let document =
-        pickle::read("data.pkl", &archive.file("data.pkl").map_err(within)?, limits).map_err(within)?;
+    let document = pickle::read(
+        "data.pkl",
+        &archive.small("data.pkl", limits.pickle_bytes, "bytes of pickle").map_err(within)?,
+        limits,
+    )
+    .map_err(within)?;
     let mut storages = Storages::new(&archive, &inner);
     let mut found = BTreeMap::new();
     let entries = match document.get(document.root()) {

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use super::{ArtifactError, ReadLimits, zip::Archive};
-use crate::tensor::{DType, HostTensor, Layout, Shape};
+use crate::{
+    graph::MAX_RANK,
+    tensor::{DType, HostTensor, Layout, Shape},
+};
 
 /// How a tensor lies in its storage, in elements.
 pub(super) struct View {
@@ -38,6 +41,10 @@ impl<'a, 'b> Storages<'a, 'b> {
     /// # Errors
     /// [`ArtifactError`] when the file is missing or the tensor does not lie within it.
     pub(super) fn tensor(&mut self, file: &str, view: &View) -> Result<HostTensor, ArtifactError> {
+        if view.sizes.len() > MAX_RANK || view.strides.len() != view.sizes.len() {
+            let reason = format!("a tensor has more than {MAX_RANK} dimensions, or not as many strides");
+            return Err(ArtifactError::malformed(file, reason));
+        }
         if !self.files.contains_key(file) {
             let bytes = self.archive.file(file)?;
             // What had to be unpacked is memory of ours; what is stored as it is lies in the archive.

@@ -156,6 +156,55 @@ def pickles(canary):
         "  def forward(self: __torch__.L,\n    x: Tensor) -> Tensor:\n    return x\n", data=shared,
     ), LIMITS, "", SAMPLE  # fmt: skip
     yield "pickle-unknown-class", script(data=module(package="__torch__.missing")), READABLE, ""
+    yield from mentions()
+
+
+def mentions():
+    """What is written once and named many times: the archive is small, what it unfolds to is not."""
+
+    def put(slot):
+        return b"q" + bytes([slot]) + b"0"
+
+    def get(slot):
+        return b"h" + bytes([slot])
+
+    def many(slot, count):
+        return EMPTY_LIST + MARK + get(slot) * count + b"e"
+
+    where = tuple_of(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), integer(12)) + BINPERSID
+    ones = integer(1) + put(9) + MARK + get(9) * 50_000 + TUPLE + put(10)
+    flat = name("torch._utils", "_rebuild_tensor_v2") + tuple_of(where, integer(0), get(10), get(10), FALSE) + REDUCE
+    yield "mentions-of-a-tensor-of-50000-dimensions", script(
+        data=ones + flat + put(1) + module(text("w") + many(1, 50_000)), files={"data/0": bytes(48)}
+    ), READABLE, "dimensions"  # fmt: skip
+    yield "mentions-of-a-long-text", script(data=text("s" * 4096) + put(1) + module(text("l") + many(1, 50_000))), LIMITS, "names"
+    long = "L" * 4000
+    several = b"".join(text(f"k{n}") + get(1) + EMPTY_TUPLE + NEWOBJ for n in range(5000))
+    yield "mentions-of-a-long-class", script(
+        data=name("__torch__", long) + put(1) + module(several), extra=f"class {long}(Module):\n  training : bool\n"
+    ), LIMITS, "names"  # fmt: skip
+    children = b"".join(text(f"c{n}") + module(kind="L") for n in range(5000))
+    deep = module(children, kind="L")
+    for _ in range(50):
+        deep = module(get(2) + deep, kind="L")
+    yield "mentions-of-a-long-path", script(
+        data=text("p" * 4000) + put(2) + deep, extra="class L(Module):\n  training : bool\n"
+    ), LIMITS, "names"  # fmt: skip
+    names = ", ".join(f'"{n}"' for n in range(100_000))
+    tensors = b"".join(text(f"t{n}") + get(1) for n in range(20_000))
+    yield "mentions-of-an-undeclared-tensor", script(
+        "return torch.mul(x, self.w)", data=tensor(sizes=(0,)) + put(1) + module(tensors), parameters=names, files={"data/0": bytes(48)}
+    ), READABLE, "no attribute", SAMPLE  # fmt: skip
+    big = (text("s" * 4000) + b"0") * 5000
+    yield "pickle-of-20-mb", script(data=big + module()), LIMITS, "bytes of pickle"
+    both = text("w") + tensor() + text("w") + tensor("1")
+    yield "pickle-attribute-twice", script(
+        fields="  w : Tensor\n", parameters='"w", ', data=module(both), files={"data/0": bytes(48), "data/1": bytes(48)}
+    ), READABLE, "two attributes"  # fmt: skip
+    for title, given in (("escapes", "w\x1b[31m"), ("nothing", "")):
+        yield f"pickle-parameter-named-{title}", script(
+            parameters=f'"{given}", ', data=module(text(given) + tensor()), files={"data/0": bytes(48)}
+        ), READABLE, "name"  # fmt: skip
 
 
 def tensors():

@@ -1,7 +1,7 @@
 //! The state of one lowering: the graph that grows, and what the program's tensors are at the moment.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Lowering<'a> {
     dropout_sites: u32,
     /// Buffers that hold running means which batch norm has used.
     running_means: BTreeSet<u32>,
+    /// Buffers that count batches, by what stands before `num_batches_tracked` in their name.
+    counters: HashMap<&'a str, usize>,
     fuel: u64,
     fuel_limit: u64,
     deadline: Instant,
@@ -45,6 +47,16 @@ pub(crate) struct Lowering<'a> {
 
 fn graph_error(place: &str) -> impl FnOnce(GraphError) -> ArtifactError {
     move |source| ArtifactError::Graph { place: place.to_owned(), source }
+}
+
+fn counters(buffers: &[NamedTensor]) -> HashMap<&str, usize> {
+    let mut found = HashMap::new();
+    for (index, buffer) in buffers.iter().enumerate() {
+        if let Some(prefix) = buffer.name.strip_suffix("num_batches_tracked") {
+            found.insert(prefix, index);
+        }
+    }
+    found
 }
 
 impl<'a> Lowering<'a> {
@@ -66,6 +78,7 @@ impl<'a> Lowering<'a> {
             buffer_cells: vec![None; buffers.len()],
             dropout_sites: 0,
             running_means: BTreeSet::new(),
+            counters: counters(buffers),
             fuel: read.fuel,
             fuel_limit: read.fuel,
             deadline: limits.until(Instant::now() + read.time_limit).deadline.unwrap_or_else(Instant::now),
@@ -276,8 +289,7 @@ impl<'a> Lowering<'a> {
 
     fn counter_of(&self, running_mean: u32) -> Option<usize> {
         let prefix = self.buffers[running_mean as usize].name.strip_suffix("running_mean")?;
-        let name = format!("{prefix}num_batches_tracked");
-        self.buffers.iter().position(|buffer| buffer.name == name)
+        self.counters.get(prefix).copied()
     }
 
     /// Batch norm counts its batches in training and only there, whatever mode it was exported in.

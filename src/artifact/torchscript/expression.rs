@@ -139,9 +139,9 @@ impl<'p> Interpreter<'p, '_, '_> {
             return Ok(value);
         }
         let class = program.sources.class(&owner.class);
-        let constant = class.and_then(|class| class.constants.iter().find(|(known, _)| known == name));
+        let constant = class.and_then(|class| class.constants.get(name));
         match constant {
-            Some((_, value)) => self.evaluate(frame, value),
+            Some(value) => self.evaluate(frame, value),
             None => Err(ArtifactError::malformed(
                 frame.place(),
                 format!("module {} has no attribute {name:?}", owner.class),

@@ -111,9 +111,15 @@ impl<'p, 'l, 'a> Interpreter<'p, 'l, 'a> {
         self.enter(caller)?;
         let mut frame = Frame { file, variables: HashMap::new(), line: function.line };
         let mut place = 0;
+        // Each is looked through once or more.
+        self.lowering.burn(function.parameters.len() as u64, || frame.place())?;
+        let by_name: HashMap<&str, _> = match given.iter().any(|(name, _)| name.is_some()) {
+            true => function.parameters.iter().map(|parameter| (parameter.0.as_str(), parameter)).collect(),
+            false => HashMap::new(),
+        };
         for (name, value) in given {
             let parameter = match name {
-                Some(name) => function.parameters.iter().find(|(known, _)| known == name),
+                Some(name) => by_name.get(name).copied(),
                 None => function.parameters.get(place),
             };
             place += usize::from(name.is_none());

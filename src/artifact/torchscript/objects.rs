@@ -61,12 +61,33 @@ pub(super) struct TreeReader<'d, 'a, 'b> {
     pub(super) tied: HashMap<String, usize>,
     /// Attributes read so far. What the document remembers once it may name many times, in lists of lists.
     pub(super) unfolded: usize,
+    /// Bytes of paths, classes and texts so far: a few long ones may be named many times.
+    pub(super) name_bytes: usize,
 }
 
 /// The most attributes that a module tree may unfold to.
 const MAX_ATTRIBUTES: usize = 100_000;
 
+/// The most bytes that the paths and classes of all modules, the names of their tensors and their texts may
+/// have together.
+const MAX_NAME_BYTES: usize = 4 << 20;
+
+/// What every module and tensor counts beside its name: their number is bounded too.
+const NAME_OVERHEAD: usize = 32;
+
 impl TreeReader<'_, '_, '_> {
+    fn spend_name(&mut self, bytes: usize) -> Result<(), ArtifactError> {
+        self.name_bytes = self.name_bytes.saturating_add(bytes).saturating_add(NAME_OVERHEAD);
+        if self.name_bytes > MAX_NAME_BYTES {
+            return Err(ArtifactError::limit(
+                self.place,
+                "bytes of names and texts in all modules",
+                MAX_NAME_BYTES,
+            ));
+        }
+        Ok(())
+    }
+
     fn malformed<T>(&self, reason: impl Into<String>) -> Result<T, ArtifactError> {
         Err(ArtifactError::malformed(self.place, reason))
     }
@@ -86,6 +107,7 @@ impl TreeReader<'_, '_, '_> {
             return self.malformed(format!("module {path:?} has no class"));
         };
         let class_name = format!("{module}.{name}");
+        self.spend_name(path.len() + 2 * class_name.len())?;
         let index = self.tree.objects.len() as u32;
         self.known.insert(id, index);
         self.tree.objects.push(Object { class: class_name.clone(), attributes: HashMap::new() });
@@ -110,12 +132,17 @@ impl TreeReader<'_, '_, '_> {
                 continue;
             }
             let attribute = self.attribute(value, key, path, class, depth)?;
-            self.tree.objects[index as usize].attributes.insert(key.to_owned(), attribute);
+            let before = self.tree.objects[index as usize].attributes.insert(key.to_owned(), attribute);
+            if before.is_some() {
+                return self.malformed(format!("module {path:?} has two attributes {key:?}"));
+            }
         }
         for (key, value) in modules {
             let child = self.object(value, &join(path, key), depth + 1)?;
             let attributes = &mut self.tree.objects[index as usize].attributes;
-            attributes.insert(key.to_owned(), Attribute::Module(child));
+            if attributes.insert(key.to_owned(), Attribute::Module(child)).is_some() {
+                return self.malformed(format!("module {path:?} has two attributes {key:?}"));
+            }
         }
         Ok(index)
     }
@@ -140,23 +167,26 @@ impl TreeReader<'_, '_, '_> {
             Item::Bool(value) => Attribute::Bool(*value),
             Item::Int(value) => Attribute::Int(*value),
             Item::Float(value) => Attribute::Float(*value),
-            Item::Str(text) => Attribute::Str(text.as_str().into()),
+            Item::Str(text) => {
+                self.spend_name(text.len())?;
+                Attribute::Str(text.as_str().into())
+            }
             Item::List(items) => Attribute::List(self.attributes(items, path, class, depth)?),
             Item::Tuple(items) => Attribute::Tuple(self.attributes(items, path, class, depth)?),
             Item::Call { function, arguments } => match self.document.global(*function) {
                 Some(("torch._utils", _)) => {
                     let name = join(path, key);
-                    let named = |names: &[String]| names.iter().any(|known| known == key);
                     let Pickled { tensor, requires_grad, at } =
                         pickled::tensor(self.place, self.document, self.storages, id, "data")?;
-                    if named(&class.parameters) {
+                    self.spend_name(name.len())?;
+                    if class.parameters.contains(key) {
                         let new = self.tree.parameters.len();
                         let index = *self.tied.entry(at).or_insert(new);
                         if index == new {
                             self.tree.parameters.push(Parameter { name, tensor, requires_grad });
                         }
                         Attribute::Parameter(index)
-                    } else if named(&class.buffers) {
+                    } else if class.buffers.contains(key) {
                         self.tree.buffers.push(NamedTensor { name, tensor });
                         Attribute::Buffer(self.tree.buffers.len() - 1)
                     } else {

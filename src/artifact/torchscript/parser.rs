@@ -166,7 +166,7 @@ impl Parser<'_> {
             self.expression(0)?;
             if self.take_sign("=") {
                 let (value, _) = self.expression(0)?;
-                class.constants.push((name, value));
+                class.constants.entry(name).or_insert(value);
             } else {
                 class.attributes.push(name);
             }

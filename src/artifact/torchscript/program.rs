@@ -24,6 +24,8 @@ pub(super) struct Sources {
     files: Vec<(String, File)>,
     /// (file, class) by qualified name.
     classes: HashMap<String, (usize, usize)>,
+    /// Places of methods in their class, by file, class and name.
+    methods: HashMap<(usize, usize), HashMap<String, usize>>,
     /// (file, function) by number.
     functions: Vec<(usize, usize)>,
     /// Numbers of functions by qualified name.
@@ -37,6 +39,10 @@ impl Sources {
         let number = self.files.len();
         for (i, class) in file.classes.iter().enumerate() {
             self.classes.insert(format!("{module}.{}", class.name), (number, i));
+            let methods = self.methods.entry((number, i)).or_default();
+            for (place, method) in class.methods.iter().enumerate() {
+                methods.entry(method.name.clone()).or_insert(place);
+            }
         }
         for (i, function) in file.functions.iter().enumerate() {
             self.by_name.insert(format!("{module}.{}", function.name), self.functions.len() as u32);
@@ -53,7 +59,8 @@ impl Sources {
     /// A method and the file it stands in.
     pub(super) fn method(&self, class: &str, name: &str) -> Option<(&str, &Function)> {
         let &(file, index) = self.classes.get(class)?;
-        let method = self.files[file].1.classes[index].methods.iter().find(|method| method.name == name)?;
+        let &place = self.methods.get(&(file, index))?.get(name)?;
+        let method = &self.files[file].1.classes[index].methods[place];
         Some((&self.files[file].0, method))
     }
 

@@ -30,7 +30,11 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     }
     let sources = sources(archive, limits)?;
     let mut storages = Storages::new(archive, limits);
-    let data = pickle::read("data.pkl", &archive.file("data.pkl")?, limits)?;
+    let data = pickle::read(
+        "data.pkl",
+        &archive.small("data.pkl", limits.pickle_bytes, "bytes of pickle")?,
+        limits,
+    )?;
     let mut reader = TreeReader {
         place: "data.pkl",
         document: &data,
@@ -41,6 +45,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         known: HashMap::new(),
         tied: HashMap::new(),
         unfolded: 0,
+        name_bytes: 0,
     };
     reader.object(data.root(), "", 0)?;
     let Tree { objects, parameters, buffers, mut types } = reader.tree;
@@ -80,7 +85,8 @@ fn constants(
     if !archive.contains(PLACE) {
         return Ok(Vec::new());
     }
-    let document = pickle::read(PLACE, &archive.file(PLACE)?, limits)?;
+    let document =
+        pickle::read(PLACE, &archive.small(PLACE, limits.pickle_bytes, "bytes of pickle")?, limits)?;
     let Item::Tuple(items) = document.get(document.root()) else {
         return Err(ArtifactError::malformed(PLACE, "the constants are no tuple"));
     };

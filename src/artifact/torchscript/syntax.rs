@@ -1,5 +1,7 @@
 //! The syntax tree of the subset of Python that TorchScript writes.
 
+use std::collections::{HashMap, HashSet};
+
 /// An expression. How deep they nest is bounded by the parser.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Expression {
@@ -80,13 +82,13 @@ pub(super) struct Function {
 pub(super) struct Class {
     pub(super) name: String,
     /// `__parameters__`
-    pub(super) parameters: Vec<String>,
+    pub(super) parameters: HashSet<String>,
     /// `__buffers__`
-    pub(super) buffers: Vec<String>,
+    pub(super) buffers: HashSet<String>,
     /// Declared attributes in their order.
     pub(super) attributes: Vec<String>,
     /// Attributes that are constants of the class.
-    pub(super) constants: Vec<(String, Expression)>,
+    pub(super) constants: HashMap<String, Expression>,
     pub(super) methods: Vec<Function>,
 }
 

@@ -113,6 +113,22 @@ impl<'a> Archive<'a> {
         Ok(content)
     }
 
+    /// A file's content, which is unpacked only where it has at most `max_bytes`.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file), and [`ArtifactError::Limit`] past `max_bytes`.
+    pub(crate) fn small(
+        &self,
+        name: &str,
+        max_bytes: usize,
+        what: &'static str,
+    ) -> Result<Cow<'a, [u8]>, ArtifactError> {
+        if self.files.get(name).is_some_and(|(record, _)| record.bytes > max_bytes) {
+            return Err(ArtifactError::limit(name, what, max_bytes));
+        }
+        self.file(name)
+    }
+
     /// A file's content as text.
     ///
     /// # Errors
@@ -123,10 +139,7 @@ impl<'a> Archive<'a> {
         max_bytes: usize,
         what: &'static str,
     ) -> Result<String, ArtifactError> {
-        if self.files.get(name).is_some_and(|(record, _)| record.bytes > max_bytes) {
-            return Err(ArtifactError::limit(name, what, max_bytes));
-        }
-        let bytes = self.file(name)?.into_owned();
+        let bytes = self.small(name, max_bytes, what)?.into_owned();
         String::from_utf8(bytes).map_err(|_| ArtifactError::malformed(name, "the file is not UTF-8 text"))
     }
 }
