@@ -59,4 +59,10 @@ pub trait Fault: std::error::Error {
 
     /// The code clients match on, such as `kernel.not_found`; never changes once released.
     fn code(&self) -> &'static str;
+
+    /// How long the dependency asks to be left alone; a retry waits at least that, or is given up where it
+    /// would have to wait longer than its longest delay.
+    fn retry_after(&self) -> Option<std::time::Duration> {
+        None
+    }
 }

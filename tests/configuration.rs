@@ -144,6 +144,20 @@ fn keys_that_must_agree_are_compared() {
     assert!(
         refused("[data_plane]\narena_bytes = \"2TiB\"").to_string().ends_with("write \"1MiB\" to \"1TiB\"")
     );
+    for (text, key) in [
+        ("[origin]\nkind = \"urza\"", "origin.urza.endpoints"),
+        ("[origin.urza]\nendpoints = [\"https://urza.example\"]", "origin.urza.endpoints"),
+        ("[origin.urza]\nendpoints = [\"https://me:word@urza.example/api/v1\"]", "origin.urza.endpoints"),
+        ("[origin.urza]\nendpoints = [\"urza.example/api/v1\"]", "origin.urza.endpoints"),
+        ("[origin.s3]\nendpoint = \"minio\"", "origin.s3.endpoint"),
+        ("[origin.blob]\nallowed_hosts = [\"https://host\"]", "origin.blob.allowed_hosts"),
+        ("[origin.blob]\nallowed_buckets = [\"s3://bucket\"]", "origin.blob.allowed_buckets"),
+        ("[origin.blob]\nallowed_folders = [\"kernels\"]", "origin.blob.allowed_folders"),
+    ] {
+        let problems = refused(text).problems;
+        assert_eq!((problems.len(), problems[0].key.as_str()), (1, key), "{text}");
+        assert!(!problems[0].message.contains("word@"), "{}", problems[0].message);
+    }
     assert_eq!(refused("[validator]\nallowed_modules = []").problems[0].place, Place::Line(2));
 }
 

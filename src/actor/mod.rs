@@ -27,5 +27,5 @@ pub use supervisor::{
     AdmitSession, BeginDrain, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
     SupervisorParts,
 };
-pub use urza_fetcher::{FetchEntry, FetchKernel, FetcherSource, ReportBreaker, UrzaFetcher};
+pub use urza_fetcher::{FetchEntry, FetchKernel, FetcherSource, ReportBreakers, UrzaFetcher};
 pub use validator::{JudgeArtifact, Judged, Validator};

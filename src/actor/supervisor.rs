@@ -11,7 +11,7 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, KernelCache, ReportBreaker, ReportSession, ReportSupply, Session, SessionParts,
+    ActorError, CloseCache, KernelCache, ReportBreakers, ReportSession, ReportSupply, Session, SessionParts,
     SupplyStatus, UrzaFetcher,
     base::{Child, Exit, Handle, StopActor},
     serve_session,
@@ -224,8 +224,8 @@ impl Handler<ReportStatus> for Supervisor {
                     report.sessions.push(overview.report);
                 }
             }
-            if let Ok(status) = fetcher.ask(ReportBreaker).await {
-                report.breakers.push(status.into());
+            if let Ok(breakers) = fetcher.ask(ReportBreakers).await {
+                report.breakers.extend(breakers.into_iter().map(Into::into));
             }
             if let Ok(SupplyStatus { warming, breakers }) = cache.ask(ReportSupply).await {
                 report.warming = warming;

@@ -1,4 +1,4 @@
-//! The fetcher: asks the catalogue for kernels, behind its circuit breaker.
+//! The fetcher: asks the catalogue for kernels, behind its circuit breakers.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ const MAILBOX: usize = 256;
 
 /// Fetches kernels from their origin.
 ///
-/// The guard with its breaker is shared with the supervisor's factory, so that a restart of the actor does
+/// The guard with its breakers is shared with the supervisor's factory, so that a restart of the actor does
 /// not close a breaker that had good reason to be open.
 #[derive(Debug)]
 pub struct UrzaFetcher {
@@ -77,16 +77,16 @@ impl Handler<FetchEntry> for UrzaFetcher {
     }
 }
 
-/// Asks how the origin's breaker stands.
+/// Asks how the origin's breakers stand.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "BreakerStatus")]
-pub struct ReportBreaker;
+#[rtype(result = "Vec<BreakerStatus>")]
+pub struct ReportBreakers;
 
-impl Handler<ReportBreaker> for UrzaFetcher {
-    type Result = actix::MessageResult<ReportBreaker>;
+impl Handler<ReportBreakers> for UrzaFetcher {
+    type Result = actix::MessageResult<ReportBreakers>;
 
-    fn handle(&mut self, _: ReportBreaker, _: &mut Self::Context) -> Self::Result {
-        actix::MessageResult(self.origin.breaker_status())
+    fn handle(&mut self, _: ReportBreakers, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(self.origin.breakers())
     }
 }
 

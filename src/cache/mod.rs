@@ -40,6 +40,7 @@ pub use l1::{Budget, Condemned, L1};
 pub use lease::Lease;
 pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Step, StepOutcome};
 pub use redis::{RedisOptions, RedisTier};
+pub(crate) use secret::read_secret;
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sql::{Database, PostgresOptions, SqlTier, SqliteOptions};

@@ -1,4 +1,4 @@
-//! Passwords: each in a file of its own, read when a connection is opened, so that a new one is taken up.
+//! Passwords and tokens: each in a file of its own, read when a connection is opened, so that a new one is taken up.
 
 use std::path::Path;
 
@@ -6,16 +6,16 @@ use std::path::Path;
 const MAX_BYTES: usize = 4096;
 
 /// What the file holds, without blanks around it; nothing where no file is named.
-pub(super) async fn read_secret(path: &Path) -> Result<Option<String>, String> {
+pub(crate) async fn read_secret(path: &Path) -> Result<Option<String>, String> {
     if path.as_os_str().is_empty() {
         return Ok(None);
     }
     let text = tokio::fs::read_to_string(path)
         .await
-        .map_err(|error| format!("password file {} cannot be read: {error}", path.display()))?;
+        .map_err(|error| format!("secret file {} cannot be read: {error}", path.display()))?;
     let secret = text.trim();
     if secret.is_empty() || secret.len() > MAX_BYTES {
-        return Err(format!("password file {} must hold 1 to {MAX_BYTES} bytes", path.display()));
+        return Err(format!("secret file {} must hold 1 to {MAX_BYTES} bytes", path.display()));
     }
     Ok(Some(secret.to_owned()))
 }

@@ -17,8 +17,10 @@ pub struct Fetched {
     pub stored: Stored,
     /// Microseconds for the catalogue entry.
     pub metadata_us: u64,
-    /// Microseconds for the bytes and their digest.
+    /// Microseconds for the bytes, without their digest.
     pub artifact_us: u64,
+    /// Microseconds for the digest.
+    pub checksum_us: u64,
 }
 
 /// Where artifacts come from that no tier holds.

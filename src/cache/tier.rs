@@ -33,6 +33,11 @@ impl Stored {
     /// An artifact that the origin has just given: hashes it.
     pub fn new(metadata: Metadata, bytes: Arc<[u8]>, confirmed_unix_ms: i64) -> Self {
         let digest = Digest::of(&bytes);
+        Self::hashed(metadata, bytes, digest, confirmed_unix_ms)
+    }
+
+    /// As [`Stored::new`], where the digest was made while the bytes came in.
+    pub fn hashed(metadata: Metadata, bytes: Arc<[u8]>, digest: Digest, confirmed_unix_ms: i64) -> Self {
         Self { metadata: Arc::new(metadata), digest, bytes, verdict: None, confirmed_unix_ms }
     }
 

@@ -36,7 +36,7 @@ pub use engine::Engine;
 pub use environment::{Environment, PREFIX, ProcessEnvironment};
 pub use limits::Limits;
 pub use log::{Log, LogFormat, LogLevel};
-pub use origin::{Origin, OriginKind, OriginRetry};
+pub use origin::{Origin, OriginBlob, OriginKind, OriginRetry, OriginS3, OriginUrza};
 pub use problem::{ConfigErrors, Place, Problem};
 pub use resolved::Config;
 pub use section::{Change, Entry};

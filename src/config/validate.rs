@@ -2,7 +2,13 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{breaker::Breaker, resolved::Config, section::Reader, units::ByteSize};
+use super::{
+    breaker::Breaker,
+    origin::{Origin, OriginKind},
+    resolved::Config,
+    section::Reader,
+    units::ByteSize,
+};
 
 /// Notes every rule that `config` breaks, at the place where the key was written.
 pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
@@ -14,6 +20,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     sizes(config, reader);
     modules(config, reader);
     shared_tiers(config, reader);
+    origin(&config.origin, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
         let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
         reader.refuse("validator.require_signature", message.to_owned());
@@ -27,6 +34,9 @@ fn paths(config: &Config, reader: &mut Reader<'_>) {
         ("daemon.control_socket", &config.daemon.control_socket, false),
         ("daemon.state_dir", &config.daemon.state_dir, false),
         ("origin.path", &config.origin.path, false),
+        ("origin.urza.token_file", &config.origin.urza.token_file, true),
+        ("origin.urza.ca_file", &config.origin.urza.ca_file, true),
+        ("origin.s3.credentials_file", &config.origin.s3.credentials_file, true),
         ("cache.sqlite.path", sqlite_path, true),
         ("cache.redis.password_file", &config.cache.redis.password_file, true),
         ("cache.redis.ca_file", &config.cache.redis.ca_file, true),
@@ -64,6 +74,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
         ("cache.max_entries", config.cache.max_entries as u64, 1_000_000),
         ("cache.postgres.connections", config.cache.postgres.connections.into(), 100),
         ("origin.retry.attempts", config.origin.retry.attempts.into(), 100),
+        ("origin.s3.parallel_parts", config.origin.s3.parallel_parts.into(), 64),
         ("validator.max_archive_entries", config.validator.max_archive_entries as u64, 65_535),
         ("validator.max_parameters", config.validator.max_parameters, 1 << 40),
         ("validator.max_flops", config.validator.max_flops, i64::MAX as u64),
@@ -81,6 +92,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
     for (key, count, most) in [
         ("device.threads", config.device.threads as u64, 1024),
         ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
+        ("origin.blob.max_redirects", config.origin.blob.max_redirects.into(), 20),
     ] {
         if count > most {
             reader.refuse(key, format!("{count} is out of range: write 0 to {most}"));
@@ -130,6 +142,8 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("origin.timeout", config.origin.timeout),
         ("cache.fresh_for", config.cache.fresh_for),
         ("cache.warm_window", config.cache.warm_window),
+        ("origin.blob.stall_timeout", config.origin.blob.stall_timeout),
+        ("origin.blob.timeout", config.origin.blob.timeout),
         ("origin.retry.base_delay", retry.base_delay),
         ("validator.time_limit", config.validator.time_limit),
         ("validator.trial_time_limit", config.validator.trial_time_limit),
@@ -156,6 +170,8 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         ("cache.redis.max_artifact_bytes", config.cache.redis.max_artifact_bytes, ByteSize::mib(512)),
         ("cache.postgres.max_bytes", config.cache.postgres.max_bytes, most),
         ("validator.max_artifact_bytes", config.validator.max_artifact_bytes, most),
+        ("origin.urza.max_entry_bytes", config.origin.urza.max_entry_bytes, ByteSize::mib(64)),
+        ("origin.s3.part_size", config.origin.s3.part_size, ByteSize::gib(4)),
         ("validator.max_entry_bytes", config.validator.max_entry_bytes, most),
         ("validator.max_plan_bytes", config.validator.max_plan_bytes, most),
         ("validator.max_trial_bytes", config.validator.max_trial_bytes, most),
@@ -196,6 +212,46 @@ fn shared_tiers(config: &Config, reader: &mut Reader<'_>) {
     if redis.client_cert_file.as_os_str().is_empty() != redis.client_key_file.as_os_str().is_empty() {
         let message = "and client_cert_file go together: name both or neither".to_owned();
         reader.refuse("cache.redis.client_key_file", message);
+    }
+}
+
+fn origin(origin: &Origin, reader: &mut Reader<'_>) {
+    let endpoints = &origin.urza.endpoints;
+    if origin.kind == OriginKind::Urza && endpoints.is_empty() {
+        let message = "is empty, so that no kernel would be found: list https://host/api/v1";
+        reader.refuse("origin.urza.endpoints", message.to_owned());
+    }
+    let s3 = Some(&origin.s3.endpoint).filter(|endpoint| !endpoint.is_empty());
+    let urls = endpoints.iter().map(|url| ("origin.urza.endpoints", url));
+    for (key, url) in urls.chain(s3.map(|url| ("origin.s3.endpoint", url))) {
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+        let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+        if authority.is_empty() || url.contains(['?', '#']) || url.chars().any(char::is_whitespace) {
+            reader.refuse(key, format!("{url:?} is no such URL: write https:// or http:// and a host"));
+        } else if authority.contains('@') {
+            // Not repeated in the message, which goes to logs.
+            let message = "holds a user or a password: name files in token_file or credentials_file";
+            reader.refuse(key, message.to_owned());
+        }
+    }
+    for url in endpoints.iter().filter(|url| !url.trim_end_matches('/').ends_with("/api/v1")) {
+        let message = format!("{url:?} does not end in /api/v1, where the catalogue is");
+        reader.refuse("origin.urza.endpoints", message);
+    }
+    for host in &origin.blob.allowed_hosts {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        if name.is_empty() || name.contains(['/', '@', '*', ' ']) {
+            let message = format!("{host:?} is no host: write host, host:port or *.domain");
+            reader.refuse("origin.blob.allowed_hosts", message);
+        }
+    }
+    for bucket in origin.blob.allowed_buckets.iter().filter(|b| b.is_empty() || b.contains("://")) {
+        let message = format!("{bucket:?} is no bucket: write bucket or bucket/prefix");
+        reader.refuse("origin.blob.allowed_buckets", message);
+    }
+    for folder in origin.blob.allowed_folders.iter().filter(|folder| !folder.is_absolute()) {
+        let message = format!("{:?} is not absolute: write a path from the root", folder.display());
+        reader.refuse("origin.blob.allowed_folders", message);
     }
 }
 

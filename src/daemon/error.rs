@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     backend::BuildError,
     fault::{ErrorClass, Fault},
+    origin::OriginError,
 };
 
 /// What ends the daemon.
@@ -39,6 +40,9 @@ pub enum DaemonError {
     /// The device is not to be had.
     #[error(transparent)]
     Device(#[from] BuildError),
+    /// The origin's settings name a file that cannot be used.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     /// A user who may not connect.
     #[error(
         "user {uid} may not connect here: ask the operator to list it in daemon.allow_uids or daemon.admin_uids"
@@ -59,6 +63,7 @@ impl Fault for DaemonError {
                 ErrorClass::Invalid
             }
             Self::Listen { .. } | Self::Signals { .. } => ErrorClass::Unavailable,
+            Self::Origin(error) => error.class(),
             Self::Supervisor => ErrorClass::Bug,
         }
     }
@@ -70,6 +75,7 @@ impl Fault for DaemonError {
             Self::Signals { .. } => "daemon.signals",
             Self::Refused { .. } => "session.refused",
             Self::Device(_) => "device.unavailable",
+            Self::Origin(error) => error.code(),
             Self::Supervisor => "internal.bug",
         }
     }

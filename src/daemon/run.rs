@@ -70,7 +70,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     let trainers = Listener::bind(&config.daemon.socket, config.daemon.socket_mode)?;
     let operators = Listener::bind(&config.daemon.control_socket, config.daemon.control_mode)?;
 
-    let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await;
+    let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
     supervisor.publish(Some(address.clone()));
     if let Err(error) = cache.ask(WarmStart).await {

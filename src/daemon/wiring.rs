@@ -4,7 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 
-use super::tiers::{Tiers, listen_to_others, tiers};
+use super::{
+    DaemonError,
+    tiers::{Tiers, listen_to_others, tiers},
+};
 use crate::{
     actor::{
         FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
@@ -15,10 +18,10 @@ use crate::{
     backoff::Jitter,
     cache::{Budget, DeviceCache, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
-    config::Config,
+    config::{Config, OriginKind},
     engine::{EngineConfig, Kernel},
     id::KernelId,
-    origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded},
+    origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, UrzaOptions, UrzaOrigin},
     validation::Policy,
     wire::SessionLimits,
 };
@@ -36,7 +39,7 @@ pub(super) struct Wiring {
 }
 
 /// Makes every part by the settings. Nothing runs yet.
-pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring {
+pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<Wiring, DaemonError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (exits_in, exits) = mpsc::unbounded_channel();
     let policy = restart_policy(config);
@@ -50,14 +53,8 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
     let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(config.device.thread_count()));
     let engine = Arc::new(engine_config(config, panic_in));
 
-    let origin = Arc::new(DirectoryOrigin::new(DirectoryOptions::from(config)));
-    let guarded = Arc::new(Guarded::new(
-        origin,
-        GuardPolicy::from(&config.origin),
-        Jitter::from_process(),
-        clock.clone(),
-    ));
-    let source: Arc<dyn Source> = Arc::new(FetcherSource::new("directory", fetcher.clone()));
+    let guarded = Arc::new(origin(config, &clock)?);
+    let source: Arc<dyn Source> = Arc::new(FetcherSource::new(Source::name(&*guarded), fetcher.clone()));
     let Tiers { tiers, databases, fleet } = tiers(config, &clock);
     if let Some(fleet) = &fleet {
         listen_to_others(fleet.clone(), cache.clone());
@@ -110,7 +107,22 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Wiring 
         spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
         clock,
     };
-    Wiring { supervisor, cache, validator, parts }
+    Ok(Wiring { supervisor, cache, validator, parts })
+}
+
+/// The origin that the settings name, behind its breakers.
+fn origin(config: &Config, clock: &Arc<dyn Clock>) -> Result<Guarded, DaemonError> {
+    match config.origin.kind {
+        OriginKind::Directory => {
+            let directory = Arc::new(DirectoryOrigin::new(DirectoryOptions::from(config)));
+            let policy = GuardPolicy::from(&config.origin);
+            Ok(Guarded::new(directory, policy, Jitter::from_process(), clock.clone()))
+        }
+        OriginKind::Urza => {
+            let urza = UrzaOrigin::new(UrzaOptions::from(config), clock.clone())?;
+            Ok(Guarded::by_parts(Arc::new(urza), clock.clone()))
+        }
+    }
 }
 
 fn restart_policy(config: &Config) -> RestartPolicy {

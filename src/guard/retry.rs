@@ -51,10 +51,14 @@ impl Retry {
         loop {
             match attempt().await {
                 Err(error) if error.class().is_retryable() && failures + 1 < self.policy.attempts => {
+                    let asked = error.retry_after().unwrap_or_default();
+                    if asked > self.policy.backoff.max {
+                        return Err(error);
+                    }
                     failures += 1;
                     let delay = {
                         let mut jitter = self.jitter.lock().unwrap_or_else(PoisonError::into_inner);
-                        self.policy.backoff.delay(failures, &mut jitter)
+                        self.policy.backoff.delay(failures, &mut jitter).max(asked)
                     };
                     tracing::debug!(%error, failures, ?delay, "asking again");
                     tokio::time::sleep(delay).await;

@@ -29,7 +29,8 @@ pub(super) async fn every_origin(origin: &dyn Origin, published: &Published) {
     assert_eq!(metadata.id, id(name));
     assert_eq!(metadata.checksum, Some(Digest::of(bytes)));
     assert!(metadata.input_shape.is_some() && metadata.output_shape.is_some());
-    assert_eq!(&origin.artifact(&metadata).await.unwrap()[..], &bytes[..]);
+    let blob = origin.artifact(&metadata).await.unwrap();
+    assert_eq!((&blob.bytes[..], blob.digest), (&bytes[..], Digest::of(bytes)));
 
     let failures = [
         (published.invalid, "kernel.rejected", "status invalid"),
@@ -50,7 +51,7 @@ pub(super) async fn every_origin(origin: &dyn Origin, published: &Published) {
 
 pub(super) async fn fetch(origin: &dyn Origin, name: &str) -> Result<Vec<u8>, OriginError> {
     let metadata = origin.metadata(&id(name)).await?;
-    Ok(origin.artifact(&metadata).await?.to_vec())
+    Ok(origin.artifact(&metadata).await?.bytes.to_vec())
 }
 
 pub(super) fn id(name: &str) -> KernelId {

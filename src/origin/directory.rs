@@ -1,22 +1,15 @@
 //! Kernels in a local folder.
 
 use std::{
-    fs::{File, OpenOptions},
     io::{self, ErrorKind},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use futures_util::future::BoxFuture;
 
-use super::{Origin, OriginError, read_file};
-use crate::{
-    config,
-    digest::Digest,
-    id::KernelId,
-    validation::{Metadata, Status},
-};
+use super::{Blob, Origin, OriginError, folder::open, port::accept_status, read_file};
+use crate::{config, id::KernelId, validation::Metadata};
 
 const NAME: &str = "directory";
 
@@ -93,14 +86,7 @@ impl DirectoryOrigin {
             let (origin, id) = (NAME.to_owned(), id.clone());
             return Err(OriginError::OtherKernel { origin, id, found: metadata.id });
         }
-        let refused = match metadata.status {
-            Status::Validated | Status::Deployed => false,
-            Status::Testing => !self.options.accept_testing,
-            Status::Invalid => true,
-        };
-        if refused {
-            return Err(OriginError::Status { id: id.clone(), status: metadata.status });
-        }
+        accept_status(&metadata, self.options.accept_testing)?;
         let reference = match &metadata.kernel_binary_ref {
             Some(reference) => reference.clone(),
             None => self.bare_artifact(id)?,
@@ -136,22 +122,16 @@ impl DirectoryOrigin {
         Err(OriginError::NotFound { origin: NAME.to_owned(), id: id.clone() })
     }
 
-    fn read_artifact(&self, metadata: &Metadata) -> Result<Arc<[u8]>, OriginError> {
+    fn read_artifact(&self, metadata: &Metadata) -> Result<Blob, OriginError> {
         let id = &metadata.id;
         let reference = metadata.kernel_binary_ref.as_deref().unwrap_or_default();
         let bytes = self.read(id, reference, "the artifact", self.options.max_artifact_bytes)?;
         let bytes = bytes.ok_or_else(|| OriginError::Reference {
             id: id.clone(),
             reference: reference.to_owned(),
-            reason: "there is no such file in the folder",
+            reason: "there is no such file in the folder".to_owned(),
         })?;
-        let actual = Digest::of(&bytes);
-        match metadata.checksum {
-            Some(expected) if expected != actual => {
-                Err(OriginError::Checksum { id: id.clone(), expected, actual })
-            }
-            _ => Ok(bytes),
-        }
+        Blob::hashed(bytes).checked(metadata)
     }
 
     fn root(&self) -> Result<PathBuf, OriginError> {
@@ -166,7 +146,11 @@ impl DirectoryOrigin {
         what: &'static str,
         limit_bytes: u64,
     ) -> Result<Option<Arc<[u8]>>, OriginError> {
-        let refused = |reason| OriginError::Reference { id: id.clone(), reference: name.to_owned(), reason };
+        let refused = |reason: &str| OriginError::Reference {
+            id: id.clone(),
+            reference: name.to_owned(),
+            reason: reason.to_owned(),
+        };
         if name.is_empty() || name.contains("://") || Path::new(name).is_absolute() {
             return Err(refused("give the name of a file within the folder"));
         }
@@ -224,17 +208,10 @@ impl Origin for DirectoryOrigin {
         Box::pin(self.blocking(move |this| this.read_metadata(&id)))
     }
 
-    fn artifact<'a>(&'a self, metadata: &'a Metadata) -> BoxFuture<'a, Result<Arc<[u8]>, OriginError>> {
+    fn artifact<'a>(&'a self, metadata: &'a Metadata) -> BoxFuture<'a, Result<Blob, OriginError>> {
         let metadata = metadata.clone();
         Box::pin(self.blocking(move |this| this.read_artifact(&metadata)))
     }
-}
-
-/// Opens without following a link put there since the path was resolved, and without waiting for a pipe's
-/// other end.
-fn open(path: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 fn unavailable(place: &Path, error: &io::Error) -> OriginError {

@@ -60,7 +60,7 @@ pub enum OriginError {
         /// The reference.
         reference: String,
         /// Why it is refused.
-        reason: &'static str,
+        reason: String,
     },
     /// More bytes than are accepted.
     #[error(
@@ -96,6 +96,42 @@ pub enum OriginError {
         /// What went wrong.
         reason: String,
     },
+    /// It is there and asks to be left alone for a while.
+    #[error("origin {origin} at {place} answered {status}: it is asked again{}", after(*.retry_after))]
+    Busy {
+        /// Which origin.
+        origin: String,
+        /// The address.
+        place: String,
+        /// The HTTP status, 429 or 503.
+        status: u16,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// It does not accept the daemon.
+    #[error("origin {origin} at {place} answered {status}: {advice}")]
+    Denied {
+        /// Which origin.
+        origin: String,
+        /// The address.
+        place: String,
+        /// The HTTP status.
+        status: u16,
+        /// What to look at.
+        advice: &'static str,
+    },
+    /// It says that the request for this kernel is wrong.
+    #[error("origin {origin} at {place} answered {status} for kernel {id}: see its log for what it dislikes")]
+    Refused {
+        /// Which origin.
+        origin: String,
+        /// Which kernel.
+        id: KernelId,
+        /// The address.
+        place: String,
+        /// The HTTP status.
+        status: u16,
+    },
     /// It did not answer in time.
     #[error("origin {origin} did not answer within {} ms: see whether it is up, or raise origin.timeout", limit.as_millis())]
     TimedOut {
@@ -109,6 +145,10 @@ pub enum OriginError {
     BreakerOpen(#[from] BreakerOpen),
 }
 
+fn after(retry_after: Option<Duration>) -> String {
+    retry_after.map(|time| format!(" after {} s", time.as_secs())).unwrap_or_default()
+}
+
 impl Fault for OriginError {
     fn class(&self) -> ErrorClass {
         match self {
@@ -117,11 +157,15 @@ impl Fault for OriginError {
             | Self::OtherKernel { .. }
             | Self::Status { .. }
             | Self::Reference { .. }
+            | Self::Refused { .. }
             | Self::TooLarge { .. } => ErrorClass::Invalid,
             Self::Checksum { .. } => ErrorClass::Corrupt,
-            Self::Unavailable { .. } | Self::TimedOut { .. } | Self::BreakerOpen(_) => {
-                ErrorClass::Unavailable
-            }
+            Self::Busy { status: 429, .. } => ErrorClass::Overloaded,
+            Self::Unavailable { .. }
+            | Self::Busy { .. }
+            | Self::Denied { .. }
+            | Self::TimedOut { .. }
+            | Self::BreakerOpen(_) => ErrorClass::Unavailable,
         }
     }
 
@@ -132,10 +176,22 @@ impl Fault for OriginError {
             | Self::OtherKernel { .. }
             | Self::Status { .. }
             | Self::Reference { .. }
+            | Self::Refused { .. }
             | Self::TooLarge { .. } => "kernel.rejected",
             Self::Checksum { .. } => "kernel.checksum",
-            Self::Unavailable { .. } | Self::TimedOut { .. } => "origin.unavailable",
+            Self::Unavailable { .. } | Self::Busy { .. } | Self::Denied { .. } | Self::TimedOut { .. } => {
+                "origin.unavailable"
+            }
             Self::BreakerOpen(_) => "origin.breaker_open",
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => *retry_after,
+            // Unavailable as it is, it will say the same until somebody changes something.
+            Self::Denied { .. } => Some(Duration::MAX),
+            _ => None,
         }
     }
 }

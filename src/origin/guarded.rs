@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use super::{Origin, OriginError};
+use super::{Blob, Origin, OriginError, service::Service};
 use crate::{
     backoff::{Backoff, Jitter},
     cache::{Fetched, SharedFault, Source, Stored},
     clock::Clock,
     config,
-    guard::{Breaker, BreakerPolicy, BreakerStatus, Retry, RetryPolicy},
+    guard::{BreakerPolicy, BreakerStatus, RetryPolicy},
     id::KernelId,
     validation::Metadata,
 };
@@ -49,28 +49,33 @@ impl From<&config::Origin> for GuardPolicy {
     }
 }
 
-/// An origin behind its time limit, its retries and its circuit breaker.
+/// An origin behind time limits, retries and circuit breakers.
 ///
-/// Retries stand within the breaker: a fetch counts once, by how it ended.
+/// Retries stand within a breaker: a call counts once, by how it ended.
 #[derive(Debug)]
 pub struct Guarded {
     origin: Arc<dyn Origin>,
+    /// Before the whole, for an origin that is a single thing.
+    service: Option<Service>,
     timeout: Duration,
-    retry: Retry,
-    breaker: Breaker,
     clock: Arc<dyn Clock>,
 }
 
 impl Guarded {
-    /// Guards an origin; `jitter` decides the delays between attempts.
+    /// Guards an origin as a whole; `jitter` decides the delays between attempts.
     pub fn new(origin: Arc<dyn Origin>, policy: GuardPolicy, jitter: Jitter, clock: Arc<dyn Clock>) -> Self {
-        let breaker = Breaker::new(origin.name(), policy.breaker, clock.clone());
-        Self { origin, timeout: policy.timeout, retry: Retry::new(policy.retry, jitter), breaker, clock }
+        let service = Service::with_jitter(origin.name(), &policy, jitter, clock.clone());
+        Self { origin, service: Some(service), timeout: policy.timeout, clock }
     }
 
-    /// The breaker's state.
-    pub fn breaker_status(&self) -> BreakerStatus {
-        self.breaker.status()
+    /// Takes an origin that guards each of its parts by itself.
+    pub fn by_parts(origin: Arc<dyn Origin>, clock: Arc<dyn Clock>) -> Self {
+        Self { origin, service: None, timeout: Duration::MAX, clock }
+    }
+
+    /// The state of every breaker.
+    pub fn breakers(&self) -> Vec<BreakerStatus> {
+        self.service.iter().map(Service::status).chain(self.origin.breakers()).collect()
     }
 
     /// Fetches a kernel: catalogue entry, then bytes.
@@ -78,10 +83,15 @@ impl Guarded {
     /// # Errors
     /// The origin's, or [`OriginError::BreakerOpen`] at once while it is not asked.
     pub async fn fetch(&self, id: &KernelId) -> Result<Fetched, OriginError> {
-        let permit = self.breaker.admit()?;
-        let result = self.attempt(id).await;
-        permit.record(result.as_ref().map(|_| ()));
-        result
+        match &self.service {
+            Some(service) => {
+                let permit = service.admit()?;
+                let result = self.attempt(id).await;
+                permit.record(result.as_ref().map(|_| ()));
+                result
+            }
+            None => self.attempt(id).await,
+        }
     }
 
     /// Fetches a kernel's catalogue entry alone.
@@ -89,34 +99,45 @@ impl Guarded {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub async fn entry(&self, id: &KernelId) -> Result<Metadata, OriginError> {
-        let permit = self.breaker.admit()?;
-        let result = self.retry.run(|| Box::pin(self.in_time(self.origin.metadata(id)))).await;
-        permit.record(result.as_ref().map(|_| ()));
-        result
+        match &self.service {
+            Some(service) => {
+                let permit = service.admit()?;
+                let result = self.metadata(id).await;
+                permit.record(result.as_ref().map(|_| ()));
+                result
+            }
+            None => self.metadata(id).await,
+        }
     }
 
     async fn attempt(&self, id: &KernelId) -> Result<Fetched, OriginError> {
         let start = self.clock.now();
-        let metadata = self.retry.run(|| Box::pin(self.in_time(self.origin.metadata(id)))).await?;
+        let metadata = self.metadata(id).await?;
         let between = self.clock.now();
-        let bytes = self.retry.run(|| Box::pin(self.in_time(self.origin.artifact(&metadata)))).await?;
-        // Hashing some megabytes would hold up every task of this thread.
-        let now = self.clock.unix_ms();
-        let hashed = tokio::task::spawn_blocking(move || Stored::new(metadata, bytes, now)).await;
-        let stored = hashed.map_err(|error| OriginError::Unavailable {
-            origin: self.origin.name().to_owned(),
-            place: id.as_str().into(),
-            reason: error.to_string(),
-        })?;
+        let blob = self.artifact(&metadata).await?;
         let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let (metadata_us, artifact_us) = (us(between - start), us(self.clock.now() - between));
-        Ok(Fetched { stored, metadata_us, artifact_us })
+        let took = self.clock.now().saturating_duration_since(between);
+        let now = self.clock.unix_ms();
+        Ok(Fetched {
+            stored: Stored::hashed(metadata, blob.bytes, blob.digest, now),
+            metadata_us: us(between.saturating_duration_since(start)),
+            artifact_us: us(took.saturating_sub(blob.hashing)),
+            checksum_us: us(blob.hashing),
+        })
     }
 
-    async fn in_time<T>(&self, call: impl Future<Output = Result<T, OriginError>>) -> Result<T, OriginError> {
-        let limit = self.timeout;
-        let timed_out = || OriginError::TimedOut { origin: self.origin.name().to_owned(), limit };
-        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(timed_out()))
+    async fn metadata(&self, id: &KernelId) -> Result<Metadata, OriginError> {
+        let Some(service) = &self.service else { return self.origin.metadata(id).await };
+        let attempt =
+            || Box::pin(service.in_time(self.timeout, self.origin.metadata(id))) as BoxFuture<'_, _>;
+        service.retry().run(attempt).await
+    }
+
+    async fn artifact(&self, metadata: &Metadata) -> Result<Blob, OriginError> {
+        let Some(service) = &self.service else { return self.origin.artifact(metadata).await };
+        let attempt =
+            || Box::pin(service.in_time(self.timeout, self.origin.artifact(metadata))) as BoxFuture<'_, _>;
+        service.retry().run(attempt).await
     }
 }
 

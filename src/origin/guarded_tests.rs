@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::{GuardPolicy, Guarded, Origin, OriginError, contract::id};
+use super::{Blob, GuardPolicy, Guarded, Origin, OriginError, contract::id};
 use crate::{
     backoff::Jitter, clock::ManualClock, fault::Fault, guard::BreakerState, id::KernelId,
     validation::Metadata,
@@ -59,8 +59,8 @@ impl Origin for Moody {
         })
     }
 
-    fn artifact<'a>(&'a self, _: &'a Metadata) -> BoxFuture<'a, Result<Arc<[u8]>, OriginError>> {
-        Box::pin(async { Ok(Arc::from(*b"artifact")) })
+    fn artifact<'a>(&'a self, _: &'a Metadata) -> BoxFuture<'a, Result<Blob, OriginError>> {
+        Box::pin(async { Ok(Blob::hashed(Arc::from(*b"artifact"))) })
     }
 }
 
@@ -89,7 +89,7 @@ async fn what_may_pass_is_asked_again() {
     let (guarded, origin, _) = guarded(Mood::Recovers(2));
     let fetched = guarded.fetch(&id("k")).await.unwrap();
     assert_eq!(&fetched.stored.bytes[..], b"artifact");
-    assert_eq!((calls(&origin), guarded.breaker_status().failures), (3, 0));
+    assert_eq!((calls(&origin), guarded.breakers()[0].failures), (3, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -98,7 +98,7 @@ async fn an_answer_is_not_asked_again_and_does_not_count() {
     for _ in 0..20 {
         assert_eq!(guarded.fetch(&id("k")).await.unwrap_err().code(), "kernel.not_found");
     }
-    assert_eq!((calls(&origin), guarded.breaker_status().state), (20, BreakerState::Closed));
+    assert_eq!((calls(&origin), guarded.breakers()[0].state), (20, BreakerState::Closed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +117,7 @@ async fn an_origin_that_stays_down_is_left_alone_and_found_again() {
     for _ in 0..3 {
         guarded.fetch(&id("k")).await.unwrap();
     }
-    assert_eq!(guarded.breaker_status().state, BreakerState::Closed);
+    assert_eq!(guarded.breakers()[0].state, BreakerState::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +125,7 @@ async fn an_origin_that_does_not_answer_is_given_up_in_time() {
     let (guarded, origin, _) = guarded(Mood::Silent);
     let error = guarded.fetch(&id("k")).await.unwrap_err();
     assert!(matches!(error, OriginError::TimedOut { .. }), "{error}");
-    assert_eq!((calls(&origin), guarded.breaker_status().failures), (3, 1));
+    assert_eq!((calls(&origin), guarded.breakers()[0].failures), (3, 1));
 }
 
 #[tokio::test(start_paused = true)]

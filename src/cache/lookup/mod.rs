@@ -20,7 +20,8 @@ use routes::Routes;
 use writes::Writes;
 
 use super::{
-    Answer, Held, Negative, SingleFlight, Source, Stored, Tier, TierError, TierStats, negatives::Negatives,
+    Answer, Fetched, Held, Negative, SingleFlight, Source, Stored, Tier, TierError, TierStats,
+    negatives::Negatives,
 };
 use crate::{
     clock::Clock,
@@ -310,7 +311,10 @@ impl Lookup {
                 let us = micros(self.clock.now() - start);
                 self.routes.record(self.routes.source(), id, fetched.stored.bytes.len(), us);
                 let place = source.name().to_owned();
-                for (part, us) in [("metadata", fetched.metadata_us), ("artifact", fetched.artifact_us)] {
+                let Fetched { metadata_us, artifact_us, checksum_us, .. } = fetched;
+                for (part, us) in
+                    [("metadata", metadata_us), ("artifact", artifact_us), ("checksum", checksum_us)]
+                {
                     trail.note(&format!("{place}.{part}"), StepOutcome::Hit, us);
                 }
                 Ok(Arc::new(Found {

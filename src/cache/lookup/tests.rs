@@ -91,7 +91,7 @@ impl Source for Scripted {
             self.asked.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
             match self.answer.lock().unwrap().clone() {
-                Ok(stored) => Ok(Fetched { stored, metadata_us: 1, artifact_us: 2 }),
+                Ok(stored) => Ok(Fetched { stored, metadata_us: 1, artifact_us: 2, checksum_us: 3 }),
                 Err(said) => Err(Arc::new(said) as SharedFault),
             }
         })
@@ -153,8 +153,13 @@ async fn what_is_kept_fills_every_tier_and_a_hit_those_above() {
     assert_eq!((found.place.as_str(), &found.stored), ("scripted", &fresh("a", 100)));
     let places: Vec<_> = found.steps.iter().map(|step| (step.place.as_str(), step.outcome)).collect();
     let (miss, hit) = (StepOutcome::Miss, StepOutcome::Hit);
-    let expected =
-        [("sqlite", miss), ("sqlite", miss), ("scripted.metadata", hit), ("scripted.artifact", hit)];
+    let expected = [
+        ("sqlite", miss),
+        ("sqlite", miss),
+        ("scripted.metadata", hit),
+        ("scripted.artifact", hit),
+        ("scripted.checksum", hit),
+    ];
     assert_eq!(places, expected);
     lookup.settle().await;
     assert!(!holds(upper, "a").await, "nobody has judged it yet");
@@ -269,7 +274,8 @@ async fn a_tier_that_fails_or_holds_damage_is_passed_by() {
     sqlx::query("UPDATE artifacts SET bytes = zeroblob(100)").execute(&mut other).await.unwrap();
     let found = bench.load().await;
     let outcomes: Vec<_> = found.steps.iter().map(|step| step.outcome).collect();
-    let expected = [StepOutcome::Failed, StepOutcome::Corrupt, StepOutcome::Hit, StepOutcome::Hit];
+    let expected =
+        [StepOutcome::Failed, StepOutcome::Corrupt, StepOutcome::Hit, StepOutcome::Hit, StepOutcome::Hit];
     assert_eq!(outcomes, expected);
     assert_eq!((found.stored.clone(), bench.source.asked()), (fresh("a", 100), 2));
     assert!(holds(&bench.lower, "a").await, "the copy is whole again");

@@ -1,0 +1,262 @@
+//! Urza against real servers: the contract over every kind of blob, failover, and publishing.
+
+use std::{fs, path::Path, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{
+    Destination, Guarded, Origin, Publication, PublishError, UrzaOptions,
+    contract::{Published, every_origin, fetch, id},
+    publish_to_folder, publish_to_urza,
+    servers::{End, Reply, Scripted, api, options, origin, s3, stand_in},
+};
+use crate::{clock::ManualClock, digest::Digest, fault::Fault, guard::BreakerState, validation::Metadata};
+
+fn entry(name: &str, status: &str, reference: &str, bytes: &[u8]) -> Value {
+    json!({
+        "id": name, "blueprint_id": "b", "status": status, "compilation_pipeline": "standard",
+        "kernel_binary_ref": reference,
+        "validation_report": {
+            "input_shape": [3, 8, 8], "output_shape": [3, 8, 8], "checksum": Digest::of(bytes).to_string(),
+        },
+        "created_at": "2026-11-23T00:00:00", "updated_at": "2026-11-23T00:00:00", "unknown": {"field": 1},
+    })
+}
+
+/// Fills a folder for the stand-in; `place` makes a reference of a blob's name.
+fn fill(folder: &Path, place: impl Fn(&str) -> String, good: &[u8], escaping: &str) -> Published {
+    let put = |name: &str, entry: &Value| {
+        fs::write(folder.join(format!("{name}.json")), entry.to_string()).unwrap();
+    };
+    put("good", &entry("good", "validated", &place("k.pt"), good));
+    put("invalid", &entry("invalid", "invalid", &place("k.pt"), good));
+    put("testing", &entry("testing", "testing", &place("k.pt"), good));
+    put("damaged", &entry("damaged", "deployed", &place("k.pt"), b"other"));
+    put("large", &entry("large", "deployed", &place("large.pt"), &[0; 10_001]));
+    put("malformed", &json!({"id": "malformed", "status": 7}));
+    put("escaping", &entry("escaping", "validated", escaping, good));
+    Published {
+        good: ("good", good.to_vec()),
+        invalid: "invalid",
+        testing: "testing",
+        damaged: "damaged",
+        large: "large",
+        malformed: "malformed",
+        escaping: "escaping",
+        absent: "absent",
+    }
+}
+
+fn blobs(folder: &Path, good: &[u8]) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("k.pt"), good).unwrap();
+    fs::write(folder.join("large.pt"), vec![0; 10_001]).unwrap();
+}
+
+#[tokio::test]
+async fn urza_with_blobs_by_http_keeps_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    blobs(&folder.path().join("b"), b"artifact");
+    let published = fill(folder.path(), |name| format!("b/{name}"), b"artifact", "http://10.0.0.1/k.pt");
+    let address = stand_in(folder.path()).await;
+    let urza = origin(options(vec![api(address)]));
+    every_origin(&urza, &published).await;
+    let states: Vec<_> = urza.breakers().into_iter().map(|b| (b.dependency, b.state)).collect();
+    let names = [format!("urza {}", api(address)), "s3".into(), "file".into(), format!("http {address}")];
+    assert_eq!(states, names.map(|name| (name, BreakerState::Closed)), "answers are no failures");
+}
+
+#[tokio::test]
+async fn urza_with_blobs_in_folders_keeps_the_contract() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    blobs(store.path(), b"artifact");
+    std::os::unix::fs::symlink("/etc/passwd", store.path().join("out")).unwrap();
+    let place = |name: &str| format!("file://{}/{name}", store.path().display());
+    let published = fill(folder.path(), place, b"artifact", &place("out"));
+    let endpoints = vec![api(stand_in(folder.path()).await)];
+    let allowed_folders = vec![store.path().to_owned()];
+    every_origin(&origin(UrzaOptions { allowed_folders, ..options(endpoints) }), &published).await;
+}
+
+#[tokio::test]
+async fn urza_with_blobs_in_s3_keeps_the_contract() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Ten parts, the last one short.
+    let good: Vec<u8> = (0..9_500_u32).map(|n| (n % 251) as u8).collect();
+    blobs(&store.path().join("kernels"), &good);
+    let published = fill(folder.path(), |name| format!("s3://kernels/{name}"), &good, "s3://secrets/k.pt");
+    let s3 = s3(store.path(), &folder.path().join("credentials")).await;
+    let endpoints = vec![api(stand_in(folder.path()).await)];
+    let allowed_buckets = vec!["kernels".to_owned()];
+    let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
+    every_origin(&origin(options), &published).await;
+}
+
+#[tokio::test]
+async fn s3_says_what_is_missing_and_what_is_not_allowed() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    blobs(&store.path().join("kernels"), b"artifact");
+    fill(folder.path(), |_| "s3://kernels/none.pt".to_owned(), b"artifact", "");
+    let mut s3 = s3(store.path(), &folder.path().join("credentials")).await;
+    let endpoints = vec![api(stand_in(folder.path()).await)];
+    let allowed_buckets = vec!["kernels".to_owned()];
+    let with =
+        |s3| UrzaOptions { allowed_buckets: allowed_buckets.clone(), s3, ..options(endpoints.clone()) };
+    let error = fetch(&origin(with(s3.clone())), "good").await.unwrap_err();
+    assert!(error.to_string().contains("no such blob") && !error.class().is_retryable(), "{error}");
+    let wrong = "[team]\naws_access_key_id = ACCESS\naws_secret_access_key = GUESSED\n";
+    s3.credentials_file = folder.path().join("wrong");
+    fs::write(&s3.credentials_file, wrong).unwrap();
+    let urza = origin(with(s3));
+    let error = fetch(&urza, "good").await.unwrap_err();
+    assert!(error.to_string().contains("credentials") && !error.to_string().contains("GUESSED"), "{error}");
+    assert_eq!(error.code(), "origin.unavailable");
+}
+
+#[tokio::test]
+async fn what_fails_is_passed_over_for_the_next_endpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    blobs(folder.path(), b"artifact");
+    fill(folder.path(), str::to_owned, b"artifact", "");
+    let good = api(stand_in(folder.path()).await);
+    let failing = Scripted::start(|_, _| Reply::ok("500 Oops", "", b"")).await;
+    let silent = Scripted::start(|_, _| Reply(Vec::new(), End::Hang)).await;
+    let dead = "http://127.0.0.1:1/api/v1".to_owned();
+    let urza = origin(options(vec![dead, failing.api(), silent.api(), good]));
+    assert_eq!(fetch(&urza, "good").await.unwrap(), b"artifact");
+    let failures: Vec<_> = urza.breakers().iter().take(4).map(|breaker| breaker.failures).collect();
+    assert_eq!(failures, [1, 1, 1, 0], "each counts once, for itself");
+    assert_eq!(failing.requests().len(), 1, "the next endpoint is asked before the same one again");
+}
+
+#[tokio::test]
+async fn a_kernel_is_unknown_once_every_endpoint_says_so() {
+    let (early, late) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    blobs(early.path(), b"artifact");
+    fill(early.path(), str::to_owned, b"artifact", "");
+    let endpoints = vec![api(stand_in(late.path()).await), api(stand_in(early.path()).await)];
+    let urza = origin(options(endpoints));
+    assert_eq!(fetch(&urza, "good").await.unwrap(), b"artifact");
+    assert_eq!(fetch(&urza, "absent").await.unwrap_err().code(), "kernel.not_found");
+    assert!(urza.breakers().iter().all(|breaker| breaker.failures == 0));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_was_down_is_found_again_while_others_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    blobs(folder.path(), b"artifact");
+    fill(folder.path(), str::to_owned, b"artifact", "");
+    let flapping = Scripted::start(|n, _| match n {
+        0..5 => Reply::ok("503 Busy", "", b""),
+        _ => Reply::ok("404 No", "", b""),
+    });
+    let (flapping, clock) = (flapping.await, ManualClock::default());
+    let endpoints = vec![flapping.api(), api(stand_in(folder.path()).await)];
+    let urza = super::UrzaOrigin::new(options(endpoints), Arc::new(clock.clone())).unwrap();
+    for _ in 0..8 {
+        urza.metadata(&id("good")).await.unwrap();
+    }
+    assert_eq!((urza.breakers()[0].state, flapping.requests().len()), (BreakerState::Open, 5));
+    clock.advance(std::time::Duration::from_secs(60));
+    while urza.breakers()[0].state != BreakerState::Closed {
+        // Answered by the other; the trial runs beside.
+        urza.metadata(&id("good")).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    assert!(flapping.requests().len() >= 8, "three successes close it");
+}
+
+#[tokio::test]
+async fn a_token_goes_to_the_catalogue_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("token");
+    fs::write(&token_file, "hush\n").unwrap();
+    let server = Scripted::start(|_, head| {
+        let host = head.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let reference = format!("http://{host}/blobs/k.pt");
+        match head.contains("/api/") {
+            true => Reply::ok("200 OK", "", entry("k", "validated", &reference, b"x").to_string().as_bytes()),
+            false => Reply::ok("200 OK", "", b"x"),
+        }
+    })
+    .await;
+    let urza = origin(UrzaOptions { token_file, ..options(vec![server.api()]) });
+    assert_eq!(fetch(&urza, "k").await.unwrap(), b"x");
+    let requests = server.requests();
+    assert!(requests[0].contains("authorization: Bearer hush") && !requests[1].contains("hush"));
+    assert!(requests.iter().all(|head| !head.to_lowercase().contains("accept-encoding")), "{requests:?}");
+    assert!(!format!("{urza:?}").contains("hush"));
+}
+
+#[tokio::test]
+async fn an_answer_that_will_stay_is_not_asked_for_again() {
+    for (status, code) in
+        [("401 No", "origin.unavailable"), ("422 No", "kernel.rejected"), ("302 Go", "origin.unavailable")]
+    {
+        let server =
+            Scripted::start(move |_, _| Reply::ok(status, "location: http://169.254.169.254/\r\n", b""))
+                .await;
+        let urza = origin(options(vec![server.api()]));
+        let error = fetch(&urza, "k").await.unwrap_err();
+        assert_eq!((error.code(), server.requests().len()), (code, 1), "{status}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_time_gets_it_within_bounds() {
+    for (after, requests) in [("0", 3), ("3600", 1), ("soon", 3)] {
+        let header = format!("retry-after: {after}\r\n");
+        let server = Scripted::start(move |_, _| Reply::ok("429 Busy", &header, b"")).await;
+        let urza = origin(options(vec![server.api()]));
+        let error = fetch(&urza, "k").await.unwrap_err();
+        assert_eq!(server.requests().len(), requests, "{after}: {error}");
+        assert_eq!(urza.breakers()[0].failures, 0, "a server that defends itself is not down");
+    }
+}
+
+fn publication(name: &str, bytes: &[u8]) -> Publication {
+    let digest = Digest::of(bytes);
+    let metadata = Metadata {
+        blueprint_id: Some("blueprint".to_owned()),
+        checksum: Some(digest),
+        signature: Some("signed".to_owned()),
+        ..Metadata::bare(id(name))
+    };
+    Publication { metadata, bytes: bytes.into(), digest, ending: "pt" }
+}
+
+#[tokio::test]
+async fn publishing_is_repeatable_and_kernels_are_immutable() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(store.path().join("kernels")).unwrap();
+    let s3 = s3(store.path(), &folder.path().join("credentials")).await;
+    let allowed_buckets = vec!["kernels".to_owned()];
+    let endpoints = vec![api(stand_in(&folder.path().join("urza")).await)];
+    let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
+    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: "team/".to_owned() };
+    let first = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap();
+    assert_eq!((first.new, first.reference.as_str()), (true, "s3://kernels/team/kernels/k/compiled.pt"));
+    let again = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap();
+    assert_eq!((again.new, again.digest), (false, first.digest));
+    let other = publish_to_urza(&options, &to, &publication("k", b"others")).await.unwrap_err();
+    assert!(matches!(other, PublishError::Taken { .. }), "{other}");
+    let second = publish_to_urza(&options, &to, &publication("l", b"others")).await.unwrap();
+    assert!(second.new, "the blueprint that is there is no obstacle");
+    let urza = Guarded::by_parts(Arc::new(origin(options)), Arc::new(ManualClock::default()));
+    let fetched = urza.fetch(&id("k")).await.unwrap().stored;
+    assert_eq!((&fetched.bytes[..], fetched.digest), (&b"artifact"[..], first.digest));
+    assert_eq!(fetched.metadata.signature.as_deref(), Some("signed"), "it stands in the entry");
+}
+
+#[tokio::test]
+async fn what_is_published_to_a_folder_is_found_there() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(publish_to_folder(folder.path(), &publication("k", b"artifact")).unwrap().new);
+    assert!(!publish_to_folder(folder.path(), &publication("k", b"artifact")).unwrap().new);
+    let taken = publish_to_folder(folder.path(), &publication("k", b"others")).unwrap_err();
+    assert_eq!(taken.code(), "publish.taken");
+    let directory = super::DirectoryOrigin::new(super::DirectoryOptions::new(folder.path()));
+    assert_eq!(fetch(&directory, "k").await.unwrap(), b"artifact");
+    let urza = origin(options(vec![api(stand_in(folder.path()).await)]));
+    assert_eq!(fetch(&urza, "k").await.unwrap(), b"artifact");
+}

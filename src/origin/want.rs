@@ -1,0 +1,50 @@
+//! What a blob store is asked for, and the errors it answers with.
+
+use std::time::Duration;
+
+use super::{OriginError, web::Asker};
+use crate::id::KernelId;
+
+/// One blob as it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Want<'a> {
+    pub(super) origin: &'a str,
+    pub(super) id: &'a KernelId,
+    pub(super) reference: &'a str,
+    pub(super) limit_bytes: u64,
+    /// How long no byte may come.
+    pub(super) stall: Duration,
+}
+
+impl<'a> Want<'a> {
+    pub(super) fn refused(&self, reason: impl Into<String>) -> OriginError {
+        OriginError::Reference {
+            id: self.id.clone(),
+            reference: self.reference.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn too_large(&self) -> OriginError {
+        let (what, limit_bytes) = ("the artifact", self.limit_bytes);
+        OriginError::TooLarge { id: self.id.clone(), what, limit_bytes }
+    }
+
+    pub(super) fn failed(&self, reason: impl Into<String>) -> OriginError {
+        OriginError::Unavailable {
+            origin: self.origin.to_owned(),
+            place: self.reference.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn asker(&self, advice: &'static str) -> Asker<'a> {
+        Asker { origin: self.origin, id: self.id, advice }
+    }
+
+    /// Waits for the next bytes, no longer than the stall limit.
+    pub(super) async fn in_time<T>(&self, next: impl Future<Output = T>) -> Result<T, OriginError> {
+        let stalled = || self.failed(format!("no byte came for {} ms", self.stall.as_millis()));
+        tokio::time::timeout(self.stall, next).await.map_err(|_| stalled())
+    }
+}
