@@ -1,13 +1,13 @@
 //! `kasmina`: the tool beside the daemon.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kasmina::{
     artifact::Mode,
     cli::{
-        self, CliError, ExecOptions, Exit, InspectOptions, KeygenOptions, OperatorOptions, QuickstartOptions,
-        SignOptions, SubjectOptions, TrainerOptions, ValidateOptions,
+        self, CliError, ExecOptions, Exit, InspectOptions, KeygenOptions, OperatorOptions, PublishOptions,
+        QuickstartOptions, SignOptions, SubjectOptions, TrainerOptions, UrzaServerOptions, ValidateOptions,
     },
     config::{Config, ProcessEnvironment},
     id::KernelId,
@@ -85,6 +85,42 @@ enum Command {
         /// The private key, as keygen or `openssl genpkey -algorithm ed25519` writes it.
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
+    },
+    /// Publishes an artifact: judges it, stores its bytes, registers it. The same bytes again are no error, other
+    /// bytes under the same name are.
+    Publish {
+        #[command(flatten)]
+        subject: Subject,
+        /// The kernel's id.
+        #[arg(long, value_name = "ID")]
+        name: KernelId,
+        /// The blueprint it is of; made if it is missing. Without one, the kernel's own name.
+        #[arg(long, value_name = "ID")]
+        blueprint: Option<KernelId>,
+        /// A private key to sign with; the signature goes into the catalogue's entry.
+        #[arg(long, value_name = "KEY")]
+        sign: Option<PathBuf>,
+        /// Where the bytes go: s3://bucket/prefix or a folder. Without it, the folder of a directory origin.
+        #[arg(long, value_name = "PLACE")]
+        to: Option<String>,
+        /// Urza's address. Without it, the configuration's where its origin is urza.
+        #[arg(long, value_name = "URL")]
+        urza: Option<String>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serves Urza's REST contract from a folder, for one machine and for tests.
+    Urza {
+        /// The folder, made if it is missing.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The address; port 0 takes a free one.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+        listen: SocketAddr,
+        /// Listens where other machines can reach it, though it asks for no password.
+        #[arg(long)]
+        allow_remote: bool,
     },
     /// Prints how the daemon does.
     Status(Operator),
@@ -267,6 +303,13 @@ fn run(command: Command) -> Result<Exit, CliError> {
         }
         Command::Keygen { out } => cli::keygen(&KeygenOptions { out }),
         Command::Sign { files, key } => cli::sign(&SignOptions { files, key }),
+        Command::Publish { subject, name, blueprint, sign, to, urza, json } => {
+            let (subject, key) = (subject.options()?, sign);
+            cli::publish(&PublishOptions { subject, name, blueprint, key, to, urza, json })
+        }
+        Command::Urza { dir, listen, allow_remote } => {
+            cli::urza(&UrzaServerOptions { dir, listen, allow_remote })
+        }
         Command::Status(operator) => cli::status(&operator.options()),
         Command::Seeds(operator) => cli::seeds(&operator.options()),
         Command::Cache(operator) => cli::cache(&operator.options()),

@@ -8,6 +8,7 @@ use crate::{
     client::ClientError,
     fault::{ErrorClass, Fault},
     graph::GraphError,
+    origin::{PublishError, StandInError},
     tensor::TensorError,
 };
 
@@ -68,6 +69,12 @@ pub enum CliError {
     /// The daemon does not answer or refused.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A kernel is not published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The stand-in for Urza cannot be started.
+    #[error(transparent)]
+    StandIn(#[from] StandInError),
     /// Something else about the command's use.
     #[error("{reason}")]
     Usage {
@@ -101,6 +108,8 @@ impl Fault for CliError {
             Self::Artifact(error) => error.class(),
             Self::Graph(error) => error.class(),
             Self::Client(error) => error.class(),
+            Self::Publish(error) => error.class(),
+            Self::StandIn(error) => error.class(),
             _ => ErrorClass::Invalid,
         }
     }
@@ -110,6 +119,8 @@ impl Fault for CliError {
             Self::Artifact(error) => error.code(),
             Self::Graph(error) => error.code(),
             Self::Client(error) => error.code(),
+            Self::Publish(error) => error.code(),
+            Self::StandIn(error) => error.code(),
             Self::Build(_) => "kernel.rejected",
             Self::Run(_) => "kernel.runtime",
             Self::File { .. } | Self::Tensors { .. } | Self::Tensor(_) | Self::Usage { .. } => "cli.usage",

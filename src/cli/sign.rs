@@ -50,9 +50,7 @@ pub fn keygen(options: &KeygenOptions) -> Result<Exit, CliError> {
 /// # Errors
 /// [`CliError`] when a file cannot be read or written, or the key is none.
 pub fn sign(options: &SignOptions) -> Result<Exit, CliError> {
-    let text = std::fs::read(&options.key).map_err(CliError::file(&options.key))?;
-    let key = SecretKey::from_pem(&String::from_utf8_lossy(&text));
-    let key = key.map_err(|error| CliError::usage(format!("{}: {error}", options.key.display())))?;
+    let key = read_key(&options.key)?;
     for file in &options.files {
         let bytes = std::fs::read(file).map_err(CliError::file(file))?;
         let digest = Digest::of(&bytes);
@@ -62,6 +60,13 @@ pub fn sign(options: &SignOptions) -> Result<Exit, CliError> {
         say(&format!("{digest}  {}\n", path.display()));
     }
     Ok(Exit::Ok)
+}
+
+/// A private key from its file.
+pub(super) fn read_key(path: &Path) -> Result<SecretKey, CliError> {
+    let text = std::fs::read(path).map_err(CliError::file(path))?;
+    let key = SecretKey::from_pem(&String::from_utf8_lossy(&text));
+    key.map_err(|error| CliError::usage(format!("{}: {error}", path.display())))
 }
 
 fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CliError> {
