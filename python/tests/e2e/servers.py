@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .conftest import settled
+from .conftest import BINARY, settled
 
 PASSWORD = "not so secret"
 
@@ -156,6 +156,27 @@ class Postgres(Server):
         return (
             f'[cache.postgres]\nurl = "postgres://127.0.0.1:{port or self.port}/postgres"\nuser = "kasmina"\n'
             f'password_file = "{self.password_file}"\nconnect_timeout = "2s"\ntimeout = "2s"\n'
+        )
+
+
+class Urza(Server):
+    """`kasmina urza` over a folder of kernels; its blobs are at the same address."""
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+
+    def start(self):
+        tool = BINARY.with_name("kasmina")
+        self.run(tool, "urza", "--dir", self.kernels, "--listen", f"127.0.0.1:{self.port}")
+        return self
+
+    def settings(self, port=None, timeout="500ms"):
+        return (
+            f'kind = "urza"\ntimeout = "{timeout}"\n'
+            f'[origin.urza]\nendpoints = ["http://127.0.0.1:{port or self.port}/api/v1"]\n'
+            f'[origin.blob]\nallowed_hosts = ["127.0.0.1:{self.port}"]\nallow_private_addresses = true\n'
+            f'stall_timeout = "{timeout}"\ntimeout = "{timeout}"\n'
         )
 
 

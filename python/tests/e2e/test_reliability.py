@@ -18,7 +18,7 @@ import kasmina.torch
 from .conftest import settled
 from .modules import TOKENS
 from .proxy import Proxy
-from .servers import PASSWORD, Postgres, Redis, binary
+from .servers import PASSWORD, Postgres, Redis, Urza, binary
 from .trainer import Trainer
 
 # Breakers that open and close within a test.
@@ -347,6 +347,21 @@ def test_an_origin_that_is_away_at_the_start_is_used_when_it_comes(start, origin
         trainer.steps()
 
 
+QUICK = '[origin.retry]\nattempts = 2\nbase_delay = "10ms"\nmax_delay = "20ms"\n'
+
+
+@pytest.fixture
+def urza(serve, start, origin):
+    """Urza with its blobs behind a proxy, and how to start a daemon on it."""
+    server = serve(lambda: Urza(origin))
+    with Proxy(("127.0.0.1", server.port)) as proxy:
+
+        def begin(timeout="500ms"):
+            return start(origin, settings=ALONE + BREAKERS + QUICK, origin=server.settings(proxy.port, timeout))
+
+        yield server, proxy, begin
+
+
 def comes(trainer, kernel):
     """Whether a kernel can be had now."""
     try:
@@ -354,6 +369,87 @@ def comes(trainer, kernel):
     except kasmina.KasminaError:
         return False
     return True
+
+
+def test_urza_that_is_down_at_the_start_is_used_when_it_comes(urza):
+    server, _, begin = urza
+    server.kill()
+    daemon = begin()
+    with daemon.connect() as client:
+        layer = kasmina.torch.SeededLayer(torch.nn.Linear(8, 8), client, name="early", seeds=1)
+        with pytest.raises(kasmina.OriginError):
+            layer.seeds[0].graft("mlp", input_shape=TOKENS[1:])
+        assert layer(torch.randn(TOKENS)).isfinite().all()
+    server.start()
+    settled(lambda: had(daemon, "mlp"))
+    with Trainer(daemon) as trainer:
+        rides_through(trainer, "cold-0")
+
+
+def had(daemon, kernel):
+    try:
+        graft_elsewhere(daemon, kernel)
+    except kasmina.OriginError:
+        return False
+    return True
+
+
+def test_urza_that_is_down_for_long_is_not_asked_and_comes_back(urza):
+    server, _, begin = urza
+    daemon = begin()
+    with Trainer(daemon) as trainer:
+        server.kill()
+        for n in range(4):
+            rides_through(trainer, f"cold-{n}")
+        opened = [each for each in daemon.status()["breakers"] if each["opened"]]
+        assert opened and all(each["last_failure"] for each in opened), daemon.status()["breakers"]
+        server.start()
+        settled(lambda: comes(trainer, "cold-5"))
+        trainer.steps()
+
+
+def test_urza_that_comes_and_goes_stops_no_step(urza):
+    server, _, begin = urza
+    daemon = begin()
+    with Trainer(daemon) as trainer:
+        for n in range(4):
+            server.kill()
+            rides_through(trainer, f"cold-{n}")
+            server.start()
+            rides_through(trainer, f"cold-{n + 4}")
+        settled(lambda: comes(trainer, "cold-9"))
+
+
+def test_no_step_waits_for_an_urza_that_hangs(urza):
+    _, proxy, begin = urza
+    daemon = begin(timeout="60s")
+    with Trainer(daemon) as trainer:
+        proxy.set("hang")
+        asked = trainer.ask("cold-0")
+        assert proxy.hanging.wait(20)
+        trainer.steps(50)
+        assert not asked.done(), "the catalogue's answer is held back, and fifty steps went by"
+        proxy.set(None)
+        asked.result(60)
+        rides_through(trainer, "cold-1")
+
+
+@pytest.mark.parametrize("fault", ["latency", "reset", "truncate", "error", "corrupt", "drip", "hang", "refuse"])
+def test_an_urza_that_answers_badly_stops_no_step(urza, fault):
+    _, proxy, begin = urza
+    daemon = begin()
+    with Trainer(daemon) as trainer:
+        proxy.set(fault, delay=0.02, after=600)
+        for n in range(3):
+            asked = trainer.ask(f"cold-{n}")
+            trainer.steps()
+            # Late is no error; whatever else is wrong has a code, and none of it is a kernel that runs.
+            error = asked.exception(60)
+            assert error is None if fault == "latency" else isinstance(error, kasmina.KasminaError), error
+        graft_elsewhere(daemon, "mlp")
+        proxy.set(None)
+        settled(lambda: comes(trainer, "cold-5"))
+        rides_through(trainer, "cold-6")
 
 
 def test_sixty_four_requests_for_one_cold_kernel_fetch_it_once(start, origin):
