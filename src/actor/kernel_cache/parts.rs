@@ -17,6 +17,9 @@ use crate::{
     wire::{EvictReport, LoadReport},
 };
 
+/// How long a kernel waits for room where all of it is in use.
+const ADMISSION_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A kernel in use: it is not evicted while this is held.
 pub type KernelLease = Arc<Lease<Arc<Kernel>>>;
 
@@ -61,7 +64,7 @@ impl KernelCacheParts {
         // Another kernel may have pushed it out since; then it comes in again, without another load.
         let lease = match self.device.hold(&id) {
             Some(lease) => lease,
-            None => self.device.admit(id, kernel)?,
+            None => self.device.admit_wait(id, kernel, ADMISSION_PATIENCE).await?,
         };
         Ok(Arc::new(lease))
     }
@@ -106,7 +109,7 @@ impl KernelCacheParts {
         let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
         let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
         let kernel = Arc::new(kernel);
-        self.device.admit(id.clone(), kernel.clone())?;
+        self.device.admit_wait(id.clone(), kernel.clone(), ADMISSION_PATIENCE).await?;
         if lock(&self.pinned).contains(id) {
             self.device.pin(id, true);
         }
