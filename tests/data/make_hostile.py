@@ -154,7 +154,7 @@ def pickles(canary):
         "return torch.add((self.a).forward(x, ), (self.b).forward(x, ))", fields="  a : __torch__.K\n  b : __torch__.K\n",
         extra="class L(Module):\n  __parameters__ = []\n  __buffers__ = []\n  training : bool\n"
         "  def forward(self: __torch__.L,\n    x: Tensor) -> Tensor:\n    return x\n", data=shared,
-    ), LIMITS, "", SAMPLE  # fmt: skip
+    ), None, "nodes", SAMPLE  # fmt: skip
     yield "pickle-unknown-class", script(data=module(package="__torch__.missing")), READABLE, ""
     yield from mentions()
 

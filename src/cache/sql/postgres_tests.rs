@@ -193,6 +193,8 @@ async fn a_server_may_vanish_hang_and_return() {
 
     // Paused: an established connection hangs, and the limit ends the wait without harm to the next.
     let hasty = PostgresOptions {
+        // Reading the system's authorities alone takes longer than these limits.
+        tls: PostgresTls::Off,
         connect_timeout: Duration::from_millis(50),
         timeout: Duration::from_millis(100),
         ..options.clone()
@@ -209,7 +211,7 @@ async fn a_server_may_vanish_hang_and_return() {
     // Killed: a few failures open the breaker, and then it costs nothing.
     server.kill();
     let dead = SqlTier::new(
-        PostgresOptions { connect_timeout: Duration::from_millis(50), ..options },
+        PostgresOptions { connect_timeout: Duration::from_millis(50), tls: PostgresTls::Off, ..options },
         Arc::new(clock.clone()),
     );
     let dead = GuardedTier::new(Arc::new(dead), BreakerPolicy::default(), Arc::new(clock.clone()));
