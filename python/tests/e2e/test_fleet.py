@@ -49,7 +49,7 @@ def test_a_kernel_evicted_from_the_fleet_is_forgotten_by_every_node(start, redis
         layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, name="layer", seeds=1)
         layer.seeds[0].graft("mlp", alpha=0.5, input_shape=TOKENS[1:])
         before = layer(x).detach()
-        settled(lambda: on_disk(two) == ["mlp"] and on_disk(one) == ["mlp"])
+        settled(lambda: on_disk(one) == ["mlp"])
 
         with one.operator() as operator:
             assert operator.evict("mlp", fleet=True)["evicted"] == ["mlp"]
@@ -62,25 +62,6 @@ def test_a_kernel_evicted_from_the_fleet_is_forgotten_by_every_node(start, redis
         other.seeds[0].graft("mlp", alpha=0.5, input_shape=TOKENS[1:])
         assert two.text().count("kernel loaded") == loads + 1
         assert torch.equal(layer(x), before)
-
-
-def test_an_announcement_missed_is_heard_after_the_return(start, redis):
-    settings = (
-        f'[cache.redis]\nurl = "redis://127.0.0.1:{redis.port}"\npassword_file = "{redis.password_file}"\n'
-    )
-    one, two = start(settings=settings), start(settings=settings)
-    for daemon in (one, two):
-        settled(lambda: "listening to other nodes" in daemon.text())
-        with daemon.operator() as operator:
-            operator.warm(["mlp"])
-        settled(lambda: on_disk(daemon) == ["mlp"])
-    settled(lambda: (two.folder / "state" / "fleet.cursor").exists())
-    two.terminate()
-    with one.operator() as operator:
-        operator.evict("mlp", fleet=True)
-    assert on_disk(two) == ["mlp"]
-    two.process = two.start()
-    settled(lambda: on_disk(two) == [])
 
 
 def test_without_a_redis_there_is_no_fleet(daemon):

@@ -67,7 +67,7 @@ def test_what_was_fetched_outlives_the_daemon(daemon, kernels, tmp_path):
         layer(torch.randn(TOKENS)).sum().backward()
     with daemon.operator() as operator:
         tiers = {tier["name"]: tier for tier in operator.cache()["tiers"]}
-    assert tiers["l3"]["hits"] == 1 and tiers["origin"]["hits"] == 0
+    assert tiers["sqlite"]["hits"] == 1 and tiers["directory"]["hits"] == 0
 
 
 def test_a_wrong_configuration_is_named_by_key_and_line(tmp_path):
