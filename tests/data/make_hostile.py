@@ -291,7 +291,7 @@ def scripts(canary):
         ("custom-op", "ops.evil.run(x)"), ("custom-aten", "ops.aten.save(x)"), ("fork", "torch.fork(x)"),
         ("rpc", "torch.rpc_sync(x)"), ("backward", "torch.backward(x)"), ("dunder", "x.__class__.__mro__"),
         ("unchecked-cast", "unchecked_cast(Tensor, self)"), ("as_strided", "torch.as_strided(x, [999999], [1], 0)"),
-        ("resize", "torch.resize_(x, [999999])"), ("data_ptr", "torch.data_ptr(x)"), ("empty", "torch.empty([12])"),
+        ("resize", "torch.resize_(x, [999999])"), ("data_ptr", "torch.data_ptr(x)"), ("empty_strided", "torch.empty_strided([12], [1])"),
     ):  # fmt: skip
         yield body(f"calls-{op}", f"y = {call}\nreturn torch.add(x, y)", None)
     yield body("branch-on-data", "if bool(torch.sum(x)):\n  y = x\nelse:\n  y = torch.neg(x)\nreturn y", OPS)

@@ -3,13 +3,16 @@
 use super::{
     Lowering,
     schema::{self, Default, Given},
-    value::{Scalar, TensorRef, Value, dtype_of_code},
+    value::{Known, Scalar, TensorRef, Value, dtype_of_code},
 };
 use crate::{
     artifact::{Mode, Problem},
     graph::{Op, Unary, ValueId},
     tensor::{DType, Shape},
 };
+
+/// Operations whose in-place variant changes no element: the tensor becomes the view that they give.
+const TURNED: [&str; 6] = ["squeeze", "swapaxes", "swapdims", "t", "transpose", "unsqueeze"];
 
 /// What lowering one operation gives.
 pub(super) type Outcome = Result<Value, Problem>;
@@ -24,8 +27,7 @@ pub(crate) struct Call<'c, 'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operand {
     Tensor(ValueId),
-    /// A tensor without dimensions whose content is known.
-    Known(Scalar, DType),
+    Known(Known),
     Number(Scalar),
 }
 
@@ -43,7 +45,15 @@ pub(crate) fn call(lowering: &mut Lowering<'_>, name: &str, overload: &str, give
             let (schema, bound) = schema::bind(functional, overload, given)?;
             let target = bound.first().and_then(|(_, value, _)| value.clone());
             let result = run(lowering, schema, bound)?;
-            write_back(lowering, target, &result)
+            match (target, &result) {
+                // What is known has no gradient to be cut off from.
+                (Some(Value::Known(_)), Value::Known(_)) if functional == "detach" => Ok(result),
+                (Some(Value::Tensor(target)), Value::Tensor(view)) if TURNED.contains(&functional) => {
+                    lowering.turn(target, *view)?;
+                    Ok(Value::Tensor(target))
+                }
+                (target, _) => write_back(lowering, target, &result),
+            }
         }
         Err(problem) => Err(problem),
     }
@@ -123,10 +133,18 @@ impl Call<'_, '_> {
     pub(super) fn operand(&mut self, name: &str) -> Result<Operand, Problem> {
         match self.get(name) {
             Value::Number(scalar) => Ok(Operand::Number(scalar)),
-            Value::Known(scalar, dtype) => Ok(Operand::Known(scalar, dtype)),
+            Value::Known(known) => Ok(Operand::Known(known)),
             Value::Tensor(_) => Ok(Operand::Tensor(self.tensor(name)?)),
             _ => self.wrong(name, "a tensor or a number"),
         }
+    }
+
+    /// The second operand of +, −, × or ÷, where a constant of the script counts as the number it holds.
+    pub(super) fn second(&mut self, name: &str) -> Result<Operand, Problem> {
+        Ok(match self.operand(name)? {
+            Operand::Known(known) if known.literal => Operand::Number(known.scalar),
+            other => other,
+        })
     }
 
     pub(super) fn number(&self, name: &str) -> Result<Scalar, Problem> {
@@ -314,6 +332,18 @@ impl Call<'_, '_> {
         match self.tensor_ref(name) {
             Some(base) => Ok(self.lowering.maybe_view_of(base, value)),
             None => self.fresh(value),
+        }
+    }
+
+    /// The result as what may share memory with one tensor of a list.
+    pub(super) fn maybe_view_of_item(&mut self, name: &str, index: usize, value: ValueId) -> Value {
+        let base = match self.get(name) {
+            Value::List(items) | Value::Tuple(items) => self.lowering.items(items).get(index).cloned(),
+            _ => None,
+        };
+        match base {
+            Some(Value::Tensor(base)) => self.lowering.maybe_view_of(base, value),
+            _ => self.lowering.fresh(value),
         }
     }
 

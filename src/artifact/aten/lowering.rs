@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     memory::{Cells, Origin},
-    value::{Scalar, SequenceRef, TensorRef, Value},
+    value::{Known, Scalar, SequenceRef, TensorRef, Value},
 };
 use crate::{
     artifact::{ArtifactError, Mode, NamedTensor, Parameter, Problem, ReadLimits},
@@ -159,10 +159,33 @@ impl<'a> Lowering<'a> {
                 dtype if dtype.is_floating_point() => Scalar::Float(value),
                 _ => Scalar::Int(value as i64),
             };
-            return Ok(Value::Known(scalar, tensor.dtype()));
+            return Ok(Value::known(scalar, tensor.dtype()));
         }
         let value = self.builder.constant(tensor.clone()).map_err(graph_error(name))?;
         Ok(Value::Tensor(self.cells.allocate(value, Origin::Constant)))
+    }
+
+    /// A constant of a script, as [`Known::literal`] says.
+    pub(crate) fn literal(&mut self, name: &str, tensor: &HostTensor) -> Result<Value, ArtifactError> {
+        Ok(match self.constant(name, tensor)? {
+            Value::Known(known) => Value::Known(Known { literal: true, ..known }),
+            other => other,
+        })
+    }
+
+    /// A tensor of one number everywhere.
+    pub(super) fn filled(&mut self, shape: Shape, dtype: DType, scalar: Scalar) -> Result<ValueId, Problem> {
+        let value = scalar.to_f64();
+        match scalar {
+            // Beyond 2⁵³ a float64 does not hold every integer.
+            Scalar::Int(int) if dtype == DType::I64 && value as i128 != i128::from(int) => {
+                let one = HostTensor::from_values(Shape::scalar(), &[int]);
+                let one = one.map_err(|error| Problem::argument(error.to_string()))?;
+                let one = self.builder.constant(one)?;
+                Ok(self.builder.apply(Op::Expand(shape), &[one])?)
+            }
+            _ => Ok(self.builder.apply(Op::Full { shape, dtype, value }, &[])?),
+        }
     }
 
     /// Burns fuel for a walk over a list; where it runs out, the next step is refused.
@@ -205,6 +228,11 @@ impl<'a> Lowering<'a> {
             Origin::Buffer(index) => Some(index),
             _ => None,
         }
+    }
+
+    /// Whether a tensor is a parameter or a buffer itself, and no view of one.
+    pub(super) fn is_state(&self, tensor: TensorRef) -> bool {
+        self.parameter_cells.contains(&Some(tensor)) || self.buffer_cells.contains(&Some(tensor))
     }
 
     /// Notes that batch norm counts its batches beside this running mean.
@@ -251,10 +279,7 @@ impl<'a> Lowering<'a> {
     pub(crate) fn materialise(&mut self, value: &Value) -> Result<ValueId, Problem> {
         match value {
             Value::Tensor(tensor) => self.value(*tensor),
-            Value::Known(scalar, dtype) => {
-                let op = Op::Full { shape: Shape::scalar(), dtype: *dtype, value: scalar.to_f64() };
-                Ok(self.builder.apply(op, &[])?)
-            }
+            Value::Known(Known { scalar, dtype, .. }) => self.filled(Shape::scalar(), *dtype, *scalar),
             other => Err(Problem::argument(format!("{} stands where a tensor is needed", other.kind()))),
         }
     }
@@ -266,7 +291,7 @@ impl<'a> Lowering<'a> {
                 let id = self.cells.any_value(*tensor);
                 Some((self.builder.shape(id).clone(), self.builder.dtype(id)))
             }
-            Value::Known(_, dtype) => Some((Shape::scalar(), *dtype)),
+            Value::Known(known) => Some((Shape::scalar(), known.dtype)),
             _ => None,
         }
     }

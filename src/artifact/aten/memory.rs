@@ -132,6 +132,29 @@ impl Lowering<'_> {
         Value::Tensor(self.cells.first(value, memory))
     }
 
+    /// Makes a tensor what a view of it is: the same elements, in another order or shape.
+    pub(super) fn turn(&mut self, tensor: TensorRef, view: TensorRef) -> Result<(), Problem> {
+        if tensor == view {
+            return Ok(());
+        }
+        if self.is_state(tensor) {
+            return Err(Problem::unsupported("turning a parameter or buffer in place"));
+        }
+        // Its other views stay views of what it was.
+        let old = self.cells.cells.len() as u32;
+        self.charge(u64::from(old))?;
+        self.cells.add(self.cells.cells[tensor.0 as usize].clone());
+        for cell in &mut self.cells.cells {
+            if let Some((base, _)) = &mut cell.base
+                && *base == tensor.0
+            {
+                *base = old;
+            }
+        }
+        self.cells.cells[tensor.0 as usize] = self.cells.cells[view.0 as usize].clone();
+        Ok(())
+    }
+
     /// The movements that lead from one value to another, where there is nothing else between them.
     fn movements(&self, whole: ValueId, part: ValueId) -> Option<Vec<Op>> {
         let mut steps = Vec::new();
@@ -214,6 +237,19 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// `whole` with `new` in the place that `part` was cut from.
+    pub(super) fn replace(
+        &mut self,
+        whole: ValueId,
+        part: ValueId,
+        new: ValueId,
+    ) -> Result<ValueId, Problem> {
+        match self.movements(whole, part) {
+            Some(steps) => self.put_back(whole, &steps, new),
+            None => Err(Problem::unsupported("writing through this view")),
+        }
+    }
+
     /// `whole` with `part` in the place that the movements cut out.
     fn put_back(&mut self, whole: ValueId, steps: &[Op], part: ValueId) -> Result<ValueId, Problem> {
         let mut olds = vec![whole];
@@ -279,5 +315,60 @@ impl Lowering<'_> {
         let chosen = self.builder.apply(Op::Compare(crate::graph::Compare::Ne), &[chosen, none])?;
         debug_assert_eq!(self.builder.dtype(chosen), DType::Bool, "a comparison gives bools");
         Ok(self.builder.apply(Op::Where, &[chosen, values, old])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        artifact::{Mode, NamedTensor, ReadLimits, aten::call},
+        graph::Limits,
+        tensor::HostTensor,
+    };
+
+    /// A buffer turned in place would have another shape at the next pass.
+    #[test]
+    fn state_is_not_turned_but_its_views_are() {
+        let tensor = HostTensor::from_values([2, 3].into(), &[0.0f32; 6]).unwrap();
+        let buffers = [NamedTensor { name: "table".into(), tensor }];
+        let mut lowering =
+            Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());
+        let buffer = lowering.buffer(0).unwrap();
+        let error = call(&mut lowering, "t_", "", &[(None, buffer.clone())]).unwrap_err();
+        assert!(error.to_string().contains("turning a parameter or buffer"), "{error}");
+
+        let view = call(
+            &mut lowering,
+            "select",
+            "",
+            &[(None, buffer), (None, Value::int(0)), (None, Value::int(0))],
+        );
+        let view = view.unwrap();
+        call(&mut lowering, "unsqueeze_", "", &[(None, view.clone()), (None, Value::int(0))]).unwrap();
+        assert_eq!(lowering.info(&view).map(|(shape, _)| shape), Some([1, 3].into()));
+        call(&mut lowering, "zero_", "", &[(None, view)]).unwrap();
+        let graph = lowering.finish(&[]).unwrap().graph;
+        assert_eq!(graph.sinks.len(), 1, "the buffer's row is written: {graph}");
+    }
+
+    /// What was a view before is one after.
+    #[test]
+    fn views_of_what_is_turned_stay() {
+        let mut lowering = Lowering::new(&[], &[], Mode::Train, Limits::default(), &ReadLimits::default());
+        let x = lowering.input(0, [2, 3].into(), DType::F32).unwrap();
+        let row = call(
+            &mut lowering,
+            "select",
+            "",
+            &[(None, x.clone()), (None, Value::int(0)), (None, Value::int(1))],
+        );
+        let row = row.unwrap();
+        call(&mut lowering, "t_", "", &[(None, x.clone())]).unwrap();
+        assert_eq!(lowering.info(&x).map(|(shape, _)| shape), Some([3, 2].into()));
+        assert_eq!(lowering.info(&row).map(|(shape, _)| shape), Some([3].into()));
+        let before = lowering.materialise(&row).unwrap();
+        call(&mut lowering, "zero_", "", &[(None, x)]).unwrap();
+        assert_ne!(lowering.materialise(&row).unwrap(), before, "it sees the write");
     }
 }

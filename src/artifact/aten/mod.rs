@@ -19,4 +19,4 @@ pub(super) use lowering::{Lowering, Ready};
 #[cfg(test)]
 pub(crate) use samples::samples;
 pub(super) use schema::{Given, is_known};
-pub(super) use value::{Scalar, SequenceRef, Value, dtype_of_code};
+pub(super) use value::{Known, Scalar, SequenceRef, Value, dtype_of_code};

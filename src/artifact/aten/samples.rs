@@ -160,6 +160,7 @@ fn argument(name: &str, argument: &str, optional: bool, n: usize) -> Argument {
         ("clamp" | "clip" | "clamp_min" | "clamp_max", "min") => float(-0.5),
         ("clamp" | "clip" | "clamp_min" | "clamp_max", "max") => float(0.5),
         ("select_scatter", "src") => Tensor(vec![n, 6]),
+        ("diagonal_scatter", "src") => Tensor(vec![6, n.min(4)]),
         ("pow", "exponent") => float(2.0),
         ("expand", "size") => Ints(&[-1, -1, 6]),
         ("view" | "_unsafe_view" | "reshape", _) if argument != "self" => Ints(&[-1, 24]),

@@ -135,6 +135,8 @@ impl Schema {
                 }
                 Some(name) => match self.arguments.iter().position(|(known, _)| known == name) {
                     Some(slot) => slot,
+                    // `dropout` calls it input, and `dropout_` self.
+                    None if *name == "self" && self.arguments.first().is_some_and(|a| a.0 == "input") => 0,
                     None => return Err(Problem::argument(format!("it has no argument {name:?}"))),
                 },
             };

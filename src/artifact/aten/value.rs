@@ -37,6 +37,26 @@ impl Scalar {
         }
     }
 
+    /// The number as a tensor of this type holds it.
+    pub(crate) fn cast(self, dtype: DType) -> Self {
+        let float = self.to_f64();
+        match dtype {
+            DType::Bool => Self::Bool(float != 0.0),
+            DType::F64 => Self::Float(float),
+            DType::F32 => Self::Float(f64::from(float as f32)),
+            DType::F16 => Self::Float(half::f16::from_f64(float).to_f64()),
+            DType::BF16 => Self::Float(half::bf16::from_f64(float).to_f64()),
+            DType::I64 | DType::I32 | DType::U8 => {
+                let int = self.to_i64().unwrap_or(float as i64);
+                Self::Int(match dtype {
+                    DType::I32 => i64::from(int as i32),
+                    DType::U8 => i64::from(int as u8),
+                    _ => int,
+                })
+            }
+        }
+    }
+
     /// The type PyTorch gives a tensor made of such a number.
     pub(crate) fn dtype(self) -> DType {
         match self {
@@ -45,6 +65,16 @@ impl Scalar {
             Self::Float(_) => DType::F32,
         }
     }
+}
+
+/// A tensor without dimensions whose content is known, as traces make of sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Known {
+    pub(crate) scalar: Scalar,
+    pub(crate) dtype: DType,
+    /// It stands among a script's constants, where a trace puts the 2.0 of `x * 2.0`. As the second operand of
+    /// +, −, × and ÷ PyTorch's interpreter takes such a tensor for the number it holds.
+    pub(crate) literal: bool,
 }
 
 /// A value of the program.
@@ -57,8 +87,7 @@ pub(crate) enum Value {
     /// A device, a layout, a memory format: nothing here depends on them.
     Placement,
     Tensor(TensorRef),
-    /// A tensor without dimensions whose content is known, as traces make of sizes.
-    Known(Scalar, DType),
+    Known(Known),
     List(SequenceRef),
     Tuple(SequenceRef),
     /// A module, by its number in the program.
@@ -80,10 +109,16 @@ impl Value {
         Self::Number(Scalar::Bool(value))
     }
 
+    /// A tensor without dimensions that holds a number, as its type can.
+    pub(crate) fn known(scalar: Scalar, dtype: DType) -> Self {
+        Self::Known(Known { scalar: scalar.cast(dtype), dtype, literal: false })
+    }
+
     /// The number that this value is or holds.
     pub(crate) fn scalar(&self) -> Option<Scalar> {
         match self {
-            Self::Number(scalar) | Self::Known(scalar, _) => Some(*scalar),
+            Self::Number(scalar) => Some(*scalar),
+            Self::Known(known) => Some(known.scalar),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     artifact::{
         Problem,
-        aten::{Given, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
+        aten::{Given, Known, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
         limits::MAX_TEXT_BYTES,
     },
     tensor::{DType, HostTensor},
@@ -316,14 +316,9 @@ fn tensor(lowering: &mut Lowering<'_>, value: &Value, given: &[Given<'_>]) -> Op
         Some(Value::Number(Scalar::Int(code))) => dtype_of_code(*code),
         _ => None,
     };
-    let cast = |scalar: Scalar, dtype: DType| match dtype {
-        DType::Bool => Scalar::Bool(scalar.to_f64() != 0.0),
-        _ if dtype.is_floating_point() => Scalar::Float(scalar.to_f64()),
-        _ => Scalar::Int(scalar.to_i64().unwrap_or(scalar.to_f64() as i64)),
-    };
     if let Some(scalar) = value.scalar() {
         let dtype = dtype.unwrap_or(scalar.dtype());
-        return Some(Ok(Value::Known(cast(scalar, dtype), dtype)));
+        return Some(Ok(Value::known(scalar, dtype)));
     }
     let Value::List(items) = value else { return None };
     let items = lowering.items(*items).to_vec();
@@ -337,7 +332,7 @@ fn tensor(lowering: &mut Lowering<'_>, value: &Value, given: &[Given<'_>]) -> Op
     let dtype = dtype.unwrap_or(own);
     let made = if dtype == DType::I64 {
         let values: Vec<i64> =
-            scalars.iter().map(|&scalar| cast(scalar, dtype).to_i64().unwrap_or(0)).collect();
+            scalars.iter().map(|scalar| scalar.cast(dtype).to_i64().unwrap_or(0)).collect();
         HostTensor::from_values([values.len()].into(), &values)
     } else if dtype == DType::F32 {
         let values: Vec<f32> = scalars.iter().map(|scalar| scalar.to_f64() as f32).collect();
@@ -372,7 +367,7 @@ fn slice(lowering: &mut Lowering<'_>, items: SequenceRef, bounds: &[&Value]) -> 
 /// A value as text for messages; long lists are cut.
 pub(super) fn display(lowering: &Lowering<'_>, value: &Value) -> String {
     match value {
-        Value::Number(scalar) | Value::Known(scalar, _) => match scalar {
+        Value::Number(scalar) | Value::Known(Known { scalar, .. }) => match scalar {
             Scalar::Bool(value) => value.to_string(),
             Scalar::Int(value) => value.to_string(),
             Scalar::Float(value) => value.to_string(),

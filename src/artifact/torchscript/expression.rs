@@ -105,7 +105,7 @@ impl<'p> Interpreter<'p, '_, '_> {
         let Some(tensor) = self.program.constants.get(number) else {
             return Err(ArtifactError::malformed(frame.place(), format!("there is no constant {number}")));
         };
-        let value = self.lowering.constant("constants.pkl", tensor)?;
+        let value = self.lowering.literal("constants.pkl", tensor)?;
         self.constants.insert(number, value.clone());
         Ok(value)
     }

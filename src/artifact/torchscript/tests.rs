@@ -141,6 +141,10 @@ fn what_may_be_a_copy_is_not_read_after_a_write() {
         ("torch.flatten(torch.transpose(y, 0, 1))", "z", "y"),
         ("torch.expand(y, [4, 2, 3])", "y", "z"),
         ("torch.expand(y, [4, 2, 3])", "z", "y"),
+        ("torch.unfold(y, 1, 2, 1)", "y", "z"),
+        ("torch.einsum(\"ij->ji\", [y])", "z", "y"),
+        ("(torch.meshgrid([torch.select(y, 0, 0), torch.select(x, 0, 0)]))[0]", "y", "z"),
+        ("(torch.broadcast_tensors([y, torch.sigmoid(x)]))[0]", "z", "y"),
     ] {
         let body = format!("y = torch.sigmoid(x)\nz = {made}\n_0 = torch.relu_({written})\nreturn {read}");
         let error = refusal(&body);

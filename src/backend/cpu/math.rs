@@ -294,7 +294,7 @@ pub(super) fn unary_grad_f32(unary: Unary, x: &[f32], gy: &[f32], gx: &mut [f32]
             gy,
             gx,
             #[inline(always)]
-            |x, gy| if x > 0.0 { gy } else { 0.0 },
+            |x, gy| if x <= 0.0 { 0.0 } else { gy },
         ),
         Unary::LeakyRelu { slope } => {
             let slope = slope as f32;

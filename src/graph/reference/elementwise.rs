@@ -23,11 +23,8 @@ pub fn unary(unary: Unary, x: f64) -> f64 {
         Unary::Cos => x.cos(),
         Unary::Erf => erf(x),
         Unary::Sign => {
-            if x == 0.0 || x.is_nan() {
-                x
-            } else {
-                x.signum()
-            }
+            // Neither above nor below zero: PyTorch calls the sign of NaN 0.
+            if x == 0.0 || x.is_nan() { 0.0 } else { x.signum() }
         }
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
@@ -94,10 +91,10 @@ pub fn gradient(unary: Unary, x: f64, gy: f64) -> f64 {
         Unary::Cos => -gy * x.sin(),
         Unary::Erf => gy * std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp(),
         Unary::Relu => {
-            if x > 0.0 {
-                gy
-            } else {
+            if x <= 0.0 {
                 0.0
+            } else {
+                gy
             }
         }
         Unary::LeakyRelu { slope } => {

@@ -3,15 +3,12 @@
 use super::{
     Call, Entry, Outcome, Value,
     activation::floating,
-    contraction::matmul,
     entry,
-    logic::band,
-    reduce::{extremes, moments, root, settle},
-    view::swap,
+    reduce::{extremes, moments, settle, widened},
 };
 use crate::{
     artifact::Problem,
-    graph::{Binary, Compare, Op, ValueId},
+    graph::{Binary, Op, ValueId},
     tensor::DType,
 };
 
@@ -44,10 +41,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("std_mean.dim(self, dim, unbiased=True, keepdim=False)", |call| both(call, true)),
 ];
 
-/// The longest dimension that is summed up step by step: the work grows with its square.
-const MAX_STEPS: usize = 4096;
-
-/// A product with a triangle of ones.
+/// Each step adds what stands 1, 2, 4, … places before, until nothing stands so far.
 fn cumulative(call: &mut Call<'_, '_>) -> Outcome {
     let mut x = call.tensor("self")?;
     let own = call.dtype_of(x);
@@ -59,20 +53,20 @@ fn cumulative(call: &mut Call<'_, '_>) -> Outcome {
         let y = call.cast(x, dtype)?;
         return call.fresh(y);
     }
-    let (size, last) = (shape[dim], shape.rank() - 1);
-    if size > MAX_STEPS {
-        return Err(Problem::unsupported(format!("a running sum over {size} elements")));
+    x = call.cast(x, dtype)?;
+    let (size, mut y) = (shape[dim], widened(call, x)?);
+    let computed = call.dtype_of(y);
+    let mut distance = 1;
+    while distance < size {
+        let front = shape.iter().enumerate().map(|(i, &n)| if i == dim { distance } else { n }).collect();
+        let none = call.full(front, computed, 0.0)?;
+        let kept = Op::Slice { dim, start: 0, len: size - distance, step: 1 };
+        let kept = call.apply(kept, &[y])?;
+        let before = call.apply(Op::Cat { dim }, &[none, kept])?;
+        y = call.apply(Op::Binary(Binary::Add), &[y, before])?;
+        distance *= 2;
     }
-    // Integers are exact in float64 up to 2⁵³.
-    let computed = if dtype.is_floating_point() { dtype } else { DType::F64 };
-    x = call.cast(x, computed)?;
-    let moved = swap(call, x, dim, last)?;
-    let triangle = band(call, [size, size], Compare::Ge, 0)?;
-    let triangle = call.cast(triangle, computed)?;
-    // A vector is a matrix of one row, and nothing at all stays nothing.
-    let sum = matmul(call, moved, triangle)?;
-    let back = swap(call, sum, dim, last)?;
-    let y = call.cast(back, dtype)?;
+    let y = call.cast(y, dtype)?;
     call.fresh(y)
 }
 
@@ -111,7 +105,7 @@ fn product(call: &mut Call<'_, '_>, x: ValueId, dim: usize) -> Result<ValueId, P
 }
 
 fn place(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
-    let mut x = floating(call, "self")?;
+    let mut x = call.tensor("self")?;
     let whole = call.get("dim") == Value::None;
     let shape = call.shape(x);
     if whole {
@@ -135,8 +129,7 @@ fn both(call: &mut Call<'_, '_>, deviation: bool) -> Outcome {
     let dims = call.dims("dim", &shape)?;
     let name = if call.get("unbiased") == Value::None { "correction" } else { "unbiased" };
     let correction = if call.get(name) == Value::None { 1.0 } else { call.float(name)? };
-    let (mean, variance) = moments(call, x, &dims, correction)?;
-    let spread = if deviation { root(call, variance)? } else { variance };
+    let (mean, spread) = moments(call, x, &dims, correction, deviation)?;
     let results = [settle(call, spread, &shape, &dims)?, settle(call, mean, &shape, &dims)?];
     call.fresh_tuple(&results)
 }

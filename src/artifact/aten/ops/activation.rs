@@ -1,6 +1,6 @@
 //! Functions of one tensor, element by element.
 
-use super::{Call, Entry, Outcome, Value, elementary, entry};
+use super::{Call, Entry, Operand, Outcome, Scalar, Value, arithmetic::combine, elementary, entry};
 use crate::{
     artifact::Problem,
     graph::{Binary, Compare, Op, Unary, ValueId},
@@ -8,7 +8,7 @@ use crate::{
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
-    entry("abs(self)", |call| simple(call, Unary::Abs)),
+    entry("abs(self)", absolute),
     entry("rsqrt(self)", |call| simple(call, Unary::Rsqrt)),
     entry("reciprocal(self)", |call| simple(call, Unary::Reciprocal)),
     entry("exp(self)", |call| simple(call, Unary::Exp)),
@@ -16,14 +16,23 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("sin(self)", |call| simple(call, Unary::Sin)),
     entry("cos(self)", |call| simple(call, Unary::Cos)),
     entry("erf(self)", |call| simple(call, Unary::Erf)),
-    entry("relu(self)", |call| simple(call, Unary::Relu)),
+    entry("relu(self)", |call| match whole(call, "self")? {
+        Some(x) => bounded(call, x, [Some(0.0), None]),
+        None => simple(call, Unary::Relu),
+    }),
     entry("sigmoid(self)", |call| simple(call, Unary::Sigmoid)),
     entry("tanh(self)", |call| simple(call, Unary::Tanh)),
     entry("silu(self)", |call| simple(call, Unary::Silu)),
     entry("hardswish(self)", |call| simple(call, Unary::Hardswish)),
     entry("hardsigmoid(self)", |call| simple(call, Unary::Hardsigmoid)),
-    entry("relu6(self)", |call| simple(call, Unary::Hardtanh { min: 0.0, max: 6.0 })),
-    entry("square(self)", |call| simple(call, Unary::PowScalar { exponent: 2.0 })),
+    entry("relu6(self)", |call| between(call, 0.0, 6.0)),
+    entry("square(self)", |call| match whole(call, "self")? {
+        Some(x) => {
+            let y = combine(call, Binary::Mul, Operand::Tensor(x), Operand::Tensor(x))?;
+            call.fresh(y)
+        }
+        None => simple(call, Unary::PowScalar { exponent: 2.0 }),
+    }),
     entry("leaky_relu(self, negative_slope=0.01)", |call| {
         let slope = call.float("negative_slope")?;
         simple(call, Unary::LeakyRelu { slope })
@@ -53,7 +62,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     }),
     entry("hardtanh(self, min_val=-1, max_val=1)", |call| {
         let (min, max) = (call.float("min_val")?, call.float("max_val")?);
-        simple(call, Unary::Hardtanh { min, max })
+        between(call, min, max)
     }),
     entry("clamp(self, min=None, max=None)", clamp),
     entry("clip(self, min=None, max=None)", clamp),
@@ -71,14 +80,8 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.scale(y, std::f64::consts::LOG2_E)?;
         call.fresh(y)
     }),
-    entry("clamp_min(self, min)", |call| {
-        let min = call.float("min")?;
-        simple(call, Unary::Hardtanh { min, max: f64::INFINITY })
-    }),
-    entry("clamp_max(self, max)", |call| {
-        let max = call.float("max")?;
-        simple(call, Unary::Hardtanh { min: f64::NEG_INFINITY, max })
-    }),
+    entry("clamp_min(self, min)", clamp),
+    entry("clamp_max(self, max)", clamp),
     entry("mish(self)", |call| {
         let x = floating(call, "self")?;
         let soft = call.unary(Unary::Softplus { beta: 1.0, threshold: 20.0 }, x)?;
@@ -118,6 +121,40 @@ pub(super) fn floating(call: &mut Call<'_, '_>, name: &str) -> Result<ValueId, P
     if call.dtype_of(x).is_floating_point() { Ok(x) } else { call.cast(x, DType::F32) }
 }
 
+/// A tensor argument, where it holds integers.
+fn whole(call: &mut Call<'_, '_>, name: &str) -> Result<Option<ValueId>, Problem> {
+    let x = call.tensor(name)?;
+    let dtype = call.dtype_of(x);
+    Ok(Some(x).filter(|_| !dtype.is_floating_point() && dtype != DType::Bool))
+}
+
+/// Integers between bounds, whose fractions are cut off.
+fn bounded(call: &mut Call<'_, '_>, x: ValueId, [min, max]: [Option<f64>; 2]) -> Outcome {
+    let mut y = x;
+    for (bound, op) in [(min, Binary::Maximum), (max, Binary::Minimum)] {
+        if let Some(bound) = bound {
+            let bound = Operand::Number(Scalar::Int(bound as i64));
+            y = combine(call, op, Operand::Tensor(y), bound)?;
+        }
+    }
+    call.fresh(y)
+}
+
+fn between(call: &mut Call<'_, '_>, min: f64, max: f64) -> Outcome {
+    match whole(call, "self")? {
+        Some(x) => bounded(call, x, [Some(min), Some(max)]),
+        None => simple(call, Unary::Hardtanh { min, max }),
+    }
+}
+
+pub(super) fn absolute(call: &mut Call<'_, '_>) -> Outcome {
+    let Some(x) = whole(call, "self")? else { return simple(call, Unary::Abs) };
+    let zero = Operand::Number(Scalar::Int(0));
+    let negated = combine(call, Binary::Sub, zero, Operand::Tensor(x))?;
+    let y = combine(call, Binary::Maximum, Operand::Tensor(x), Operand::Tensor(negated))?;
+    call.fresh(y)
+}
+
 fn map(call: &mut Call<'_, '_>, unary: Unary) -> Result<ValueId, Problem> {
     let x = floating(call, "self")?;
     call.unary(unary, x)
@@ -131,7 +168,8 @@ fn simple(call: &mut Call<'_, '_>, unary: Unary) -> Outcome {
 /// Between two numbers in one operation; whole numbers and bounds that are tensors take two.
 fn clamp(call: &mut Call<'_, '_>) -> Outcome {
     let x = call.tensor("self")?;
-    let by_tensors = ["min", "max"].iter().any(|name| matches!(call.get(name), Value::Tensor(_)));
+    let by_tensors =
+        ["min", "max"].iter().any(|name| matches!(call.get(name), Value::Tensor(_) | Value::Known(_)));
     if by_tensors || !call.dtype_of(x).is_floating_point() {
         return elementary::clamp(call);
     }

@@ -1,7 +1,7 @@
 //! Arithmetic of two operands, with PyTorch's type promotion; known numbers are folded.
 
 use super::{
-    Call, Entry, Operand, Outcome, Scalar, Value, entry, logic,
+    Call, Entry, Known, Operand, Outcome, Scalar, Value, entry, logic,
     rounding::{Rounding, quotient},
 };
 use crate::{
@@ -30,10 +30,12 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("addcmul(self, tensor1, tensor2, *, value=1)", |call| fused(call, Binary::Mul)),
     entry("addcdiv(self, tensor1, tensor2, *, value=1)", |call| fused(call, Binary::Div)),
     entry("lerp(self, end, weight)", |call| {
-        let (start, end, weight) = (call.operand("self")?, call.operand("end")?, call.operand("weight")?);
+        let given = [call.operand("self")?, call.operand("end")?, call.operand("weight")?];
+        let (dtype, [start, end, weight]) = widen(call, given)?;
         let step = combine(call, Binary::Sub, end, start)?;
         let part = combine(call, Binary::Mul, Operand::Tensor(step), weight)?;
         let y = combine(call, Binary::Add, start, Operand::Tensor(part))?;
+        let y = call.cast(y, dtype)?;
         call.fresh(y)
     }),
 ];
@@ -76,7 +78,7 @@ pub(super) fn result_type(call: &Call<'_, '_>, operands: &[Operand]) -> DType {
     for operand in operands {
         let (rank, dtype) = match operand {
             Operand::Number(scalar) => (Rank::Number, scalar.dtype()),
-            Operand::Known(_, dtype) => (Rank::Scalar, *dtype),
+            Operand::Known(known) => (Rank::Scalar, known.dtype),
             Operand::Tensor(value) if call.shape(*value).rank() == 0 => (Rank::Scalar, call.dtype_of(*value)),
             Operand::Tensor(value) => (Rank::Tensor, call.dtype_of(*value)),
         };
@@ -99,8 +101,8 @@ pub(super) fn materialise(
 ) -> Result<ValueId, Problem> {
     match operand {
         Operand::Tensor(value) => call.cast(value, dtype),
-        Operand::Number(scalar) | Operand::Known(scalar, _) => {
-            call.full(Shape::scalar(), dtype, scalar.to_f64())
+        Operand::Number(scalar) | Operand::Known(Known { scalar, .. }) => {
+            call.lowering.filled(Shape::scalar(), dtype, scalar.cast(dtype))
         }
     }
 }
@@ -151,9 +153,15 @@ pub(super) fn combine(
             _ => {}
         }
     }
-    let a = materialise(call, a, dtype)?;
-    let b = materialise(call, b, dtype)?;
-    call.apply(Op::Binary(op), &[a, b])
+    if dtype == DType::Bool && op == Binary::Sub {
+        return Err(Problem::argument("bools are not subtracted: use logical_xor or logical_not"));
+    }
+    // Integers are reckoned in int64; bools as well, and what is not 0 is true.
+    let reckoned = if dtype.is_floating_point() { dtype } else { DType::I64 };
+    let a = materialise(call, a, reckoned)?;
+    let b = materialise(call, b, reckoned)?;
+    let y = call.apply(Op::Binary(op), &[a, b])?;
+    call.cast(y, dtype)
 }
 
 impl Operand {
@@ -161,30 +169,34 @@ impl Operand {
     fn number(self) -> Option<f64> {
         match self {
             Operand::Tensor(_) => None,
-            Operand::Number(scalar) | Operand::Known(scalar, _) => Some(scalar.to_f64()),
+            Operand::Number(scalar) | Operand::Known(Known { scalar, .. }) => Some(scalar.to_f64()),
         }
     }
 
     pub(super) fn scalar(self) -> Option<Scalar> {
         match self {
             Operand::Tensor(_) => None,
-            Operand::Number(scalar) | Operand::Known(scalar, _) => Some(scalar),
+            Operand::Number(scalar) | Operand::Known(Known { scalar, .. }) => Some(scalar),
         }
     }
 }
 
 /// Two known operands give a known result: a tensor where either is one.
 pub(super) fn fold(
+    call: &Call<'_, '_>,
     a: Operand,
     b: Operand,
     f: impl Fn(Scalar, Scalar) -> Result<Scalar, Problem>,
 ) -> Option<Result<Value, Problem>> {
     let (x, y) = (a.scalar()?, b.scalar()?);
     let numbers = matches!((a, b), (Operand::Number(_), Operand::Number(_)));
-    Some(
-        f(x, y)
-            .map(|scalar| if numbers { Value::Number(scalar) } else { Value::Known(scalar, scalar.dtype()) }),
-    )
+    let dtype = result_type(call, &[a, b]);
+    Some(f(x, y).map(|scalar| match scalar {
+        _ if numbers => Value::Number(scalar),
+        Scalar::Bool(_) => Value::known(scalar, DType::Bool),
+        Scalar::Float(_) if !dtype.is_floating_point() => Value::known(scalar, DType::F32),
+        _ => Value::known(scalar, dtype),
+    }))
 }
 
 /// Exact integer arithmetic where both are integers, floating point otherwise.
@@ -202,11 +214,12 @@ pub(super) fn arithmetic(
 }
 
 fn binary(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
-    let (a, b) = (call.operand("self")?, call.operand("other")?);
+    let a = call.operand("self")?;
+    let b = if op == Binary::Mul { call.second("other")? } else { call.operand("other")? };
     let folded = match op {
-        Binary::Mul => fold(a, b, arithmetic(i64::checked_mul, |x, y| x * y)),
-        Binary::Maximum => fold(a, b, arithmetic(|x, y| Some(x.max(y)), f64::max)),
-        Binary::Minimum => fold(a, b, arithmetic(|x, y| Some(x.min(y)), f64::min)),
+        Binary::Mul => fold(call, a, b, arithmetic(i64::checked_mul, |x, y| x * y)),
+        Binary::Maximum => fold(call, a, b, arithmetic(|x, y| Some(x.max(y)), f64::max)),
+        Binary::Minimum => fold(call, a, b, arithmetic(|x, y| Some(x.min(y)), f64::min)),
         Binary::Add | Binary::Sub | Binary::Div | Binary::Pow => None,
     };
     if let Some(folded) = folded {
@@ -221,25 +234,24 @@ fn binary(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
 
 /// a + sign·alpha·b.
 fn weighted(call: &mut Call<'_, '_>, left: &str, right: &str, sign: f64) -> Outcome {
-    let (a, mut b) = (call.operand(left)?, call.operand(right)?);
+    let a = call.operand(left)?;
+    let mut b = if right == "other" { call.second(right)? } else { call.operand(right)? };
     let alpha = call.number("alpha")?;
     if alpha.to_f64() != 1.0 {
         let alpha = Operand::Number(alpha);
-        b = match fold(alpha, b, arithmetic(i64::checked_mul, |x, y| x * y)) {
-            Some(folded) => match (b, folded?) {
-                (Operand::Number(_), Value::Number(scalar)) => Operand::Number(scalar),
-                (_, value) => {
-                    let scalar = value.scalar().unwrap_or(Scalar::Int(0));
-                    Operand::Known(scalar, scalar.dtype())
-                }
+        b = match fold(call, alpha, b, arithmetic(i64::checked_mul, |x, y| x * y)) {
+            Some(folded) => match folded? {
+                Value::Number(scalar) => Operand::Number(scalar),
+                Value::Known(known) => Operand::Known(known),
+                other => return Err(Problem::argument(format!("{} is no summand", other.kind()))),
             },
             None => Operand::Tensor(combine(call, Binary::Mul, b, alpha)?),
         };
     }
     let folded = if sign > 0.0 {
-        fold(a, b, arithmetic(i64::checked_add, |x, y| x + y))
+        fold(call, a, b, arithmetic(i64::checked_add, |x, y| x + y))
     } else {
-        fold(a, b, arithmetic(i64::checked_sub, |x, y| x - y))
+        fold(call, a, b, arithmetic(i64::checked_sub, |x, y| x - y))
     };
     if let Some(folded) = folded {
         return folded;
@@ -249,12 +261,12 @@ fn weighted(call: &mut Call<'_, '_>, left: &str, right: &str, sign: f64) -> Outc
 }
 
 fn divide(call: &mut Call<'_, '_>) -> Outcome {
-    let (a, b) = (call.operand("self")?, call.operand("other")?);
+    let (a, b) = (call.operand("self")?, call.second("other")?);
     let mode = call.get("rounding_mode");
     if let Value::Str(mode) = mode {
         let folded = match &*mode {
-            "floor" => fold(a, b, arithmetic(super::number::floor_divide, |x, y| (x / y).floor())),
-            "trunc" => fold(a, b, arithmetic(i64::checked_div, |x, y| (x / y).trunc())),
+            "floor" => fold(call, a, b, arithmetic(super::number::floor_divide, |x, y| (x / y).floor())),
+            "trunc" => fold(call, a, b, arithmetic(i64::checked_div, |x, y| (x / y).trunc())),
             _ => return Err(Problem::argument(format!("it does not round by {mode:?}"))),
         };
         if let Some(folded) = folded {
@@ -264,19 +276,37 @@ fn divide(call: &mut Call<'_, '_>) -> Outcome {
         let y = quotient(call, a, b, rounding)?;
         return call.fresh(y);
     }
-    if let Some(folded) = fold(a, b, |x, y| Ok(Scalar::Float(x.to_f64() / y.to_f64()))) {
+    if let Some(folded) = fold(call, a, b, |x, y| Ok(Scalar::Float(x.to_f64() / y.to_f64()))) {
         return folded;
     }
     let y = combine(call, Binary::Div, a, b)?;
     call.fresh(y)
 }
 
+/// The type of a result, and its operands as float32 where that is a half: what PyTorch has one kernel for is
+/// rounded once.
+fn widen(call: &mut Call<'_, '_>, operands: [Operand; 3]) -> Result<(DType, [Operand; 3]), Problem> {
+    let dtype = result_type(call, &operands);
+    if !matches!(dtype, DType::F16 | DType::BF16) {
+        return Ok((dtype, operands));
+    }
+    let mut wide = operands;
+    for operand in &mut wide {
+        if let Operand::Tensor(x) = *operand {
+            *operand = Operand::Tensor(call.cast(x, DType::F32)?);
+        }
+    }
+    Ok((dtype, wide))
+}
+
 /// self + value·(tensor1 ∘ tensor2).
 fn fused(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
-    let (base, a, b) = (call.operand("self")?, call.operand("tensor1")?, call.operand("tensor2")?);
+    let given = [call.operand("self")?, call.operand("tensor1")?, call.operand("tensor2")?];
+    let (dtype, [base, a, b]) = widen(call, given)?;
     let value = call.float("value")?;
     let product = combine(call, op, a, b)?;
     let product = call.scale(product, value)?;
     let y = combine(call, Binary::Add, base, Operand::Tensor(product))?;
+    let y = call.cast(y, dtype)?;
     call.fresh(y)
 }

@@ -74,12 +74,16 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("roll(self, shifts, dims=[])", |call| {
         let mut x = call.tensor("self")?;
         let (shape, shifts, dims) = (call.shape(x), call.ints("shifts")?, call.ints("dims")?);
-        if dims.is_empty() || dims.len() != shifts.len() {
-            return Err(Problem::unsupported("rolling a flattened tensor"));
+        // Without dimensions it is the flattened tensor that is rolled.
+        let flat = dims.is_empty();
+        let (dims, sizes) = if flat { (vec![0], [shape.elements()].into()) } else { (dims, shape.clone()) };
+        if dims.len() != shifts.len() {
+            return Err(Problem::argument(format!("{} shifts for {} dimensions", shifts.len(), dims.len())));
         }
+        x = call.reshape(x, sizes.clone())?;
         for (&dim, &shift) in dims.iter().zip(&shifts) {
-            let dim = shape.resolve_dim(dim)?;
-            let size = shape.get(dim).copied().unwrap_or(0);
+            let dim = sizes.resolve_dim(dim)?;
+            let size = sizes.get(dim).copied().unwrap_or(0);
             let shift = if size == 0 { 0 } else { shift.rem_euclid(size as i64) as usize };
             if shift > 0 {
                 let back = cut(call, x, dim, size - shift, shift)?;
@@ -87,6 +91,7 @@ pub(super) const ENTRIES: &[Entry] = &[
                 x = join(call, &[back, front], dim)?;
             }
         }
+        x = call.reshape(x, shape)?;
         call.fresh(x)
     }),
     entry("broadcast_tensors(tensors)", |call| {
@@ -95,8 +100,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         for &x in &tensors {
             shape = shape.broadcast(&call.shape(x))?;
         }
-        let tensors = tensors.into_iter().map(|x| call.expand(x, &shape)).collect::<Result<Vec<_>, _>>()?;
-        call.fresh_tuple(&tensors)
+        let mut items = Vec::with_capacity(tensors.len());
+        for (i, x) in tensors.into_iter().enumerate() {
+            let y = call.expand(x, &shape)?;
+            items.push(call.maybe_view_of_item("tensors", i, y));
+        }
+        Ok(call.lowering.tuple(items))
     }),
 ];
 

@@ -8,50 +8,62 @@ use crate::{
 };
 
 pub(super) const ENTRIES: &[Entry] = &[
-    entry("zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| of_size(call, 0.0)),
-    entry("zeros.traced(size, dtype, layout, device, pin_memory=None)", |call| of_size(call, 0.0)),
-    entry("ones(size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| of_size(call, 1.0)),
+    entry("zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| of_size(call, 0)),
+    entry("zeros.traced(size, dtype, layout, device, pin_memory=None)", |call| of_size(call, 0)),
+    // Memory that nobody wrote may hold anything, zeros too.
+    entry(
+        "empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None)",
+        |call| of_size(call, 0),
+    ),
+    entry("empty.traced(size, dtype, layout, device, pin_memory=None, memory_format=None)", |call| {
+        of_size(call, 0)
+    }),
+    entry(
+        "empty_like(self, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None)",
+        |call| like(call, Scalar::Int(0)),
+    ),
+    entry("new_empty(self, size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
+        new(call, Scalar::Int(0))
+    }),
+    entry("ones(size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| of_size(call, 1)),
     entry("full(size, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
         let number = call.number("fill_value")?;
         let dtype = call.dtype("dtype")?.unwrap_or(number.dtype());
         let shape = call.sizes("size")?;
-        filled(call, shape.into(), dtype, number.to_f64())
+        filled(call, shape.into(), dtype, number)
     }),
     entry(
         "zeros_like(self, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None)",
-        |call| like(call, 0.0),
+        |call| like(call, Scalar::Int(0)),
     ),
     entry(
         "ones_like(self, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None)",
-        |call| like(call, 1.0),
+        |call| like(call, Scalar::Int(1)),
     ),
     entry(
         "full_like(self, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None)",
         |call| {
-            let number = call.float("fill_value")?;
+            let number = call.number("fill_value")?;
             like(call, number)
         },
     ),
     entry("new_zeros(self, size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
-        new(call, 0.0)
+        new(call, Scalar::Int(0))
     }),
     entry("new_ones(self, size, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
-        new(call, 1.0)
+        new(call, Scalar::Int(1))
     }),
     entry(
         "new_full(self, size, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None)",
         |call| {
-            let number = call.float("fill_value")?;
+            let number = call.number("fill_value")?;
             new(call, number)
         },
     ),
     entry("scalar_tensor(s, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
         let number = call.number("s")?;
         let dtype = call.dtype("dtype")?.unwrap_or(number.dtype());
-        Ok(Value::Known(
-            if dtype.is_floating_point() { Scalar::Float(number.to_f64()) } else { number },
-            dtype,
-        ))
+        Ok(Value::known(number, dtype))
     }),
     entry("arange(end, *, dtype=None, layout=None, device=None, pin_memory=None)", |call| {
         range(call, Scalar::Int(0), Scalar::Int(1))
@@ -85,14 +97,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     }),
 ];
 
-fn filled(call: &mut Call<'_, '_>, shape: Shape, dtype: DType, value: f64) -> Outcome {
-    let y = call.full(shape, dtype, value)?;
+fn filled(call: &mut Call<'_, '_>, shape: Shape, dtype: DType, value: Scalar) -> Outcome {
+    let y = call.lowering.filled(shape, dtype, value.cast(dtype))?;
     call.fresh(y)
 }
 
-fn of_size(call: &mut Call<'_, '_>, value: f64) -> Outcome {
+fn of_size(call: &mut Call<'_, '_>, value: i64) -> Outcome {
     let (shape, dtype) = (call.sizes("size")?, call.dtype("dtype")?.unwrap_or(DType::F32));
-    filled(call, shape.into(), dtype, value)
+    filled(call, shape.into(), dtype, Scalar::Int(value))
 }
 
 fn base(call: &Call<'_, '_>) -> Result<(Shape, DType), Problem> {
@@ -101,12 +113,12 @@ fn base(call: &Call<'_, '_>) -> Result<(Shape, DType), Problem> {
     Ok((shape, call.dtype("dtype")?.unwrap_or(own)))
 }
 
-fn like(call: &mut Call<'_, '_>, value: f64) -> Outcome {
+fn like(call: &mut Call<'_, '_>, value: Scalar) -> Outcome {
     let (shape, dtype) = base(call)?;
     filled(call, shape, dtype, value)
 }
 
-fn new(call: &mut Call<'_, '_>, value: f64) -> Outcome {
+fn new(call: &mut Call<'_, '_>, value: Scalar) -> Outcome {
     let (_, dtype) = base(call)?;
     let shape = call.sizes("size")?;
     filled(call, shape.into(), dtype, value)

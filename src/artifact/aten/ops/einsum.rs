@@ -9,7 +9,8 @@ use crate::{
 
 pub(super) const ENTRIES: &[Entry] = &[entry("einsum(equation, tensors, *, path=None)", |call| {
     let (equation, tensors) = (call.text("equation")?, call.tensors("tensors")?);
-    let (operands, result) = parse(&equation)?;
+    let ranks_of: Vec<usize> = tensors.iter().map(|&x| call.shape(x).rank()).collect();
+    let (operands, result) = parse(&equation, &ranks_of)?;
     if operands.len() != tensors.len() {
         return Err(Problem::argument(format!("{equation:?} is for {} operands", operands.len())));
     }
@@ -23,8 +24,13 @@ pub(super) const ENTRIES: &[Entry] = &[entry("einsum(equation, tensors, *, path=
         let later: Vec<char> = operands[n + 2..].iter().flatten().chain(&result).copied().collect();
         so_far = product(call, so_far, next, &later)?;
     }
+    let before = call.shape(so_far.value).elements();
     let summed = keep(call, so_far, &result)?;
     let y = arrange(call, &summed, &result)?;
+    // One operand that is only turned is a view.
+    if operands.len() == 1 && call.shape(y).elements() == before {
+        return Ok(call.maybe_view_of_item("tensors", 0, y));
+    }
     call.fresh(y)
 })];
 
@@ -34,29 +40,48 @@ struct Labelled {
     value: ValueId,
 }
 
+/// What stands for a dimension of "...", counted from the last: no letter that an equation may hold.
+fn unnamed(from_last: usize) -> char {
+    char::from_u32(0xE000 + from_last as u32).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The letters of one operand of this rank; "..." stands for as many dimensions as are left.
+fn letters(part: &str, rank: usize) -> Vec<char> {
+    let Some((before, after)) = part.split_once("...") else { return part.chars().collect() };
+    let named = before.chars().count() + after.chars().count();
+    let between = (0..rank.saturating_sub(named)).rev().map(unnamed);
+    before.chars().chain(between).chain(after.chars()).collect()
+}
+
 /// The letters of each operand and of the result.
-fn parse(equation: &str) -> Result<(Vec<Vec<char>>, Vec<char>), Problem> {
+fn parse(equation: &str, ranks: &[usize]) -> Result<(Vec<Vec<char>>, Vec<char>), Problem> {
     let plain: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match plain.split_once("->") {
         Some((left, right)) => (left, Some(right)),
         None => (plain.as_str(), None),
     };
-    let operands: Vec<Vec<char>> = left.split(',').map(|part| part.chars().collect()).collect();
-    let all: Vec<char> = operands.iter().flatten().copied().collect();
-    if all.iter().chain(&right.unwrap_or("").chars().collect::<Vec<_>>()).any(|c| !c.is_ascii_alphabetic()) {
-        return Err(Problem::unsupported(format!("the equation {equation:?}: it takes letters alone")));
+    if plain.replace("->", "").replace("...", "").chars().any(|c| c != ',' && !c.is_ascii_alphabetic()) {
+        return Err(Problem::unsupported(format!("the equation {equation:?}: it takes letters and \"...\"")));
     }
+    let parts = left.split(',').zip(ranks.iter().copied().chain(std::iter::repeat(0)));
+    let operands: Vec<Vec<char>> = parts.map(|(part, rank)| letters(part, rank)).collect();
+    let all: Vec<char> = operands.iter().flatten().copied().collect();
+    let mut unnamed: Vec<char> = all.iter().copied().filter(|c| !c.is_ascii()).collect();
+    unnamed.sort_unstable_by(|a, b| b.cmp(a));
+    unnamed.dedup();
     let twice = |labels: &[char]| (1..labels.len()).any(|i| labels[..i].contains(&labels[i]));
     if operands.iter().any(|labels| twice(labels)) {
         return Err(Problem::unsupported(format!("a diagonal in {equation:?}")));
     }
     let result: Vec<char> = match right {
-        Some(right) => right.chars().collect(),
+        Some(right) => {
+            letters(right, unnamed.len() + right.chars().filter(char::is_ascii_alphabetic).count())
+        }
         None => {
-            let mut once: Vec<char> =
-                all.iter().filter(|c| all.iter().filter(|d| d == c).count() == 1).copied().collect();
+            let mut once: Vec<char> = all.iter().copied().filter(char::is_ascii).collect();
+            once.retain(|c| all.iter().filter(|d| *d == c).count() == 1);
             once.sort_unstable();
-            once
+            unnamed.into_iter().chain(once).collect()
         }
     };
     if twice(&result) || result.iter().any(|c| !all.contains(c)) {
@@ -111,8 +136,10 @@ fn product(call: &mut Call<'_, '_>, a: Labelled, b: Labelled, later: &[char]) ->
         in_a.or_else(|| b.labels.iter().position(|own| *own == c).map(|i| shape_b[i])).unwrap_or(1)
     };
     for (i, c) in b.labels.iter().enumerate() {
-        if shape_b[i] != size(*c) {
-            return Err(Problem::argument(format!("{c} is {} and {}", size(*c), shape_b[i])));
+        let known = size(*c);
+        if shape_b[i] != known {
+            let c = if c.is_ascii() { c.to_string() } else { "a dimension of \"...\"".into() };
+            return Err(Problem::argument(format!("{c} is {known} and {}", shape_b[i])));
         }
     }
     let sizes = |labels: &[char]| -> Vec<usize> { labels.iter().map(|&c| size(c)).collect() };

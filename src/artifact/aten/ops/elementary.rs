@@ -2,8 +2,8 @@
 
 use super::{
     Call, Entry, Operand, Outcome, Scalar, Value,
-    activation::floating,
-    arithmetic::{combine, materialise, result_type},
+    activation::{absolute, floating},
+    arithmetic::{materialise, result_type},
     entry,
     logic::junction,
 };
@@ -40,7 +40,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         let y = call.unary(Unary::AddScalar { value: 1.0 }, negated)?;
         call.fresh(y)
     }),
-    entry("absolute(self)", |call| one(call, Unary::Abs)),
+    entry("absolute(self)", absolute),
     entry("positive(self)", |call| Ok(call.get("self"))),
     entry("softsign(self)", |call| {
         let x = floating(call, "self")?;
@@ -161,33 +161,33 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("__and__(self, other)", |call| junction(call, true)),
     entry("__or__(self, other)", |call| junction(call, false)),
     entry("clamp.Tensor(self, min=None, max=None)", clamp),
-    entry("clamp_min.Tensor(self, min)", |call| bounded(call, "min", Binary::Maximum)),
-    entry("clamp_max.Tensor(self, max)", |call| bounded(call, "max", Binary::Minimum)),
+    entry("clamp_min.Tensor(self, min)", clamp),
+    entry("clamp_max.Tensor(self, max)", clamp),
 ];
 
-/// Between bounds of any kind, in the type that all of them share.
+/// Between bounds of any kind, in the type that all of them share. As with `maximum`, tensor and bound share the
+/// gradient where they are equal.
 pub(super) fn clamp(call: &mut Call<'_, '_>) -> Outcome {
-    let mut x = call.operand("self")?;
+    let x = call.operand("self")?;
+    let mut bounds = Vec::new();
     for (name, op) in [("min", Binary::Maximum), ("max", Binary::Minimum)] {
         if call.get(name) != Value::None {
-            let bound = call.operand(name)?;
-            x = Operand::Tensor(combine(call, op, x, bound)?);
+            bounds.push((call.operand(name)?, op));
         }
     }
-    let dtype = result_type(call, &[x]);
-    let y = materialise(call, x, dtype)?;
+    let operands: Vec<Operand> = bounds.iter().map(|(bound, _)| *bound).chain([x]).collect();
+    let dtype = result_type(call, &operands);
+    let mut y = materialise(call, x, dtype)?;
+    for (bound, op) in bounds {
+        let bound = materialise(call, bound, dtype)?;
+        y = call.apply(Op::Binary(op), &[y, bound])?;
+    }
     call.fresh(y)
 }
 
 fn one(call: &mut Call<'_, '_>, unary: Unary) -> Outcome {
     let x = floating(call, "self")?;
     let y = call.unary(unary, x)?;
-    call.fresh(y)
-}
-
-fn bounded(call: &mut Call<'_, '_>, name: &str, op: Binary) -> Outcome {
-    let (x, bound) = (call.operand("self")?, call.operand(name)?);
-    let y = combine(call, op, x, bound)?;
     call.fresh(y)
 }
 

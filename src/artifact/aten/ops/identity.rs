@@ -1,6 +1,6 @@
 //! Operations that change nothing but a type, if that.
 
-use super::{Call, Entry, Outcome, Value, entry};
+use super::{Call, Entry, Known, Operand, Outcome, Scalar, Value, arithmetic::materialise, entry};
 use crate::{graph::Op, tensor::DType};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -55,16 +55,17 @@ pub(super) const ENTRIES: &[Entry] = &[
         call.fresh(value)
     }),
     entry("fill(self, value)", |call| {
-        let number = call.float("value")?;
-        filled(call, number)
+        let value = call.operand("value")?;
+        filled(call, value)
     }),
-    entry("zero(self)", |call| filled(call, 0.0)),
+    entry("zero(self)", |call| filled(call, Operand::Number(Scalar::Int(0)))),
 ];
 
-fn filled(call: &mut Call<'_, '_>, number: f64) -> Outcome {
+fn filled(call: &mut Call<'_, '_>, value: Operand) -> Outcome {
     let target = call.tensor("self")?;
     let (shape, dtype) = (call.shape(target), call.dtype_of(target));
-    let value = call.full(shape, dtype, number)?;
+    let value = materialise(call, value, dtype)?;
+    let value = call.expand(value, &shape)?;
     call.fresh(value)
 }
 
@@ -80,8 +81,8 @@ fn maybe_copy(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn copy(call: &mut Call<'_, '_>) -> Outcome {
-    if let known @ Value::Known(..) = call.get("self") {
-        return Ok(known);
+    if let Value::Known(known) = call.get("self") {
+        return Ok(Value::Known(Known { literal: false, ..known }));
     }
     let x = call.tensor("self")?;
     call.fresh(x)
@@ -89,8 +90,8 @@ fn copy(call: &mut Call<'_, '_>) -> Outcome {
 
 /// The same tensor, seen by no gradient.
 fn detach(call: &mut Call<'_, '_>) -> Outcome {
-    if let known @ Value::Known(..) = call.get("self") {
-        return Ok(known);
+    if let Value::Known(known) = call.get("self") {
+        return Ok(Value::Known(Known { literal: false, ..known }));
     }
     let x = call.tensor("self")?;
     if call.lowering.is_differentiable(x)? {
@@ -101,14 +102,11 @@ fn detach(call: &mut Call<'_, '_>) -> Outcome {
 }
 
 fn to(call: &mut Call<'_, '_>, dtype: Option<DType>) -> Outcome {
-    if let Value::Known(scalar, known) = call.get("self") {
-        let dtype = dtype.unwrap_or(known);
-        // A number changes its kind only where the new type cannot hold it as it is.
-        if dtype.is_floating_point() || scalar.to_i64().is_some() {
-            let scalar =
-                if dtype.is_floating_point() { super::Scalar::Float(scalar.to_f64()) } else { scalar };
-            return Ok(Value::Known(scalar, dtype));
-        }
+    if let Value::Known(known) = call.get("self") {
+        return Ok(match dtype {
+            Some(dtype) if dtype != known.dtype => Value::known(known.scalar, dtype),
+            _ => Value::Known(known),
+        });
     }
     let x = call.tensor("self")?;
     match dtype {

@@ -56,7 +56,7 @@ pub(super) const ENTRIES: &[Entry] = &[
 
 fn compare(call: &mut Call<'_, '_>, compare: Compare) -> Outcome {
     let (a, b) = (call.operand("self")?, call.operand("other")?);
-    let known = fold(a, b, |x, y| {
+    let known = fold(call, a, b, |x, y| {
         let order = match (x.to_i64(), y.to_i64()) {
             (Some(x), Some(y)) => Some(x.cmp(&y)),
             _ => x.to_f64().partial_cmp(&y.to_f64()),

@@ -25,7 +25,7 @@ mod scatter;
 mod view;
 mod window;
 
-use super::{Call, Operand, Outcome, Scalar, Value, schema::Entry};
+use super::{Call, Operand, Outcome, Scalar, Value, schema::Entry, value::Known};
 
 /// Every entry of the table.
 pub(super) fn all() -> impl Iterator<Item = &'static Entry> {

@@ -1,6 +1,12 @@
 //! Normalisation, with running statistics kept as PyTorch keeps them.
 
-use super::{Call, Entry, Outcome, Value, activation::floating, entry, reduce::moments, view::volume};
+use super::{
+    Call, Entry, Outcome, Value,
+    activation::floating,
+    entry,
+    reduce::{moments, widened},
+    view::volume,
+};
 use crate::{
     artifact::{Mode, Problem},
     graph::{Binary, Op, Reduction, Unary, ValueId},
@@ -83,7 +89,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         call.fresh_tuple(&all)
     }),
     entry("rms_norm(input, normalized_shape, weight=None, eps=None)", |call| {
-        let x = floating(call, "input")?;
+        let given = floating(call, "input")?;
+        // Halves are reckoned in float32, the weight too, and so is the ε of None.
+        let x = widened(call, given)?;
         let (shape, inner) = (call.shape(x), call.sizes("normalized_shape")?);
         if !shape.ends_with(&inner) || inner.is_empty() {
             return Err(Problem::argument(format!("shape {shape} does not end in {inner:?}")));
@@ -91,8 +99,6 @@ pub(super) const ENTRIES: &[Entry] = &[
         let dims = (shape.rank() - inner.len()..shape.rank()).collect();
         let eps = match (call.get("eps"), call.dtype_of(x)) {
             (Value::None, DType::F64) => f64::EPSILON,
-            (Value::None, DType::F16) => half::f16::EPSILON.to_f64(),
-            (Value::None, DType::BF16) => half::bf16::EPSILON.to_f64(),
             (Value::None, _) => f64::from(f32::EPSILON),
             _ => call.float("eps")?,
         };
@@ -102,8 +108,12 @@ pub(super) const ENTRIES: &[Entry] = &[
         let factor = call.unary(Unary::Rsqrt, shifted)?;
         let mut y = call.apply(Op::Binary(Binary::Mul), &[x, factor])?;
         if let Some(weight) = call.optional_tensor("weight")? {
+            let dtype = call.dtype_of(x);
+            let weight = call.cast(weight, dtype)?;
             y = call.apply(Op::Binary(Binary::Mul), &[y, weight])?;
         }
+        let dtype = call.dtype_of(given);
+        let y = call.cast(y, dtype)?;
         call.fresh(y)
     }),
 ];
@@ -123,13 +133,30 @@ fn affine(call: &mut Call<'_, '_>, x: ValueId, shape: &Shape) -> Result<[ValueId
     Ok([get("weight", 1.0)?, get("bias", 0.0)?])
 }
 
-fn by_running(call: &mut Call<'_, '_>) -> Result<ValueId, Problem> {
+/// The input in the type that the statistics are kept in, where that is the wider one.
+fn batched(call: &mut Call<'_, '_>) -> Result<ValueId, Problem> {
     let x = call.tensor("input")?;
+    match call.optional_tensor("running_mean")? {
+        Some(mean) if call.dtype_of(mean) == DType::F32 => widened(call, x),
+        _ => Ok(x),
+    }
+}
+
+fn by_running(call: &mut Call<'_, '_>) -> Result<ValueId, Problem> {
+    let x = batched(call)?;
     let channels = channels(call, x)?;
     let [weight, bias] = affine(call, x, &[channels].into())?;
     let (mean, var) = (call.tensor("running_mean")?, call.tensor("running_var")?);
     let eps = call.float("eps")?;
-    call.apply(Op::BatchNormEval { eps }, &[x, weight, bias, mean, var])
+    let y = call.apply(Op::BatchNormEval { eps }, &[x, weight, bias, mean, var])?;
+    as_input(call, y)
+}
+
+/// A result in the type of the input.
+fn as_input(call: &mut Call<'_, '_>, y: ValueId) -> Result<ValueId, Problem> {
+    let x = call.tensor("input")?;
+    let dtype = call.dtype_of(x);
+    call.cast(y, dtype)
 }
 
 /// (1 − momentum)·old + momentum·new.
@@ -145,7 +172,7 @@ fn blend(call: &mut Call<'_, '_>, old: ValueId, new: ValueId, momentum: f64) -> 
 /// The mode decides between batch and running statistics; without running statistics there is only the
 /// batch's.
 fn batch(call: &mut Call<'_, '_>, write: bool) -> Result<[ValueId; 5], Problem> {
-    let x = call.tensor("input")?;
+    let x = batched(call)?;
     let channels = channels(call, x)?;
     let running = match (call.optional_tensor("running_mean")?, call.optional_tensor("running_var")?) {
         (Some(mean), Some(var)) => Some((mean, var)),
@@ -168,9 +195,16 @@ fn batch(call: &mut Call<'_, '_>, write: bool) -> Result<[ValueId; 5], Problem> 
     let [y, mean, rstd, var] = results[..] else {
         return Err(Problem::argument("batch norm gave another number of results"));
     };
+    let y = as_input(call, y)?;
     let Some((old_mean, old_var)) = running else { return Ok([y, mean, rstd, mean, var]) };
     // Momentum None means a cumulative average, whose factor an export writes as a number.
     let momentum = call.float("momentum")?;
+    if momentum == 0.0 && !call.flag("training")? {
+        return Err(Problem::unsupported(
+            "training a batch norm with momentum None that was exported in eval mode, where its average's \
+             factor is not written down (export it in train mode, or give it a momentum)",
+        ));
+    }
     let shape = call.shape(x);
     let count = volume(&[&shape[..1], &shape[2..]].concat())? as f64;
     let unbiased = call.scale(var, count / (count - 1.0))?;
@@ -206,7 +240,7 @@ fn instance(call: &mut Call<'_, '_>) -> Outcome {
     if tracked {
         let momentum = call.float("momentum")?;
         let dims: Vec<usize> = (2..call.shape(x).rank()).collect();
-        let (mean, var) = moments(call, x, &dims, 1.0)?;
+        let (mean, var) = moments(call, x, &dims, 1.0, false)?;
         for (name, each) in [("running_mean", mean), ("running_var", var)] {
             let old = call.tensor(name)?;
             let over_batch = call.apply(Op::Reduce { reduction: Reduction::Mean, dims: vec![0] }, &[each])?;
@@ -236,4 +270,40 @@ fn group(call: &mut Call<'_, '_>, name: &str) -> Result<Vec<ValueId>, Problem> {
     let [weight, bias] = affine(call, x, &[channels].into())?;
     let (groups, eps) = (call.size(name)?, call.float("eps")?);
     call.push(Op::GroupNorm { groups, eps }, &[x, weight, bias])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        artifact::{NamedTensor, ReadLimits, aten::Lowering, aten::call as lower},
+        graph::Limits,
+        tensor::HostTensor,
+    };
+
+    /// What an export in eval mode does not say is not made up.
+    #[test]
+    fn a_cumulative_average_is_not_guessed() {
+        let buffers = ["running_mean", "running_var"].map(|name| NamedTensor {
+            name: name.into(),
+            tensor: HostTensor::from_values([3].into(), &[1.0f32; 3]).unwrap(),
+        });
+        let normalised = |mode, momentum: f64, training: bool| {
+            let read = ReadLimits::default();
+            let mut lowering = Lowering::new(&[], &buffers, mode, Limits::default(), &read);
+            let x = lowering.input(0, [2, 3].into(), DType::F32).unwrap();
+            let (mean, var) = (lowering.buffer(0).unwrap(), lowering.buffer(1).unwrap());
+            let rest = [Value::bool(training), Value::float(momentum), Value::float(1e-5), Value::bool(true)];
+            let given = [x, Value::None, Value::None, mean, var].into_iter().chain(rest);
+            let given: Vec<_> = given.map(|value| (None, value)).collect();
+            lower(&mut lowering, "batch_norm", "", &given).map(drop)
+        };
+        let error = normalised(Mode::Train, 0.0, false).unwrap_err();
+        assert!(error.to_string().contains("momentum None"), "{error}");
+        for (mode, momentum, training) in
+            [(Mode::Eval, 0.0, false), (Mode::Train, 0.1, false), (Mode::Train, 0.0, true)]
+        {
+            normalised(mode, momentum, training).unwrap();
+        }
+    }
 }

@@ -53,7 +53,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("floor(self)", |call| round(call, f64::floor, Unary::Floor)),
     entry("ceil(self)", |call| round(call, f64::ceil, Unary::Ceil)),
     entry("round(self)", |call| round(call, f64::round_ties_even, Unary::Round)),
-    entry("NumToTensor(a)", |call| number(call).map(|scalar| Value::Known(scalar, scalar.dtype()))),
+    entry("NumToTensor(a)", |call| number(call).map(|scalar| Value::known(scalar, scalar.dtype()))),
     entry("ScalarImplicit(a)", |call| number(call).map(Value::Number)),
     entry("IntImplicit(a)", |call| number(call).map(Value::Number)),
     entry("FloatImplicit(a)", |call| number(call).map(Value::Number)),
@@ -134,7 +134,7 @@ fn exact(
     tensors: fn(&mut Call<'_, '_>, Operand, Operand) -> Result<ValueId, Problem>,
 ) -> Outcome {
     let (a, b) = (call.operand("self")?, call.operand("other")?);
-    if let Some(folded) = fold(a, b, arithmetic(ints, floats)) {
+    if let Some(folded) = fold(call, a, b, arithmetic(ints, floats)) {
         return folded;
     }
     let y = match constants(call, a, b, ints)? {
@@ -180,7 +180,7 @@ fn known(call: &mut Call<'_, '_>, f: impl Fn(Scalar) -> Option<Scalar>) -> Outco
     };
     let Some(result) = f(scalar) else { return Err(Problem::argument("the result overflows")) };
     Ok(match value {
-        Value::Known(..) => Value::Known(result, result.dtype()),
+        Value::Known(known) => Value::known(result, known.dtype),
         _ => Value::Number(result),
     })
 }

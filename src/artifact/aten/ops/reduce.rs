@@ -3,6 +3,7 @@
 use super::{
     Call, Entry, Outcome, Value,
     activation::floating,
+    elementary::{against, otherwise},
     entry,
     view::{swap, volume},
 };
@@ -27,37 +28,45 @@ pub(super) const ENTRIES: &[Entry] = &[
         }
         reduce(call, x, Reduction::Mean)
     }),
-    entry("amax(self, dim=[], keepdim=False)", |call| {
-        let x = call.tensor("self")?;
-        reduce(call, x, Reduction::Amax)
-    }),
-    entry("amin(self, dim=[], keepdim=False)", smallest),
+    entry("amax(self, dim=[], keepdim=False)", |call| most(call, Binary::Maximum)),
+    entry("amin(self, dim=[], keepdim=False)", |call| most(call, Binary::Minimum)),
     entry("max.dim(self, dim, keepdim=False)", |call| extreme(call, Binary::Maximum)),
     entry("min.dim(self, dim, keepdim=False)", |call| extreme(call, Binary::Minimum)),
     entry("max.other(self, other)", |call| pairwise(call, Binary::Maximum)),
     entry("min.other(self, other)", |call| pairwise(call, Binary::Minimum)),
     entry("logsumexp(self, dim, keepdim=False)", |call| {
-        let x = floating(call, "self")?;
+        let given = floating(call, "self")?;
+        let x = widened(call, given)?;
         let shape = call.shape(x);
         let dims = call.dims("dim", &shape)?;
         let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[x])?;
+        // An infinite one would leave nothing but NaN of the others.
+        let size = call.unary(Unary::Abs, largest)?;
+        let finite = against(call, size, Compare::Lt, f64::INFINITY)?;
+        let largest = otherwise(call, finite, largest, 0.0)?;
+        let largest = call.apply(Op::Detach, &[largest])?;
         let shifted = call.apply(Op::Binary(Binary::Sub), &[x, largest])?;
         let exps = call.unary(Unary::Exp, shifted)?;
         let sum = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.clone() }, &[exps])?;
-        let log = call.unary(Unary::Log, sum)?;
+        // Of nothing but −∞ the result is −∞, and its gradient 0.
+        let some = against(call, sum, Compare::Ne, 0.0)?;
+        let safe = otherwise(call, some, sum, 1.0)?;
+        let log = call.unary(Unary::Log, safe)?;
         let y = call.apply(Op::Binary(Binary::Add), &[log, largest])?;
+        let y = otherwise(call, some, y, f64::NEG_INFINITY)?;
         let y = settle(call, y, &shape, &dims)?;
+        let dtype = call.dtype_of(given);
+        let y = call.cast(y, dtype)?;
         call.fresh(y)
     }),
-    entry("max.default(self)", |call| {
-        let x = call.tensor("self")?;
-        reduce(call, x, Reduction::Amax)
-    }),
-    entry("min.default(self)", smallest),
+    entry("max.default(self)", |call| most(call, Binary::Maximum)),
+    entry("min.default(self)", |call| most(call, Binary::Minimum)),
     entry("var.correction(self, dim=None, *, correction=1, keepdim=False)", |call| spread(call, false)),
     entry("var.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, false)),
     entry("std.correction(self, dim=None, *, correction=1, keepdim=False)", |call| spread(call, true)),
     entry("std.dim(self, dim, unbiased=True, keepdim=False)", |call| spread(call, true)),
+    entry("var.default(self, unbiased=True)", |call| spread(call, false)),
+    entry("std.default(self, unbiased=True)", |call| spread(call, true)),
     entry("any(self, dim=None, keepdim=False)", |call| quantified(call, false)),
     entry("all(self, dim=None, keepdim=False)", |call| quantified(call, true)),
     entry("softmax(self, dim, dtype=None)", |call| soft(call, |dim| Op::Softmax { dim })),
@@ -92,15 +101,53 @@ fn reduce(call: &mut Call<'_, '_>, x: ValueId, reduction: Reduction) -> Outcome 
     call.fresh(y)
 }
 
-fn smallest(call: &mut Call<'_, '_>) -> Outcome {
+/// The largest or smallest element over dimensions, which share the gradient where several are equal.
+fn most(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
     let x = call.tensor("self")?;
     let shape = call.shape(x);
     let dims = call.dims("dim", &shape)?;
-    let negated = call.unary(Unary::Neg, x)?;
-    let largest = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[negated])?;
-    let y = call.unary(Unary::Neg, largest)?;
+    let y = if call.dtype_of(x).is_floating_point() {
+        let negative = op == Binary::Minimum;
+        let x = if negative { call.unary(Unary::Neg, x)? } else { x };
+        let y = call.apply(Op::Reduce { reduction: Reduction::Amax, dims: dims.clone() }, &[x])?;
+        if negative { call.unary(Unary::Neg, y)? } else { y }
+    } else {
+        let mut y = x;
+        for &dim in &dims {
+            y = halved(call, y, dim, op)?;
+        }
+        y
+    };
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
+}
+
+/// The largest or smallest integer along one dimension, which is kept: halves are compared until one is left.
+fn halved(call: &mut Call<'_, '_>, x: ValueId, dim: usize, op: Binary) -> Result<ValueId, Problem> {
+    let dtype = call.dtype_of(x);
+    let mut y = call.cast(x, DType::I64)?;
+    loop {
+        let size = call.shape(y)[dim];
+        let half = size / 2;
+        let part = |start, len| Op::Slice { dim, start, len, step: 1 };
+        match size {
+            0 => return Err(nothing(&call.shape(y), dim)),
+            1 => return call.cast(y, dtype),
+            _ => {}
+        }
+        let (a, b) = (call.apply(part(0, half), &[y])?, call.apply(part(size - half, half), &[y])?);
+        let compared = call.apply(Op::Binary(op), &[a, b])?;
+        y = if size.is_multiple_of(2) {
+            compared
+        } else {
+            let odd = call.apply(part(half, 1), &[y])?;
+            call.apply(Op::Cat { dim }, &[compared, odd])?
+        };
+    }
+}
+
+fn nothing(shape: &Shape, dim: usize) -> Problem {
+    Problem::argument(format!("shape {shape} has nothing to compare along dimension {dim}"))
 }
 
 /// Whether any element, or every one, is not zero.
@@ -127,9 +174,13 @@ fn quantified(call: &mut Call<'_, '_>, every: bool) -> Outcome {
 }
 
 fn extreme(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
-    let x = floating(call, "self")?;
+    let x = call.tensor("self")?;
     let shape = call.shape(x);
     let dim = call.dim("dim", &shape)?;
+    if shape.rank() == 0 {
+        let place = call.full(shape, DType::I64, 0.0)?;
+        return call.fresh_tuple(&[x, place]);
+    }
     let mut both = extremes(call, x, dim, op)?;
     for value in &mut both {
         *value = settle(call, *value, &shape, &[dim])?;
@@ -146,9 +197,15 @@ pub(super) fn extremes(
     op: Binary,
 ) -> Result<[ValueId; 2], Problem> {
     let shape = call.shape(x);
-    let Some(&size) = shape.get(dim).filter(|&&size| size > 0) else {
-        return Err(Problem::argument(format!("shape {shape} has nothing to compare along dimension {dim}")));
-    };
+    let Some(&size) = shape.get(dim).filter(|&&size| size > 0) else { return Err(nothing(&shape, dim)) };
+    if !call.dtype_of(x).is_floating_point() {
+        // A float holds not every integer: the first that equals the exact result.
+        let value = halved(call, x, dim, op)?;
+        let same = call.apply(Op::Compare(Compare::Eq), &[x, value])?;
+        let same = call.cast(same, DType::F32)?;
+        let [_, index] = extremes(call, same, dim, Binary::Maximum)?;
+        return Ok([value, index]);
+    }
     let last = shape.rank() - 1;
     let moved = swap(call, x, dim, last)?;
     let inner = call.shape(moved);
@@ -178,14 +235,17 @@ fn pairwise(call: &mut Call<'_, '_>, op: Binary) -> Outcome {
     call.fresh(y)
 }
 
-/// Mean and variance over dimensions that are kept, the variance divided by n − `correction`.
+/// Mean and variance over dimensions that are kept, the variance divided by n − `correction`; with `root_of`
+/// its square root.
 pub(super) fn moments(
     call: &mut Call<'_, '_>,
     x: ValueId,
     dims: &[usize],
     correction: f64,
+    root_of: bool,
 ) -> Result<(ValueId, ValueId), Problem> {
-    let shape = call.shape(x);
+    let (shape, dtype) = (call.shape(x), call.dtype_of(x));
+    let x = widened(call, x)?;
     let count = volume(&dims.iter().map(|&d| shape[d]).collect::<Vec<_>>())?;
     let mean = call.apply(Op::Reduce { reduction: Reduction::Mean, dims: dims.to_vec() }, &[x])?;
     let centred = call.apply(Op::Binary(Binary::Sub), &[x, mean])?;
@@ -193,7 +253,16 @@ pub(super) fn moments(
     let sum = call.apply(Op::Reduce { reduction: Reduction::Sum, dims: dims.to_vec() }, &[squares])?;
     // As PyTorch: too few elements give a division by zero, not an error.
     let variance = call.scale(sum, 1.0 / (count as f64 - correction).max(0.0))?;
-    Ok((mean, variance))
+    let deviation = if root_of { root(call, variance)? } else { variance };
+    Ok((call.cast(mean, dtype)?, call.cast(deviation, dtype)?))
+}
+
+/// Halves as float32, in which PyTorch reckons where it sums; other types as they are.
+pub(super) fn widened(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
+    match call.dtype_of(x) {
+        DType::F16 | DType::BF16 => call.cast(x, DType::F32),
+        _ => Ok(x),
+    }
 }
 
 fn spread(call: &mut Call<'_, '_>, deviation: bool) -> Outcome {
@@ -211,8 +280,7 @@ fn spread(call: &mut Call<'_, '_>, deviation: bool) -> Outcome {
     } else {
         call.float("correction")?
     };
-    let (_, variance) = moments(call, x, &dims, correction)?;
-    let y = if deviation { root(call, variance)? } else { variance };
+    let (_, y) = moments(call, x, &dims, correction, deviation)?;
     let y = settle(call, y, &shape, &dims)?;
     call.fresh(y)
 }
@@ -244,7 +312,10 @@ pub(super) fn root(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Probl
 
 /// The norm of any order.
 fn length(call: &mut Call<'_, '_>) -> Outcome {
-    let x = floating(call, "self")?;
+    let given = floating(call, "self")?;
+    let dtype = if call.get("dtype") == Value::None { None } else { call.dtype("dtype")? };
+    let dtype = dtype.unwrap_or(call.dtype_of(given));
+    let x = if dtype == DType::F64 { call.cast(given, dtype)? } else { widened(call, given)? };
     let name = if call.get("p") == Value::None { "ord" } else { "p" };
     let order = if call.get(name) == Value::None { 2.0 } else { call.float(name)? };
     let shape = call.shape(x);
@@ -259,7 +330,7 @@ fn length(call: &mut Call<'_, '_>) -> Outcome {
             call.unary(Unary::Neg, largest)?
         }
         0.0 => {
-            let some = super::elementary::against(call, x, Compare::Ne, 0.0)?;
+            let some = against(call, x, Compare::Ne, 0.0)?;
             let dtype = call.dtype_of(x);
             let ones = call.cast(some, dtype)?;
             call.apply(reduced(Reduction::Sum), &[ones])?
@@ -274,12 +345,13 @@ fn length(call: &mut Call<'_, '_>) -> Outcome {
             let powers = call.unary(Unary::PowScalar { exponent: order }, size)?;
             let sum = call.apply(reduced(Reduction::Sum), &[powers])?;
             // As the square root: at 0 both value and gradient are 0.
-            let some = super::elementary::against(call, sum, Compare::Ne, 0.0)?;
-            let safe = super::elementary::otherwise(call, some, sum, 1.0)?;
+            let some = against(call, sum, Compare::Ne, 0.0)?;
+            let safe = otherwise(call, some, sum, 1.0)?;
             let y = call.unary(Unary::PowScalar { exponent: 1.0 / order }, safe)?;
-            super::elementary::otherwise(call, some, y, 0.0)?
+            otherwise(call, some, y, 0.0)?
         }
     };
     let y = settle(call, y, &shape, &dims)?;
+    let y = call.cast(y, dtype)?;
     call.fresh(y)
 }

@@ -3,7 +3,7 @@
 use super::{Call, Entry, Outcome, Value, activation::floating, contraction::matmul, entry, view::swap};
 use crate::{
     artifact::Problem,
-    graph::{Op, ValueId},
+    graph::{Binary, Op, ValueId},
     tensor::{HostTensor, Shape},
 };
 
@@ -21,22 +21,22 @@ pub(super) const ENTRIES: &[Entry] = &[
         nearest(call, 2, 0.5)
     }),
     entry("upsample_linear1d.vec(input, output_size, align_corners, scale_factors)", |call| {
-        blended(call, 1, linear)
+        blended(call, 1, Kernel::Linear)
     }),
     entry("upsample_linear1d(self, output_size, align_corners, scales=None)", |call| {
-        blended(call, 1, linear)
+        blended(call, 1, Kernel::Linear)
     }),
     entry("upsample_bilinear2d.vec(input, output_size, align_corners, scale_factors)", |call| {
-        blended(call, 2, linear)
+        blended(call, 2, Kernel::Linear)
     }),
     entry("upsample_bilinear2d(self, output_size, align_corners, scales_h=None, scales_w=None)", |call| {
-        blended(call, 2, linear)
+        blended(call, 2, Kernel::Linear)
     }),
     entry("upsample_bicubic2d.vec(input, output_size, align_corners, scale_factors)", |call| {
-        blended(call, 2, cubic)
+        blended(call, 2, Kernel::Cubic)
     }),
     entry("upsample_bicubic2d(self, output_size, align_corners, scales_h=None, scales_w=None)", |call| {
-        blended(call, 2, cubic)
+        blended(call, 2, Kernel::Cubic)
     }),
 ];
 
@@ -128,6 +128,13 @@ fn nearest(call: &mut Call<'_, '_>, dims: usize, shift: f32) -> Outcome {
     call.fresh(y)
 }
 
+/// How far the neighbours of a place count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Linear,
+    Cubic,
+}
+
 /// The shares that input elements have in the output element at a place; equal ones add up.
 type Shares = fn(place: f64, share: &mut dyn FnMut(i64, f64));
 
@@ -152,15 +159,30 @@ fn cubic(place: f64, share: &mut dyn FnMut(i64, f64)) {
 }
 
 /// Interpolation by shares is a matrix product along each dimension.
-fn blended(call: &mut Call<'_, '_>, dims: usize, shares: Shares) -> Outcome {
+///
+/// PyTorch has two ways about a size that stays, whatever the factor: the linear kernels copy such a dimension,
+/// and the bicubic one computes it forward but passes the gradient on as it is where both sizes stay.
+fn blended(call: &mut Call<'_, '_>, dims: usize, kernel: Kernel) -> Outcome {
     let Resize { x, shape, output, steps } = resize(call, dims)?;
+    let shares: Shares = match kernel {
+        Kernel::Linear => linear,
+        Kernel::Cubic => cubic,
+    };
     let (corners, last) = (call.flag("align_corners")?, shape.rank() - 1);
     let mut y = x;
     for i in (0..dims).rev() {
+        if kernel == Kernel::Linear && shape[2 + i] == output[i] {
+            continue;
+        }
         let along = weights(call, x, [shape[2 + i], output[i]], corners, steps[i], shares)?;
         y = swap(call, y, 2 + i, last)?;
         y = matmul(call, y, along)?;
         y = swap(call, y, 2 + i, last)?;
+    }
+    if kernel == Kernel::Cubic && shape[2..] == output[..] {
+        let change = call.apply(Op::Binary(Binary::Sub), &[y, x])?;
+        let change = call.apply(Op::Detach, &[change])?;
+        y = call.apply(Op::Binary(Binary::Add), &[x, change])?;
     }
     call.fresh(y)
 }

@@ -1,6 +1,6 @@
 //! A tensor with one part of it replaced: what writes through views become when a program is decomposed.
 
-use super::{Call, Entry, entry, view};
+use super::{Call, Entry, entry, view, window};
 use crate::{artifact::Problem, graph::ValueId};
 
 pub(super) const ENTRIES: &[Entry] = &[
@@ -22,6 +22,16 @@ pub(super) const ENTRIES: &[Entry] = &[
         };
         let source = part(call, x, [dim, at, 1, 1])?;
         let y = call.lowering.put_slice(x, [dim, at, 1, 1], source)?;
+        call.fresh(y)
+    }),
+    entry("diagonal_scatter(self, src, offset=0, dim1=0, dim2=1)", |call| {
+        let x = call.tensor("self")?;
+        let old = window::diagonal_of(call, x)?;
+        let (shape, dtype) = (call.shape(old), call.dtype_of(x));
+        let source = call.tensor("src")?;
+        let source = call.cast(source, dtype)?;
+        let source = call.reshape(source, shape)?;
+        let y = call.lowering.replace(x, old, source)?;
         call.fresh(y)
     }),
 ];

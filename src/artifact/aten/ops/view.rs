@@ -52,10 +52,11 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("squeeze(self, dim=None)", |call| {
         let x = call.tensor("self")?;
         let shape = call.shape(x);
-        let dims = if call.get("dim") == Value::None {
-            (0..shape.rank()).collect()
-        } else {
-            call.dims("dim", &shape)?
+        let dims = match call.get("dim") {
+            Value::None => (0..shape.rank()).collect(),
+            // Unlike a reduction, it takes an empty list for no dimension.
+            _ if call.ints("dim")?.is_empty() => Vec::new(),
+            _ => call.dims("dim", &shape)?,
         };
         let kept = shape.iter().enumerate().filter(|(i, n)| **n != 1 || !dims.contains(i)).map(|(_, &n)| n);
         let kept = kept.collect();
@@ -194,6 +195,9 @@ pub(super) const ENTRIES: &[Entry] = &[
         let chunks = call.size("chunks")?;
         if chunks == 0 {
             return Err(Problem::argument("it cannot cut into 0 chunks"));
+        }
+        if size == 0 && chunks <= MAX_PIECES {
+            return pieces(call, x, dim, &vec![0; chunks]);
         }
         let each = size.div_ceil(chunks).max(1);
         pieces(call, x, dim, &even(size, each)?)

@@ -25,7 +25,7 @@ pub(super) const ENTRIES: &[Entry] = &[
         let rank = call.shape(y).rank();
         let order = (0..rank).filter(|&d| d != dim + 1).chain([dim + 1]).collect();
         let y = call.permute(y, order)?;
-        call.fresh(y)
+        call.view("self", y)
     }),
     entry("im2col(self, kernel_size, dilation, padding, stride)", |call| {
         let x = call.tensor("self")?;
@@ -66,10 +66,8 @@ pub(super) const ENTRIES: &[Entry] = &[
     }),
     entry("diagonal(self, offset=0, dim1=0, dim2=1)", |call| {
         let x = call.tensor("self")?;
-        let shape = call.shape(x);
-        let (offset, a, b) = (call.int("offset")?, call.dim("dim1", &shape)?, call.dim("dim2", &shape)?);
-        let y = diagonal(call, x, offset, a, b)?;
-        call.fresh(y)
+        let y = diagonal_of(call, x)?;
+        call.view("self", y)
     }),
     entry("meshgrid.indexing(tensors, *, indexing)", grid),
     entry("meshgrid(tensors)", grid),
@@ -146,6 +144,13 @@ fn windows(
     call.reshape(y, split)
 }
 
+/// The diagonal that the call's offset and dimensions name.
+pub(super) fn diagonal_of(call: &mut Call<'_, '_>, x: ValueId) -> Result<ValueId, Problem> {
+    let shape = call.shape(x);
+    let (offset, a, b) = (call.int("offset")?, call.dim("dim1", &shape)?, call.dim("dim2", &shape)?);
+    diagonal(call, x, offset, a, b)
+}
+
 /// Every (columns + 1)-th element of a matrix laid flat.
 fn diagonal(
     call: &mut Call<'_, '_>,
@@ -193,7 +198,7 @@ fn grid(call: &mut Call<'_, '_>) -> Outcome {
         if crossed && sizes.rank() >= 2 {
             y = swap(call, y, 0, 1)?;
         }
-        items.push(call.lowering.fresh(y));
+        items.push(call.maybe_view_of_item("tensors", i, y));
     }
     Ok(call.lowering.list(items))
 }
