@@ -87,20 +87,49 @@ class Layer:
 
         Raises ``KernelError``, ``OriginError`` or ``SessionError`` and leaves the seed as it was.
         """
+        reply, descriptors = self.client.request_with_descriptors(
+            "graft", **self._graft(seed, kernel, input_shape, dtype)
+        )
+        grafted = self._take(seed, reply, descriptors)
+        if alpha != 0:
+            self.set_alpha(seed, alpha)
+        return grafted
+
+    def begin_graft(
+        self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str] = None
+    ) -> None:
+        """Begins a graft and returns at once. What runs in the seed goes on until ``finish_graft``."""
+        self.client.request("begin_graft", **self._graft(seed, kernel, input_shape, dtype))
+
+    def finish_graft(self, seed: int) -> Optional[Grafted]:
+        """Puts the kernel of ``begin_graft`` into its seed, with a blend factor of 0, if it is ready.
+
+        None while it loads, and while another thread waits for the daemon. Raises what ``graft`` would.
+        """
+        self._check_seed(seed)
+        answer = self.client.request_if_free("finish_graft", layer=self.number, seed=seed)
+        if answer is None or answer[0] is None:
+            return None
+        return self._take(seed, *answer)
+
+    def _graft(
+        self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str]
+    ) -> Dict[str, Any]:
+        self._check_seed(seed)
+        return {
+            "layer": self.number,
+            "seed": seed,
+            "kernel": str(kernel),
+            # With a weight of 0 at first no pass runs it before its tables are known here.
+            "alpha": 0.0,
+            "input_shape": [int(size) for size in input_shape],
+            "dtype": dtype or self.dtype,
+        }
+
+    def _take(self, seed: int, reply: Dict[str, Any], descriptors: List[int]) -> Grafted:
         from ._frames import close_all
         from ._session import map_sealed
 
-        self._check_seed(seed)
-        # With a weight of 0 at first no pass runs it before its tables are known here.
-        reply, descriptors = self.client.request_with_descriptors(
-            "graft",
-            layer=self.number,
-            seed=seed,
-            kernel=str(kernel),
-            alpha=0.0,
-            input_shape=[int(size) for size in input_shape],
-            dtype=dtype or self.dtype,
-        )
         try:
             if len(descriptors) != 1:
                 raise SessionError("one memory file was expected beside the reply", code="session.protocol")
@@ -108,8 +137,6 @@ class Layer:
         finally:
             close_all(descriptors)
         self.grafted[seed] = grafted
-        if alpha != 0:
-            self.set_alpha(seed, alpha)
         return grafted
 
     def set_alpha(self, seed: int, alpha: float) -> Dict[str, Any]:

@@ -154,6 +154,16 @@ class Client:
             self._post_closings()
             return self._ask({"verb": verb, **fields})
 
+    def request_if_free(self, verb: str, **fields: Any) -> Optional[Tuple[Any, List[int]]]:
+        """The same, unless another thread is waiting for a reply: then None, at once."""
+        if not self._lock.acquire(False):
+            return None
+        try:
+            self._post_closings()
+            return self._ask({"verb": verb, **fields})
+        finally:
+            self._lock.release()
+
     def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
         if self._forked:
             raise UsageError(

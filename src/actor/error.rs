@@ -91,6 +91,14 @@ pub enum ActorError {
         /// The kernel.
         kernel: KernelId,
     },
+    /// A graft was to be finished that was not begun, or was finished already.
+    #[error("no graft of seed {seed} of layer {layer} is under way: begin one first")]
+    NothingLoads {
+        /// The layer.
+        layer: LayerId,
+        /// The seed.
+        seed: SeedIndex,
+    },
     /// The daemon is about to leave.
     #[error("the daemon is shutting down and takes no new work: connect again once it is back")]
     Draining,
@@ -120,9 +128,10 @@ impl Fault for ActorError {
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
             Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
-            Self::LayerUnknown { .. } | Self::SeedUnknown { .. } | Self::NoKernel { .. } => {
-                ErrorClass::NotFound
-            }
+            Self::LayerUnknown { .. }
+            | Self::SeedUnknown { .. }
+            | Self::NoKernel { .. }
+            | Self::NothingLoads { .. } => ErrorClass::NotFound,
             Self::Quota { .. } => ErrorClass::Overloaded,
             Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
             Self::Lost { .. } => ErrorClass::Bug,
@@ -145,6 +154,7 @@ impl Fault for ActorError {
             Self::NoKernel { .. } => "seed.no_kernel",
             Self::Quota { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
+            Self::NothingLoads { .. } => "seed.not_loading",
             Self::Draining => "shutdown.draining",
             Self::Lost { .. } => "internal.bug",
         }

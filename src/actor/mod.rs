@@ -21,7 +21,10 @@ pub use kernel_cache::{
     KernelCacheParts, KernelLease, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply,
     ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
-pub use seed::{DescribeSeed, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed};
+pub use seed::{
+    BeginGraft, DescribeSeed, FinishGraft, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha,
+    UnloadSeed,
+};
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
 pub use supervisor::{
     AdmitSession, BeginDrain, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,

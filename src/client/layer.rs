@@ -1,6 +1,9 @@
 //! A layer of the trainer's network, and what is grafted into its seeds.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{ClientError, Pass, PassRequest, session::Shared};
 use crate::{
@@ -62,15 +65,56 @@ impl Layer {
         alpha: f32,
         input_shape: &Shape,
     ) -> Result<Arc<Grafted>, ClientError> {
-        let request = Request::Graft(Graft {
+        let request = Request::Graft(self.graft_of(seed, kernel, alpha, input_shape));
+        let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
+        self.take(seed, reply, descriptors)
+    }
+
+    /// The same without waiting: passes go on with what runs in the seed, until [`Layer::finish_graft`] finds
+    /// the kernel ready.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where the seed does not take a kernel; [`ClientError::Wire`].
+    pub fn begin_graft(
+        &self,
+        seed: SeedIndex,
+        kernel: &KernelId,
+        alpha: f32,
+        input_shape: &Shape,
+    ) -> Result<(), ClientError> {
+        let request = Request::BeginGraft(self.graft_of(seed, kernel, alpha, input_shape));
+        let Empty {} = self.shared.ask(&request)?;
+        Ok(())
+    }
+
+    /// Puts the kernel of [`Layer::begin_graft`] into its seed. None while it loads.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with what the load came to, or where none was begun; [`ClientError::Wire`].
+    pub fn finish_graft(&self, seed: SeedIndex) -> Result<Option<Arc<Grafted>>, ClientError> {
+        let request = Request::FinishGraft(self.seed(seed));
+        let (reply, descriptors): (Option<GraftReply>, _) = self.shared.control().ask(&request)?;
+        reply.map(|reply| self.take(seed, reply, descriptors)).transpose()
+    }
+
+    fn graft_of(&self, seed: SeedIndex, kernel: &KernelId, alpha: f32, input_shape: &Shape) -> Graft {
+        Graft {
             layer: self.id,
             seed,
             kernel: kernel.clone(),
             alpha,
             input_shape: input_shape.clone(),
             dtype: DType::F32,
-        });
-        let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
+        }
+    }
+
+    /// Maps what a graft came with.
+    fn take(
+        &self,
+        seed: SeedIndex,
+        reply: GraftReply,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Arc<Grafted>, ClientError> {
         let Ok([file]) = <[_; 1]>::try_from(descriptors) else {
             let reason = "one memory file was expected beside the graft's reply".to_owned();
             return Err(WireError::Frame { reason }.into());

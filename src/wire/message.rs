@@ -28,6 +28,12 @@ pub enum Request {
     /// Puts a kernel into a seed. Answered by [`GraftReply`] once it is live, with one descriptor: the
     /// seed's block of parameters and buffers.
     Graft(Graft),
+    /// The same, without waiting. Answered by [`Empty`] at once; [`Request::FinishGraft`] puts the kernel into
+    /// the seed when it is ready, and what runs there goes on until then.
+    BeginGraft(Graft),
+    /// Puts the kernel of a [`Request::BeginGraft`] into its seed. Answered by [`GraftReply`] with one
+    /// descriptor, by null while the kernel loads, or by the refusal that the load came to.
+    FinishGraft(SeedRef),
     /// Sets a seed's blend factor. Answered by [`SeedReply`].
     SetAlpha(SetAlpha),
     /// Takes a seed's kernel out. Answered by [`SeedReply`].
@@ -50,6 +56,8 @@ impl Request {
             Self::OpenLayer(_) => "open_layer",
             Self::CloseLayer(_) => "close_layer",
             Self::Graft(_) => "graft",
+            Self::BeginGraft(_) => "begin_graft",
+            Self::FinishGraft(_) => "finish_graft",
             Self::SetAlpha(_) => "set_alpha",
             Self::Prune(_) => "prune",
             Self::SeedState(_) => "seed_state",

@@ -47,6 +47,7 @@ class SeededLayer(nn.Module):
         self._input_shape: Optional[Tuple[int, ...]] = None
         self._live: List[Seed] = []
         self._grafted: List[Seed] = []
+        self._loading: List[Seed] = []
         # Whether a call is the host's own and nothing is to be learned from it.
         self._quiet = False
         self.host = host
@@ -105,6 +106,8 @@ class SeededLayer(nn.Module):
         """The host's output, blended with the live seeds'. Further arguments are the host's."""
         if self._input_shape is None and isinstance(x, torch.Tensor):
             self.input_shape = tuple(x.shape[1:])
+        if self._loading:
+            self._finish_grafts()
         h = self._host(x, *args, **kwargs)
         if not self._live:
             return h
@@ -138,10 +141,19 @@ class SeededLayer(nn.Module):
         seeds = list(self._modules["seeds"]) if "seeds" in self._modules else []
         self._grafted = [seed for seed in seeds if seed._grafted is not None]
         self._live = [seed for seed in self._grafted if seed._alpha > 0.0]
-        self._quiet = not self._live and self._input_shape is not None
+        self._loading = [seed for seed in seeds if seed._loading is not None]
+        self._quiet = not self._live and not self._loading and self._input_shape is not None
+
+    def _finish_grafts(self) -> None:
+        """Takes over kernels that have become ready. Waits for none."""
+        try:
+            for seed in self._loading:
+                seed._finish()
+        except ConnectionLost:
+            self._go_on_alone()
 
     def _go_on_alone(self, why: str = "is gone") -> None:
-        self._live = []
+        self._live, self._loading = [], []
         self._quiet = True
         if ("lost",) not in self._warned:
             self._warned.add(("lost",))  # type: ignore[arg-type]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import nn
 
 from .._layer import Entry, Grafted, check_alpha
-from ..errors import UsageError
+from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, UsageError
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -50,7 +50,9 @@ class Seed(_Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
-    _OWN = frozenset({"alpha", "alpha_grad", "index", "_alpha", "_grafted", "_tensors"})
+    _OWN = frozenset(
+        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_loading", "_tensors"}
+    )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
         super().__init__()
@@ -60,6 +62,10 @@ class Seed(_Shared):
         self._alpha = 0.0
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
+        #: A graft that nobody waits for: the kernel, its blend factor, and whom to tell.
+        self._loading: Optional[Tuple[str, float, Optional[Callable[[Seed], Any]]]] = None
+        #: Why the latest graft with ``wait=False`` failed.
+        self.load_error: Optional[KasminaError] = None
         #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
         self.alpha_grad: Optional[float] = None
 
@@ -69,11 +75,23 @@ class Seed(_Shared):
         else:
             super().__setattr__(name, value)
 
-    def graft(self, kernel: str, alpha: float = 0.0, input_shape: Optional[Iterable[int]] = None) -> Seed:
+    def graft(
+        self,
+        kernel: str,
+        alpha: float = 0.0,
+        input_shape: Optional[Iterable[int]] = None,
+        *,
+        wait: bool = True,
+        on_live: Optional[Callable[[Seed], Any]] = None,
+    ) -> Seed:
         """Puts a kernel into this seed; returns when it is live.
 
         ``input_shape`` is without the batch; by default the one the layer has seen. Raises ``KernelError``,
         ``OriginError`` or ``SessionError`` and leaves the seed as it was.
+
+        With ``wait=False`` it returns at once and the kernel is fetched, proven and planned while training goes
+        on. The first call of the layer that finds it ready runs it, after ``on_live(seed)``, where an optimizer
+        may be given the seed's parameters. A failure is warned of and kept in ``load_error``.
         """
         layer = self._layer
         check_alpha(alpha)
@@ -86,18 +104,55 @@ class Seed(_Shared):
                 seed=self.index,
                 kernel=str(kernel),
             )
-        grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
+        self.load_error = None
+        if not wait:
+            layer.remote.begin_graft(self.index, kernel, layer.input_shape)
+            self._loading = (str(kernel), float(alpha), on_live)
+            layer._refresh()
+            return self
+        self._loading = None
+        self._settle(layer.remote.graft(self.index, kernel, 0.0, layer.input_shape), alpha, on_live)
+        return self
+
+    def _settle(
+        self, grafted: Grafted, alpha: float, on_live: Optional[Callable[[Seed], Any]]
+    ) -> None:
+        layer = self._layer
         self._clear()
         self._register(grafted)
         if alpha != 0:
             layer.remote.set_alpha(self.index, alpha)
         self._alpha = float(alpha)
         layer._refresh()
-        return self
+        if on_live is not None:
+            on_live(self)
+
+    def _finish(self) -> None:
+        """Takes over a graft that nobody waited for, if it has ended."""
+        if self._loading is None:
+            return
+        _, alpha, on_live = self._loading
+        try:
+            grafted = self._layer.remote.finish_graft(self.index)
+        except ConnectionLost:
+            raise
+        except KasminaError as error:
+            self._loading, self.load_error = None, error
+            self._layer._refresh()
+            warnings.warn(
+                f"seed {self.index} of layer {self._layer.name!r} was not grafted: {error}",
+                SeedFailureWarning,
+                stacklevel=6,
+            )
+            return
+        if grafted is not None:
+            self._loading = None
+            self._settle(grafted, alpha, on_live)
 
     def prune(self) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
         self._layer.remote.prune(self.index)
+        self._loading = None
         self._clear()
         self._layer._refresh()
 
@@ -105,6 +160,11 @@ class Seed(_Shared):
     def kernel(self) -> Optional[str]:
         """The kernel's name, or None."""
         return self._grafted.kernel if self._grafted is not None else None
+
+    @property
+    def loading(self) -> Optional[str]:
+        """The kernel that is on its way in by ``graft(…, wait=False)``, or None."""
+        return self._loading[0] if self._loading is not None else None
 
     @property
     def alpha(self) -> float:

@@ -44,6 +44,10 @@ class Proxy:
             self._fault, self._delay, self._after = fault, delay, after
             self.hanging.clear()
             self._changed.notify_all()
+        if fault in ("refuse", "error"):
+            # These meet new connections: one that a client keeps would go on as if nothing were.
+            for connection in list(self._open):
+                self._end(connection)
 
     def close(self):
         # Wakes `accept`, which a mere close does not.

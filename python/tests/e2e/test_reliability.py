@@ -434,7 +434,7 @@ def test_no_step_waits_for_an_urza_that_hangs(urza):
         rides_through(trainer, "cold-1")
 
 
-@pytest.mark.parametrize("fault", ["latency", "reset", "truncate", "corrupt", "drip", "hang"])
+@pytest.mark.parametrize("fault", ["latency", "reset", "truncate", "error", "corrupt", "drip", "hang", "refuse"])
 def test_an_urza_that_answers_badly_stops_no_step(urza, fault):
     _, proxy, begin = urza
     daemon = begin()

@@ -14,14 +14,14 @@ use super::{
 };
 use crate::{
     actor::{
-        ActorError, DescribeSeed, GraftSeed, LaneLink, PrefetchKernels, PruneSeed, Seed, SeedParts,
-        SetSeedAlpha,
+        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, PrefetchKernels, PruneSeed,
+        Seed, SeedParts, SetSeedAlpha,
     },
     engine::{LaneLimits, LaneParts, LayerSpec},
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
     wire::{
-        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, Hello, HelloReply,
+        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, GraftReply, Hello, HelloReply,
         LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL, PrefetchReply, Reply,
         Request, SeedRef, SharedMemory, encode,
     },
@@ -94,7 +94,10 @@ impl Handler<Serve> for Session {
         let verb = request.verb();
         tracing::debug!(session = %self.parts.id, verb, "request");
         if self.draining
-            && matches!(request, Request::OpenLayer(_) | Request::Graft(_) | Request::Prefetch(_))
+            && matches!(
+                request,
+                Request::OpenLayer(_) | Request::Graft(_) | Request::BeginGraft(_) | Request::Prefetch(_)
+            )
         {
             return answered(Err::<Empty, _>(refusal(&ActorError::Draining)));
         }
@@ -103,6 +106,8 @@ impl Handler<Serve> for Session {
             Request::OpenLayer(open) => self.open_layer(open),
             Request::CloseLayer(close) => self.close_layer(close),
             Request::Graft(graft) => self.graft(graft),
+            Request::BeginGraft(graft) => self.begin_graft(graft),
+            Request::FinishGraft(seed) => self.finish_graft(seed),
             Request::SetAlpha(set) => self.ask_seed(set.layer, set.seed, SetSeedAlpha(set.alpha)),
             Request::Prune(seed) => self.prune(seed),
             Request::SeedState(seed) => self.seed_state(seed),
@@ -241,6 +246,30 @@ impl Session {
             match result {
                 Ok(grafted) => Answer::with(Ok(grafted.reply), vec![grafted.memory], Vec::new()),
                 Err(error) => Answer::plain::<Empty>(Err(refusal(&error).at(layer, seed).about(&kernel))),
+            }
+        })))
+    }
+
+    fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype } = graft;
+        let actor = self.seed(layer, seed)?;
+        let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype });
+        Ok(self.later(async move {
+            let begun = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
+            begun.map(|()| Empty {}).map_err(|error| refusal(&error).at(layer, seed).about(&kernel))
+        }))
+    }
+
+    fn finish_graft(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {
+        let actor = self.layers.slot(layer, seed)?.actor.clone();
+        let actor = actor.ok_or(ActorError::NothingLoads { layer, seed })?;
+        let finished = async move { actor.send(FinishGraft).await };
+        Ok(Box::pin(finished.into_actor(self).map(move |result, _, _| {
+            let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
+            match result {
+                Ok(Some(grafted)) => Answer::with(Ok(grafted.reply), vec![grafted.memory], Vec::new()),
+                Ok(None) => Answer::plain(Ok(None::<GraftReply>)),
+                Err(error) => Answer::plain::<Empty>(Err(refusal(&error).at(layer, seed))),
             }
         })))
     }
