@@ -15,7 +15,7 @@ impl Digest {
     }
 
     /// A digest read back from where it was stored.
-    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

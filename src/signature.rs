@@ -30,10 +30,12 @@ pub struct SecretKey(SigningKey);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// Not in the form that public keys have.
-    #[error("a public key is \"ed25519:\" and 64 hexadecimal digits, as kasmina keygen prints it")]
+    #[error(
+        "a public key is \"ed25519:\" and 64 hexadecimal digits, as kasmina keygen --show FILE prints it"
+    )]
     PublicKey,
     /// In that form, but no key under which a signature would mean anything.
-    #[error("these 64 digits are no Ed25519 public key: print the right one with kasmina keygen")]
+    #[error("these 64 digits are no Ed25519 public key: print the right one with kasmina keygen --show FILE")]
     WeakKey,
     /// No private key in PEM.
     #[error("it is no Ed25519 private key in PEM: make one with kasmina keygen ({reason})")]

@@ -139,11 +139,108 @@ fn a_kernel_is_held_to_its_signature() {
     std::fs::write(&file, &other).unwrap();
     let (code, detail, _) = judge();
     assert!(code == 1 && detail.contains("changed after they were signed"), "{detail}");
-    std::fs::write(folder.path().join("k.pt2.sig"), "no signature").unwrap();
-    let (code, detail, _) = judge();
-    assert!(code == 1 && detail.contains("128 hexadecimal digits"), "{detail}");
+    for no_signature in [&b"no signature"[..], b"\xff\xfe\x00", &[b'0'; 10_000]] {
+        std::fs::write(folder.path().join("k.pt2.sig"), no_signature).unwrap();
+        let (code, detail, _) = judge();
+        assert!(code == 1 && detail.contains("128 hexadecimal digits"), "{detail}");
+    }
     let (code, text) = run(&[&"sign", &file, &"--key", &config]);
     assert!(code == 2 && text.contains("no Ed25519 private key"), "{text}");
+}
+
+#[test]
+fn an_entry_is_judged_as_an_origin_would() {
+    let folder = tempfile::tempdir().unwrap();
+    let (entry, file) = (folder.path().join("entry.json"), golden("conv2d.eval.pt2"));
+    let config = folder.path().join("kasmina.toml");
+    std::fs::write(&config, "[origin]\naccept_testing = true\n").unwrap();
+    let digest = verdict(&file, &[]).1["digest"].as_str().unwrap().to_owned();
+    let other = digest.replace(['0', '1'], "2");
+    let judge = |status: &str, checksum: &str, more: &[&dyn AsRef<OsStr>]| {
+        let about = json!({"id": "k", "status": status, "metadata": {"checksum": checksum}});
+        std::fs::write(&entry, about.to_string()).unwrap();
+        let mut arguments: Vec<&dyn AsRef<OsStr>> = vec![&"--entry", &entry];
+        arguments.extend(more);
+        let (code, verdict) = verdict(&file, &arguments);
+        assert_eq!(verdict["accepted"], code == 0);
+        let failed = verdict["rules"].as_array().unwrap().iter().find(|rule| rule["passed"] == false);
+        (code, failed.map(|rule| rule["name"].as_str().unwrap().to_owned()))
+    };
+    assert_eq!(judge("validated", &digest, &[]), (0, None));
+    assert_eq!(judge("invalid", &digest, &[]), (1, Some("catalogue.status".into())));
+    assert_eq!(judge("testing", &digest, &[]), (1, Some("catalogue.status".into())));
+    assert_eq!(judge("testing", &digest, &[&"--config", &config]), (0, None));
+    assert_eq!(judge("deployed", &other, &[]), (1, Some("catalogue.checksum".into())));
+    std::fs::write(&entry, vec![b' '; (1 << 20) + 1]).unwrap();
+    let (code, text) = run(&[&"validate", &file, &"--entry", &entry]);
+    assert!(code == 2 && text.contains("at most 1048576 bytes"), "{text}");
+}
+
+#[test]
+fn the_entrys_signature_goes_before_the_file_beside() {
+    let folder = tempfile::tempdir().unwrap();
+    let [key, file, entry, config] =
+        ["key", "k.pt2", "entry.json", "kasmina.toml"].map(|name| folder.path().join(name));
+    std::fs::copy(golden("conv2d.eval.pt2"), &file).unwrap();
+    let (_, text) = run(&[&"keygen", &"--out", &key]);
+    let line = text.lines().find(|line| line.starts_with("trusted_keys = ")).unwrap();
+    std::fs::write(&config, format!("[validator]\nrequire_signature = true\n{line}\n")).unwrap();
+    run(&[&"sign", &file, &"--key", &key]);
+    let beside = folder.path().join("k.pt2.sig");
+    let good = std::fs::read_to_string(&beside).unwrap();
+    for (in_entry, beside_it, expected) in [(good.trim(), "00", 0), ("00", good.trim(), 1)] {
+        let about = json!({"id": "k", "status": "validated", "metadata": {"signature": in_entry}});
+        std::fs::write(&entry, about.to_string()).unwrap();
+        std::fs::write(&beside, beside_it).unwrap();
+        assert_eq!(verdict(&file, &[&"--entry", &entry, &"--config", &config]).0, expected);
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_is_not_blamed_for_anything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let [config, file] = ["kasmina.toml", "k.pt2"].map(|name| folder.path().join(name));
+    let key = "ed25519:d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    let settings = format!(
+        "max_artifact_bytes = \"1MiB\"\nmax_entry_bytes = \"1MiB\"\ntrusted_keys = [{key:?}]\nrequire_signature = true"
+    );
+    std::fs::write(&config, format!("[validator]\n{settings}\n")).unwrap();
+    std::fs::write(&file, vec![7; (1 << 20) + 3000]).unwrap();
+    let (code, verdict) = verdict(&file, &[&"--config", &config]);
+    let rules = verdict["rules"].as_array().unwrap();
+    assert_eq!((code, rules.len(), &rules[0]["name"]), (1, 1, &json!("archive.limits")));
+    assert!(rules[0]["detail"].as_str().unwrap().contains("max_artifact_bytes"), "{rules:?}");
+    assert_eq!((&verdict["digest"], &verdict["size_bytes"]), (&Value::Null, &json!((1 << 20) + 3000)));
+    let (code, text) = run(&[&"inspect", &file, &"--config", &config]);
+    assert!(code == 1 && text.contains("not known"), "{text}");
+}
+
+#[test]
+fn keys_are_made_whole_and_shown_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let [key, public, file] = ["key.pem", "key.pem.pub", "k.pt2"].map(|name| folder.path().join(name));
+    std::fs::write(&public, "something else").unwrap();
+    let (code, text) = run(&[&"keygen", &"--out", &key]);
+    assert!(code == 2 && text.contains("key.pem.pub: it is there already"), "{text}");
+    assert!(!key.exists(), "no half of a pair is left");
+    std::fs::remove_file(&public).unwrap();
+    let (_, made) = run(&[&"keygen", &"--out", &key]);
+    let line = made.lines().find(|line| line.starts_with("trusted_keys = ")).unwrap();
+    let pem = std::fs::read(&public).unwrap();
+    std::fs::remove_file(&public).unwrap();
+    for _ in 0..2 {
+        let (code, shown) = run(&[&"keygen", &"--show", &key]);
+        assert!(code == 0 && shown.contains(line), "{shown}");
+        assert_eq!(std::fs::read(&public).unwrap(), pem);
+    }
+    let (code, text) = run(&[&"keygen", &"--show", &public]);
+    assert!(code == 2 && text.contains("no Ed25519 private key"), "{text}");
+
+    std::fs::copy(golden("conv2d.eval.pt2"), &file).unwrap();
+    let missing = folder.path().join("missing\u{1b}[31m.pt2");
+    let (code, text) = run(&[&"sign", &missing, &file, &"--key", &key]);
+    assert!(code == 2 && folder.path().join("k.pt2.sig").exists(), "{text}");
+    assert!(text.contains("missing\\u{1b}[31m.pt2") && !text.contains('\u{1b}'), "{text}");
 }
 
 #[test]
@@ -169,6 +266,10 @@ fn inspect_shows_modules_program_and_costs() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = folder.path().join("garbage.pt2");
     std::fs::write(&garbage, b"no archive").unwrap();
+    let config = folder.path().join("kasmina.toml");
+    std::fs::write(&config, "[validator]\nmax_trial_flops = 1000\n").unwrap();
+    let (code, text) = run(&[&"inspect", &golden("bottleneck.train.pt2"), &"--config", &config]);
+    assert!(code == 1 && text.contains("FAIL  trial.runs"), "inspect judges as validate does: {text}");
     let (code, text) = run(&[&"inspect", &garbage]);
     assert!(code == 2 && text.contains("archive.readable"), "{text}");
 }

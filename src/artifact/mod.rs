@@ -25,7 +25,7 @@ use std::{collections::HashSet, sync::Arc};
 pub(crate) use aten::samples;
 pub use error::{ArtifactError, Problem};
 pub use limits::ReadLimits;
-pub use module::{DeclaredInput, Format, Mode, Module, ModuleType, NamedTensor, Parameter};
+pub use module::{DeclaredInput, EXPORTERS_FRAME, Format, Mode, Module, ModuleType, NamedTensor, Parameter};
 
 /// Reads an artifact of either format.
 ///

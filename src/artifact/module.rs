@@ -60,7 +60,11 @@ pub struct NamedTensor {
     pub tensor: HostTensor,
 }
 
-/// One module of the tree and its class, such as `conv` and `torch.nn.modules.conv.Conv2d`.
+/// What the exporter of PT2 archives writes as path and class of a node that it made itself.
+pub const EXPORTERS_FRAME: &str = "_empty_nn_module_stack_from_metadata_hook";
+
+/// One module of the tree and its class, such as `conv` and `torch.nn.modules.conv.Conv2d`. Without a class it
+/// is a node of which the archive does not say where it is from.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModuleType {
     /// The path from the root, which is the empty path.
@@ -113,6 +117,15 @@ impl Module {
     /// The buffers, in the module's own order; `Source::Buffer(n)` is the n-th.
     pub fn buffers(&self) -> &[NamedTensor] {
         &self.buffers
+    }
+
+    /// The tensors that are neither: what the program has by itself, each with a name to find it by. Those that
+    /// no operation reads are among them.
+    pub fn constants(&self) -> Vec<(String, &HostTensor)> {
+        match &self.program {
+            Program::Pt2(program) => program.constants().collect(),
+            Program::TorchScript(program) => program.constants(),
+        }
     }
 
     /// Bytes of the artifact, which stay in memory as long as one of its tensors does: they are parts of it.

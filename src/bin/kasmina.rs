@@ -76,6 +76,10 @@ enum Command {
         /// The private key's file, in PEM; the public key goes to FILE.pub.
         #[arg(long, value_name = "FILE", default_value = "kasmina-signing.pem")]
         out: PathBuf,
+        /// Prints the line for `trusted_keys` of the private key in FILE, keygen's or openssl's, instead of making
+        /// one; writes FILE.pub where it is missing.
+        #[arg(long, value_name = "FILE", conflicts_with = "out")]
+        show: Option<PathBuf>,
     },
     /// Signs artifacts: writes FILE.sig beside each.
     Sign {
@@ -208,7 +212,7 @@ enum ModeArgument {
 
 #[derive(Debug, Args)]
 struct Subject {
-    /// The artifact; a signature is looked for in FILE.sig.
+    /// The artifact; a signature is looked for in the entry, then in FILE.sig.
     file: PathBuf,
     /// The artifact's catalogue entry, a JSON file.
     #[arg(long, value_name = "FILE")]
@@ -271,7 +275,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("kasmina: {}", with_causes(&error));
+            cli::complain(&with_causes(&error));
             error.exit().into()
         }
     }
@@ -301,7 +305,8 @@ fn run(command: Command) -> Result<Exit, CliError> {
             let (subject, batch) = (subject.options()?, batch as usize);
             cli::inspect(&InspectOptions { subject, mode: mode.into(), batch, backward })
         }
-        Command::Keygen { out } => cli::keygen(&KeygenOptions { out }),
+        Command::Keygen { show: Some(file), .. } => cli::show(&file),
+        Command::Keygen { out, show: None } => cli::keygen(&KeygenOptions { out }),
         Command::Sign { files, key } => cli::sign(&SignOptions { files, key }),
         Command::Publish { subject, name, blueprint, sign, to, urza, json } => {
             let (subject, key) = (subject.options()?, sign);

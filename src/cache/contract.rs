@@ -33,6 +33,7 @@ pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
         format: Some("pt2".into()),
         parameters: 2,
         buffers: 0,
+        constants: 0,
         modules: Vec::new(),
         ops: vec!["aten.relu".into()],
         input_shape: None,

@@ -1,6 +1,9 @@
 //! `kasmina inspect`: an artifact as a person wants to read it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Instant,
+};
 
 use super::{
     CliError, Exit,
@@ -9,10 +12,10 @@ use super::{
     validate::{exit, report},
 };
 use crate::{
-    artifact::{self, Mode, Module},
-    graph::{Graph, Limits, Sink, Source, ValueId, Wants, cost, differentiate, node_cost, simplify},
+    artifact::{self, Mode, Module, ModuleType},
+    graph::{Graph, Limits, Sink, Source, ValueId, Wants, cost, differentiate_within, node_cost, simplify},
     tensor::{DType, HostTensor, Shape},
-    validation::{self, Policy},
+    validation::Policy,
 };
 
 /// What to show of what.
@@ -34,22 +37,28 @@ pub struct InspectOptions {
 /// # Errors
 /// [`CliError`] when the file cannot be opened.
 pub fn inspect(options: &InspectOptions) -> Result<Exit, CliError> {
-    let Subject { bytes, metadata } = Subject::open(&options.subject)?;
-    let mut policy = Policy::from(&options.subject.config.validator);
-    // To look at a kernel is not to try it.
-    policy.trial = None;
-    let verdict = validation::validate(bytes.clone(), Some(&metadata), &policy).verdict;
+    let subject = Subject::open(&options.subject)?;
+    let policy = Policy::from(&options.subject.config.validator);
+    let verdict = subject.judge(&policy);
     let mut text = report(&options.subject.file.display().to_string(), &verdict);
-    if let Ok(module) = artifact::read(bytes, &policy.read) {
+    // What nobody trusted vouches for, or what is too large, is not read.
+    let read = subject.bytes.filter(|_| verdict.format.is_some());
+    if let Some(Ok(module)) = read.map(|bytes| artifact::read(bytes, &policy.read)) {
         text.push_str("\nmodules\n");
         text.push_str(&modules(&module));
-        match input(options, &module, metadata.input_shape.as_ref()) {
+        match input(options, &module, subject.metadata.input_shape.as_ref()) {
             Err(reason) => text.push_str(&format!("\nprogram\n  not lowered: {reason}\n")),
             Ok((shape, dtype)) => text.push_str(&program(options, &module, shape, dtype)),
         }
     }
     table::say(&text);
     Ok(exit(&verdict))
+}
+
+/// The modules of the tree, without nodes that are from none.
+fn named(module: &Module) -> impl Iterator<Item = &ModuleType> {
+    let types = module.types().iter();
+    types.filter(|known| !known.class.is_empty() && known.class != artifact::EXPORTERS_FRAME)
 }
 
 /// The module tree, each module with the tensors of its own.
@@ -64,7 +73,7 @@ fn modules(module: &Module) -> String {
         own.entry(owner).or_default().push((leaf, tensor, kind));
     }
     let mut tree: BTreeMap<&str, &str> =
-        module.types().iter().map(|known| (known.path.as_str(), known.class.as_str())).collect();
+        named(module).map(|known| (known.path.as_str(), known.class.as_str())).collect();
     // A tensor's module is shown even where the archive does not say what it is.
     for owner in own.keys() {
         tree.entry(owner).or_insert("?");
@@ -103,7 +112,8 @@ fn input(
 fn program(options: &InspectOptions, module: &Module, shape: Shape, dtype: DType) -> String {
     let mode = if options.mode == Mode::Train { "training" } else { "eval" };
     let title = format!("in {mode} mode, input {dtype}{shape}");
-    let lowered = module.lower(&[(shape, dtype)], options.mode, &Limits::default());
+    let limits = Limits::default().until(Instant::now() + options.subject.config.validator.time_limit);
+    let lowered = module.lower(&[(shape, dtype)], options.mode, &limits);
     let mut graph = match lowered {
         Ok(graph) => graph,
         Err(error) => return format!("\nprogram {title}\n  not lowered: {error}\n"),
@@ -113,7 +123,7 @@ fn program(options: &InspectOptions, module: &Module, shape: Shape, dtype: DType
     if options.backward {
         let graded: Vec<bool> = module.parameters().iter().map(|p| p.requires_grad).collect();
         let wants = Wants { inputs: &[dtype.is_floating_point()], parameters: &graded };
-        match differentiate(&graph, &wants) {
+        match differentiate_within(&graph, &wants, &limits) {
             Err(error) => text.push_str(&format!("\nbackward\n  there is none: {error}\n")),
             Ok(mut both) => {
                 simplify(&mut both.backward);

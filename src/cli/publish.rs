@@ -14,7 +14,7 @@ use crate::{
     digest::Digest,
     id::KernelId,
     origin::{Destination, Publication, UrzaOptions, publish_to_folder, publish_to_urza},
-    validation::{self, Metadata, Policy, Status},
+    validation::{self, Metadata, Policy, Status, Verdict},
 };
 
 /// What to publish where.
@@ -42,8 +42,13 @@ pub struct PublishOptions {
 /// # Errors
 /// [`CliError`] when the file cannot be read, other bytes have the name, or a server does not take it.
 pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
-    let Subject { bytes, metadata } = Subject::open(&options.subject)?;
+    let subject = Subject::open(&options.subject)?;
     let config = &options.subject.config;
+    let policy = Policy::from(&config.validator);
+    let Some(bytes) = subject.bytes.clone() else {
+        return refuse(options, &subject.judge(&policy));
+    };
+    let metadata = subject.metadata;
     let digest = Digest::of(&bytes);
     let signature = match &options.key {
         Some(path) => Some(read_key(path)?.sign(&digest).to_string()),
@@ -60,15 +65,9 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
         kernel_binary_ref: None,
         ..metadata
     };
-    let verdict =
-        validation::validate(bytes.clone(), Some(&described), &Policy::from(&config.validator)).verdict;
+    let verdict = validation::validate(bytes.clone(), Some(&described), &policy).verdict;
     if !verdict.accepted {
-        let file = options.subject.file.display().to_string();
-        match options.json {
-            true => say(&format!("{}\n", pretty(&verdict)?)),
-            false => say(&validate::report(&file, &verdict)),
-        }
-        return Ok(validate::exit(&verdict));
+        return refuse(options, &verdict);
     }
     let metadata = Metadata {
         input_shape: verdict.input_shape.clone().or(described.input_shape),
@@ -103,6 +102,16 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
         ));
     }
     Ok(Exit::Ok)
+}
+
+/// Prints why not.
+fn refuse(options: &PublishOptions, verdict: &Verdict) -> Result<Exit, CliError> {
+    let file = options.subject.file.display().to_string();
+    match options.json {
+        true => say(&format!("{}\n", pretty(verdict)?)),
+        false => say(&validate::report(&file, verdict)),
+    }
+    Ok(validate::exit(verdict))
 }
 
 fn destination(options: &PublishOptions) -> Result<Destination, CliError> {

@@ -7,8 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CliError, Exit, subject::signature_path, table::say};
-use crate::{digest::Digest, signature::SecretKey};
+use super::{
+    CliError, Exit,
+    subject::signature_path,
+    table::{complain, say},
+};
+use crate::{
+    digest::Digest,
+    signature::{PublicKey, SecretKey},
+};
 
 /// Where a new key goes.
 #[derive(Debug)]
@@ -32,34 +39,75 @@ pub struct SignOptions {
 /// [`CliError`] when a file cannot be written, or is there already: a key is never written over.
 pub fn keygen(options: &KeygenOptions) -> Result<Exit, CliError> {
     let key = SecretKey::generate().map_err(|error| CliError::usage(error.to_string()))?;
-    let mut public = options.out.clone().into_os_string();
-    public.push(".pub");
+    let public = public_path(&options.out);
+    // Both or neither.
+    if let Some(there) = [&options.out, &public].into_iter().find(|path| path.symlink_metadata().is_ok()) {
+        return Err(there_already(there));
+    }
     write_new(&options.out, &key.to_pem(), 0o600)?;
-    write_new(Path::new(&public), &key.public().to_pem(), 0o644)?;
-    say(&format!(
-        "private key  {}, keep it where kernels are compiled\npublic key   {}\n\nfor kasmina.toml:\n\n[validator]\ntrusted_keys = [\"{}\"]\n",
-        options.out.display(),
-        Path::new(&public).display(),
-        key.public()
-    ));
+    write_new(&public, &key.public().to_pem(), 0o644)?;
+    say(&format!("private key  {}, keep it where kernels are compiled\n", options.out.display()));
+    say(&settings(&public, &key.public()));
     Ok(Exit::Ok)
 }
 
-/// Writes `FILE.sig` beside each artifact: the signature over its SHA-256.
+/// Prints the line that `validator.trusted_keys` takes for a private key that is there, and writes the public
+/// key's file where it is missing.
 ///
 /// # Errors
-/// [`CliError`] when a file cannot be read or written, or the key is none.
+/// [`CliError`] when the file holds no key or the public key's cannot be written.
+pub fn show(file: &Path) -> Result<Exit, CliError> {
+    let key = read_key(file)?.public();
+    let public = public_path(file);
+    if public.symlink_metadata().is_err() {
+        write_new(&public, &key.to_pem(), 0o644)?;
+    }
+    say(&settings(&public, &key));
+    Ok(Exit::Ok)
+}
+
+fn public_path(file: &Path) -> PathBuf {
+    let mut public = file.as_os_str().to_owned();
+    public.push(".pub");
+    public.into()
+}
+
+fn settings(public: &Path, key: &PublicKey) -> String {
+    let public = public.display();
+    format!("public key   {public}\n\nfor kasmina.toml:\n\n[validator]\ntrusted_keys = [\"{key}\"]\n")
+}
+
+/// Writes `FILE.sig` beside each artifact: the signature over its SHA-256. One that cannot be read or written is
+/// complained about and the rest are signed; the exit code then says so.
+///
+/// # Errors
+/// [`CliError`] when the key is none.
 pub fn sign(options: &SignOptions) -> Result<Exit, CliError> {
     let key = read_key(&options.key)?;
+    let mut exit = Exit::Ok;
     for file in &options.files {
-        let bytes = std::fs::read(file).map_err(CliError::file(file))?;
-        let digest = Digest::of(&bytes);
-        let path = signature_path(file);
-        // Signing again is no harm: it is the same signature.
-        std::fs::write(&path, format!("{}\n", key.sign(&digest))).map_err(CliError::file(&path))?;
-        say(&format!("{digest}  {}\n", path.display()));
+        match sign_one(file, &key) {
+            Ok(line) => say(&line),
+            Err(error) => {
+                complain(&error.to_string());
+                exit = Exit::Unusable;
+            }
+        }
     }
-    Ok(Exit::Ok)
+    Ok(exit)
+}
+
+fn sign_one(file: &Path, key: &SecretKey) -> Result<String, CliError> {
+    let bytes = std::fs::read(file).map_err(CliError::file(file))?;
+    let digest = Digest::of(&bytes);
+    let path = signature_path(file);
+    // Signing again is no harm: it is the same signature.
+    std::fs::write(&path, format!("{}\n", key.sign(&digest))).map_err(CliError::file(&path))?;
+    Ok(format!("{digest}  {}\n", path.display()))
+}
+
+fn there_already(path: &Path) -> CliError {
+    CliError::usage(format!("{}: it is there already, name another file", path.display()))
 }
 
 /// A private key from its file.
@@ -73,9 +121,7 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), CliError> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
-        ErrorKind::AlreadyExists => {
-            CliError::usage(format!("{}: it is there already, name another file", path.display()))
-        }
+        ErrorKind::AlreadyExists => there_already(path),
         _ => CliError::file(path)(error),
     })
 }

@@ -1,19 +1,30 @@
-//! Tables for terminals: columns as wide as they need to be, numbers to the right.
+//! Text and tables for terminals: columns as wide as they need to be, numbers to the right.
 
 use std::io::Write as _;
 
-/// Prints text. What an artifact says of itself stands in it, so control characters are shown and not sent to
-/// the terminal; a reader that went away, such as `head`, is no error.
+/// Prints text; a reader that went away, such as `head`, is no error.
 pub(super) fn say(text: &str) {
-    let shown: String = text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
-        match c {
-            c if c != '\n' && c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
+    // Nothing is left to say it to where this fails.
+    drop(std::io::stdout().write_all(shown(text).as_bytes()));
+}
+
+/// Prints a line to the standard error stream, after the tool's name.
+pub fn complain(text: &str) {
+    drop(writeln!(std::io::stderr(), "kasmina: {}", shown(text)));
+}
+
+/// What an artifact says of itself stands in what is printed, so characters that a terminal obeys are shown and
+/// not sent to it: controls, and those that turn the direction of writing.
+fn shown(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
+        if (c != '\n' && c.is_control()) || turns(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
         }
         shown
-    });
-    // Nothing is left to say it to where this fails.
-    drop(std::io::stdout().write_all(shown.as_bytes()));
+    })
 }
 
 /// Prints rows under their headings. Columns whose heading starts with a space go to the right.
@@ -28,10 +39,11 @@ pub(super) fn render(headings: &[&str], rows: &[Vec<String>]) -> String {
         let cells = rows.iter().map(|row| row.get(column).map_or(0, |cell| cell.chars().count()));
         cells.chain([headings[column].trim().chars().count()]).max().unwrap_or(0)
     };
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
     let mut line = |cells: &[String]| {
         let mut text = String::new();
-        for (column, heading) in headings.iter().enumerate() {
-            let (cell, width) = (cells.get(column).map_or("", String::as_str), width(column));
+        for (column, (heading, &width)) in headings.iter().zip(&widths).enumerate() {
+            let cell = cells.get(column).map_or("", String::as_str);
             let padded =
                 if heading.starts_with(' ') { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
             text.push_str(&padded);
@@ -82,6 +94,18 @@ pub(super) fn micros(us: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_shown_and_not_sent() {
+        let text = "weight\u{1b}[2J\u{9b}31m\r é\u{202e}txt\u{2066}\u{200f}\n";
+        assert_eq!(shown(text), "weight\\u{1b}[2J\\u{9b}31m\\r é\\u{202e}txt\\u{2066}\\u{200f}\n");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = [["a", "1"], ["longer", "1000"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(render(&["name", " n"], &rows), "name       n\na          1\nlonger  1000\n");
+    }
 
     #[test]
     fn quantities_read_well() {

@@ -5,7 +5,7 @@ use super::{
     subject::{Subject, SubjectOptions},
     table,
 };
-use crate::validation::{self, Policy, Verdict, rules};
+use crate::validation::{Policy, Verdict, rules};
 
 /// What to judge by what.
 #[derive(Debug)]
@@ -21,9 +21,7 @@ pub struct ValidateOptions {
 /// # Errors
 /// [`CliError`] when the file cannot be opened.
 pub fn validate(options: &ValidateOptions) -> Result<Exit, CliError> {
-    let Subject { bytes, metadata } = Subject::open(&options.subject)?;
-    let policy = Policy::from(&options.subject.config.validator);
-    let verdict = validation::validate(bytes, Some(&metadata), &policy).verdict;
+    let verdict = Subject::open(&options.subject)?.judge(&Policy::from(&options.subject.config.validator));
     if options.json {
         let text =
             serde_json::to_string_pretty(&verdict).map_err(|error| CliError::usage(error.to_string()))?;
@@ -49,10 +47,16 @@ pub(super) fn report(file: &str, verdict: &Verdict) -> String {
     let mut text = String::new();
     let word = if verdict.accepted { "accepted" } else { "rejected" };
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<11} {value}\n"));
-    line("sha256", verdict.digest.to_string());
+    line(
+        "sha256",
+        verdict.known_digest().map_or("not known, it was not read".to_owned(), ToString::to_string),
+    );
     line("size", table::bytes(verdict.size_bytes));
     line("format", verdict.format.clone().unwrap_or_else(|| "unknown".to_owned()));
     line("parameters", verdict.parameters.to_string());
+    if verdict.constants > 0 {
+        line("constants", format!("{} numbers", verdict.constants));
+    }
     for (name, shape) in [("input", &verdict.input_shape), ("output", &verdict.output_shape)] {
         if let Some(shape) = shape {
             line(name, format!("{shape} without the batch"));

@@ -26,7 +26,7 @@ section! {
         /// The most floating-point operations that a kernel may need for one sample, forward and backward
         /// together.
         max_flops: u64 = 100_000_000_000, "operations", Restart;
-        /// The longest that a program may take to become a graph, whatever its steps.
+        /// The longest that judging an artifact may take as a whole, its trial too; and making a plan of it later.
         time_limit: Duration = Duration::from_secs(10), "time", Restart;
         /// The keys whose signatures count, each "ed25519:" and 64 hexadecimal digits as kasmina keygen prints it.
         trusted_keys: Vec<PublicKey> = Vec::new(), "list of keys", Restart;
@@ -38,7 +38,7 @@ section! {
         trial: bool = true, "true or false", Restart;
         /// The most floating-point operations that a whole trial may need.
         max_trial_flops: u64 = 200_000_000_000, "operations", Restart;
-        /// The most memory that a trial may need beside the weights.
+        /// The most memory that a trial may need: values, and copies of weights, buffers and constants.
         max_trial_bytes: ByteSize = ByteSize::mib(256), "bytes", Restart;
         /// The longest a trial may take; looked at between operations.
         trial_time_limit: Duration = Duration::from_secs(5), "time", Restart;

@@ -1,5 +1,6 @@
 //! What an artifact must prove before it runs: rules over module and graph, gathered into a verdict.
 
+mod catalogue;
 mod error;
 mod metadata;
 mod policy;
@@ -14,5 +15,5 @@ mod tests;
 pub use error::ValidationError;
 pub use metadata::{Metadata, MetadataError, Status};
 pub use policy::{Policy, TrialPolicy};
-pub use validate::{Outcome, validate, validate_again};
+pub use validate::{Outcome, too_large, validate, validate_again};
 pub use verdict::{ModuleUse, PassCost, RuleResult, Trial, Verdict};

@@ -10,6 +10,7 @@ use super::{
     Metadata, ModuleUse, Policy, Verdict,
     rules::{self, Probe, Probed, Report},
     trial,
+    verdict::UNKNOWN,
 };
 use crate::{
     artifact::{self, Module},
@@ -63,23 +64,10 @@ fn judge_by(
     policy: &Policy,
     earlier: Option<&Verdict>,
 ) -> Outcome {
-    let mut verdict = Verdict {
-        accepted: false,
-        rules: Vec::new(),
-        digest: Digest::from_bytes([0; 32]),
-        policy: policy.fingerprint(),
-        size_bytes: bytes.len() as u64,
-        format: None,
-        parameters: 0,
-        buffers: 0,
-        modules: Vec::new(),
-        ops: Vec::new(),
-        input_shape: None,
-        output_shape: None,
-        forward: None,
-        backward: None,
-        trial: None,
-    };
+    let mut verdict = unjudged(bytes.len() as u64, policy);
+    if let Some(verdict) = too_large(bytes.len() as u64, policy) {
+        return Outcome { verdict, module: None };
+    }
     // Nothing that the closure may have left half done is used after a panic: the report is dropped with
     // it, and the verdict's facts are written as a whole.
     let signature = metadata.and_then(|metadata| metadata.signature.as_deref());
@@ -113,6 +101,35 @@ fn judge_by(
     Outcome { verdict, module }
 }
 
+/// The verdict on an artifact that is too large to be read, of which no more than the size is known: nothing else
+/// of it is judged. `None` where it is not too large.
+pub fn too_large(size_bytes: u64, policy: &Policy) -> Option<Verdict> {
+    let mut report = Report::default();
+    report.fail(rules::ARCHIVE_LIMITS, rules::size_limited(size_bytes, policy).err()?);
+    Some(Verdict { rules: report.finish(), ..unjudged(size_bytes, policy) })
+}
+
+fn unjudged(size_bytes: u64, policy: &Policy) -> Verdict {
+    Verdict {
+        accepted: false,
+        rules: Vec::new(),
+        digest: UNKNOWN,
+        policy: policy.fingerprint(),
+        size_bytes,
+        format: None,
+        parameters: 0,
+        buffers: 0,
+        constants: 0,
+        modules: Vec::new(),
+        ops: Vec::new(),
+        input_shape: None,
+        output_shape: None,
+        forward: None,
+        backward: None,
+        trial: None,
+    }
+}
+
 fn judge(
     bytes: Arc<[u8]>,
     metadata: Option<&Metadata>,
@@ -141,6 +158,7 @@ fn judge(
             return (report, None);
         }
     };
+    let constants = module.constants();
     let format = module.format().name();
     verdict.format = Some(format.to_owned());
     report.pass(rules::ARCHIVE_LIMITS, format!("{} bytes, within every limit", verdict.size_bytes));
@@ -153,15 +171,24 @@ fn judge(
     verdict.ops = module.ops().iter().cloned().collect();
     verdict.parameters = rules::count(module.parameters().iter().map(|parameter| &parameter.tensor));
     verdict.buffers = rules::count(module.buffers().iter().map(|buffer| &buffer.tensor));
+    verdict.constants = rules::count(constants.iter().map(|(_, tensor)| *tensor));
 
     report.note(rules::MODULES_WHITELIST, rules::modules_allowed(module.types(), &policy.allowed_modules));
     let declared_count = metadata.and_then(|metadata| metadata.parameter_count);
     report.note(
         rules::PARAMETERS_LIMIT,
-        rules::parameters_limited(verdict.parameters, declared_count, policy.max_parameters),
+        rules::parameters_limited(
+            verdict.parameters,
+            verdict.constants,
+            declared_count,
+            policy.max_parameters,
+        ),
     );
     if policy.require_finite {
-        report.note(rules::WEIGHTS_FINITE, rules::weights_finite(module.parameters(), module.buffers()));
+        report.note(
+            rules::WEIGHTS_FINITE,
+            rules::weights_finite(module.parameters(), module.buffers(), &constants),
+        );
     }
     let limits = policy.graph.until(deadline);
     let probed = judge_program(&module, metadata, &limits, verdict, &mut report);

@@ -31,7 +31,8 @@ pub struct Verdict {
     pub accepted: bool,
     /// The rules that were judged; those that could not be, because an earlier one failed, are absent.
     pub rules: Vec<RuleResult>,
-    /// SHA-256 of the artifact this is about.
+    /// SHA-256 of the artifact this is about; zeros, written as null, where it was too large to be read.
+    #[serde(with = "known")]
     pub digest: Digest,
     /// Which rules and limits it was judged by, as a fingerprint; see [`Policy::fingerprint`](super::Policy::fingerprint).
     pub policy: String,
@@ -43,6 +44,9 @@ pub struct Verdict {
     pub parameters: u64,
     /// How many numbers its buffers hold.
     pub buffers: u64,
+    /// How many numbers its constants hold: tensors that are neither parameters nor buffers.
+    #[serde(default)]
+    pub constants: u64,
     /// The modules inside, in the archive's order.
     pub modules: Vec<ModuleUse>,
     /// The operations its program names, in alphabetical order.
@@ -79,7 +83,30 @@ pub struct Trial {
     pub backward_us: u64,
 }
 
+/// What stands for the digest of bytes that were not read.
+pub(super) const UNKNOWN: Digest = Digest::from_bytes([0; 32]);
+
+mod known {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::UNKNOWN;
+    use crate::digest::Digest;
+
+    pub(super) fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+        Some(digest).filter(|digest| **digest != UNKNOWN).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        Option::deserialize(deserializer).map(|digest| digest.unwrap_or(UNKNOWN))
+    }
+}
+
 impl Verdict {
+    /// The digest, where the bytes were read.
+    pub fn known_digest(&self) -> Option<&Digest> {
+        Some(&self.digest).filter(|digest| **digest != UNKNOWN)
+    }
+
     /// The first rule that failed.
     pub fn first_failure(&self) -> Option<&RuleResult> {
         self.rules.iter().find(|rule| !rule.passed)

@@ -50,6 +50,14 @@ pub(super) fn is_assertion(op: &str) -> bool {
 }
 
 impl Program {
+    /// The tensors that the program has by itself.
+    pub(crate) fn constants(&self) -> impl Iterator<Item = (String, &HostTensor)> {
+        self.bindings.iter().filter_map(|binding| match binding {
+            Binding::Constant(name, tensor) => Some((name.clone(), tensor)),
+            _ => None,
+        })
+    }
+
     pub(super) fn new(
         place: String,
         program: ExportedProgram,

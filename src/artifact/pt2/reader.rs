@@ -290,20 +290,23 @@ fn check_output(place: &str, spec: &OutputSpec) -> Result<(), ArtifactError> {
     Err(ArtifactError::rejected(place, what, "export the forward pass alone"))
 }
 
-/// The modules that the nodes were traced from, as their metadata tells.
+/// The modules that the nodes were traced from, as their metadata tells; the first node that does not tell stands
+/// among them without a class.
 fn module_types(program: &ExportedProgram) -> Vec<ModuleType> {
     let mut types = BTreeSet::new();
+    let mut silent = None;
     for node in &program.graph_module.graph.nodes {
-        let Some(stack) = node.metadata.get("nn_module_stack") else { continue };
+        let stack = node.metadata.get("nn_module_stack").map_or("", String::as_str);
         for frame in stack.split(';') {
             let mut parts = frame.splitn(3, ',');
-            // The exporter fills in a frame of its own where it knows no module.
-            if let (Some(_), Some(path), Some(class)) = (parts.next(), parts.next(), parts.next())
-                && !path.starts_with("_empty_nn_module_stack")
-            {
-                types.insert(ModuleType { path: path.to_owned(), class: class.to_owned() });
+            match (parts.next(), parts.next(), parts.next()) {
+                (Some(_), Some(path), Some(class)) if !class.is_empty() => {
+                    types.insert(ModuleType { path: path.to_owned(), class: class.to_owned() });
+                }
+                _ => silent = silent.or(Some(&node.target)),
             }
         }
     }
-    types.into_iter().collect()
+    let silent = silent.map(|target| ModuleType { path: format!("a node {target}"), class: String::new() });
+    types.into_iter().chain(silent).collect()
 }

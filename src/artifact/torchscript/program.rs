@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     builtin,
     interpreter::Interpreter,
-    objects::Object,
+    objects::{Attribute, Object},
     syntax::{Class, Expression, File, Function, Statement, StatementKind},
 };
 use crate::{
@@ -169,6 +169,28 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// The tensors that the program has by itself: those of `constants.pkl`, and attributes that are tensors but
+    /// neither parameters nor buffers.
+    pub(crate) fn constants(&self) -> Vec<(String, &HostTensor)> {
+        let numbered = self.constants.iter().enumerate();
+        let mut all: Vec<_> = numbered.map(|(n, tensor)| (format!("constants.pkl {n}"), tensor)).collect();
+        for Object { class, attributes } in &self.objects {
+            let mut attributes: Vec<_> = attributes.iter().collect();
+            attributes.sort_unstable_by_key(|(name, _)| *name);
+            for (name, attribute) in attributes {
+                let mut open = vec![attribute];
+                while let Some(attribute) = open.pop() {
+                    match attribute {
+                        Attribute::Constant(tensor) => all.push((format!("{class}.{name}"), tensor)),
+                        Attribute::List(items) | Attribute::Tuple(items) => open.extend(items),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        all
+    }
+
     /// Runs `forward` of the root module; the outputs flat, in their order.
     ///
     /// # Errors

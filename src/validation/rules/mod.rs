@@ -7,6 +7,7 @@ mod parameters;
 mod report;
 mod shapes;
 mod signature;
+mod size;
 mod weights;
 
 pub(super) use cost::{pass_cost, within_limits};
@@ -16,8 +17,13 @@ pub(super) use parameters::{count, parameters_limited};
 pub(super) use report::Report;
 pub(super) use shapes::{Lowered, Probe, Probed, probe};
 pub(super) use signature::signature_trusted;
+pub(super) use size::size_limited;
 pub(super) use weights::{all_finite, weights_finite};
 
+/// The catalogue says that the kernel may be used.
+pub const CATALOGUE_STATUS: &str = "catalogue.status";
+/// The artifact is the one that the catalogue's checksum is of.
+pub const CATALOGUE_CHECKSUM: &str = "catalogue.checksum";
 /// The archive keeps to the limits of its kind: entries, sizes, depths.
 pub const ARCHIVE_LIMITS: &str = "archive.limits";
 /// The archive can be read.
@@ -28,9 +34,9 @@ pub const ARCHIVE_WHITELIST: &str = "archive.whitelist";
 pub const MODULES_WHITELIST: &str = "modules.whitelist";
 /// Every operation is on the list and is used in a form that is supported.
 pub const OPS_WHITELIST: &str = "ops.whitelist";
-/// There are not too many parameters.
+/// There are not too many numbers in parameters and constants.
 pub const PARAMETERS_LIMIT: &str = "parameters.limit";
-/// No parameter is infinite or not a number, no buffer is not a number.
+/// No parameter is infinite or not a number, no buffer or constant is not a number.
 pub const WEIGHTS_FINITE: &str = "weights.finite";
 /// The shapes inferred are the ones declared.
 pub const SHAPES_DECLARED: &str = "shapes.declared";
@@ -50,7 +56,9 @@ pub const TRIAL_DETERMINISTIC: &str = "trial.deterministic";
 pub const VALIDATION_COMPLETED: &str = "validation.completed";
 
 /// All rules, in the order a verdict lists them.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 17] = [
+    CATALOGUE_STATUS,
+    CATALOGUE_CHECKSUM,
     SIGNATURE_TRUSTED,
     ARCHIVE_LIMITS,
     ARCHIVE_READABLE,

@@ -1,4 +1,4 @@
-//! `parameters.limit`: not too many parameters.
+//! `parameters.limit`: not too many numbers in parameters and constants.
 
 use crate::tensor::HostTensor;
 
@@ -7,9 +7,10 @@ pub(in crate::validation) fn count<'a>(tensors: impl IntoIterator<Item = &'a Hos
     tensors.into_iter().fold(0, |sum, tensor| sum.saturating_add(tensor.shape().elements() as u64))
 }
 
-/// Holds the count to the limit.
+/// Holds the count to the limit. A weight that was made a constant is no smaller for it, so both are counted.
 pub(in crate::validation) fn parameters_limited(
     parameters: u64,
+    constants: u64,
     declared: Option<u64>,
     limit: u64,
 ) -> Result<String, String> {
@@ -17,10 +18,11 @@ pub(in crate::validation) fn parameters_limited(
         Some(declared) if declared != parameters => format!(", the catalogue says {declared}"),
         _ => String::new(),
     };
-    if parameters > limit {
-        return Err(format!("{parameters} parameters{declared}, {limit} are allowed"));
+    let fixed = if constants == 0 { String::new() } else { format!(" and {constants} numbers in constants") };
+    if parameters.saturating_add(constants) > limit {
+        return Err(format!("{parameters} parameters{declared}{fixed}, {limit} are allowed"));
     }
-    Ok(format!("{parameters} of at most {limit} parameters{declared}"))
+    Ok(format!("{parameters} parameters{declared}{fixed}, of at most {limit}"))
 }
 
 #[cfg(test)]
@@ -31,8 +33,11 @@ mod tests {
     fn the_limit_itself_is_allowed() {
         let tensor = HostTensor::from_values([2, 3].into(), &[0.0f32; 6]).unwrap();
         assert_eq!(count([&tensor, &tensor]), 12);
-        assert!(parameters_limited(12, Some(12), 12).is_ok());
-        assert_eq!(parameters_limited(13, None, 12).unwrap_err(), "13 parameters, 12 are allowed");
-        assert!(parameters_limited(1, Some(2), 12).unwrap().contains("the catalogue says 2"));
+        assert!(parameters_limited(12, 0, Some(12), 12).is_ok());
+        assert_eq!(parameters_limited(13, 0, None, 12).unwrap_err(), "13 parameters, 12 are allowed");
+        let both = parameters_limited(12, 1, None, 12).unwrap_err();
+        assert_eq!(both, "12 parameters and 1 numbers in constants, 12 are allowed");
+        assert!(parameters_limited(1, u64::MAX, None, 12).is_err());
+        assert!(parameters_limited(1, 0, Some(2), 12).unwrap().contains("the catalogue says 2"));
     }
 }

@@ -7,11 +7,12 @@ use crate::{
     tensor::{DType, HostTensor},
 };
 
-/// Holds parameters to finite numbers and buffers to numbers: an attention mask, which is a buffer, is
-/// full of −∞.
+/// Holds parameters to finite numbers, buffers and constants to numbers: an attention mask, which is one of
+/// these, is full of −∞.
 pub(in crate::validation) fn weights_finite(
     parameters: &[Parameter],
     buffers: &[NamedTensor],
+    constants: &[(String, &HostTensor)],
 ) -> Result<String, String> {
     let report = |name: &str, tensor: &HostTensor, (at, value): (usize, f64)| {
         format!("{name} of shape {} has {value} at element {at}", tensor.shape())
@@ -23,12 +24,15 @@ pub(in crate::validation) fn weights_finite(
             return Err(report(name, tensor, bad));
         }
     }
-    for NamedTensor { name, tensor } in buffers {
+    let buffers_too = buffers.iter().map(|NamedTensor { name, tensor }| (name, tensor));
+    let constants_too = constants.iter().map(|(name, tensor)| (name, *tensor));
+    for (name, tensor) in buffers_too.chain(constants_too) {
         if let Some(bad) = first(tensor, f64::is_nan) {
             return Err(report(name, tensor, bad));
         }
     }
-    Ok(format!("{} parameters and {} buffers looked through", parameters.len(), buffers.len()))
+    let (parameters, buffers, constants) = (parameters.len(), buffers.len(), constants.len());
+    Ok(format!("{parameters} parameters, {buffers} buffers and {constants} constants looked through"))
 }
 
 /// Whether every number is finite; those of types that know nothing else are.
@@ -85,20 +89,24 @@ mod tests {
             parameter(&[f16::ZERO, f16::MAX, f16::NAN]),
         ];
         for bad in bad {
-            let refusal = weights_finite(&[parameter(&[1.0f32]), bad], &[]).unwrap_err();
+            let refusal = weights_finite(&[parameter(&[1.0f32]), bad], &[], &[]).unwrap_err();
             assert!(refusal.starts_with("conv.weight of shape [3] has "), "{refusal}");
             assert!(refusal.ends_with("at element 2"), "{refusal}");
         }
-        assert!(weights_finite(&[parameter(&[f32::MAX]), parameter(&[i64::MAX])], &[]).is_ok());
+        assert!(weights_finite(&[parameter(&[f32::MAX]), parameter(&[i64::MAX])], &[], &[]).is_ok());
     }
 
     #[test]
-    fn a_buffer_may_be_infinite_but_not_nan() {
+    fn a_buffer_or_a_constant_may_be_infinite_but_not_nan() {
         let buffer = |value: f32| NamedTensor {
             name: "mask".into(),
             tensor: HostTensor::from_values([1].into(), &[value]).unwrap(),
         };
-        assert!(weights_finite(&[], &[buffer(f32::NEG_INFINITY)]).is_ok());
-        assert!(weights_finite(&[], &[buffer(f32::NAN)]).is_err());
+        for (value, passes) in [(f32::NEG_INFINITY, true), (f32::INFINITY, true), (f32::NAN, false)] {
+            let buffer = buffer(value);
+            let constant = [("constants.pkl 0".to_owned(), &buffer.tensor)];
+            assert_eq!(weights_finite(&[], &[], &constant).is_ok(), passes, "{value}");
+            assert_eq!(weights_finite(&[], std::slice::from_ref(&buffer), &[]).is_ok(), passes, "{value}");
+        }
     }
 }
