@@ -20,7 +20,7 @@ pub enum ArtifactError {
         reason: String,
     },
     /// A limit is passed.
-    #[error("{place}: more than {limit} {what}: use a smaller kernel or raise the limit")]
+    #[error("{place}: more than {limit} {what}: {advice}", advice = advice(place, what))]
     Limit {
         /// The file within the archive.
         place: String,
@@ -85,6 +85,19 @@ pub enum ArtifactError {
         /// What is wrong.
         source: GraphError,
     },
+}
+
+/// What to do about a limit: which setting raises it, where one does.
+fn advice(place: &str, what: &str) -> String {
+    let setting = match what {
+        "bytes" if place == "archive" => "max_artifact_bytes",
+        "bytes in all tensors" => "max_artifact_bytes",
+        "files" => "max_archive_entries",
+        "bytes in a file" => "max_entry_bytes",
+        "milliseconds of reading" | "milliseconds of lowering" => "time_limit",
+        _ => return "use a smaller kernel, no setting raises this limit".to_owned(),
+    };
+    format!("use a smaller kernel or raise validator.{setting}")
 }
 
 /// What is wrong with one operation.
@@ -167,5 +180,30 @@ impl Fault for ArtifactError {
                 Problem::Graph(source) => source.code(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_names_the_setting_that_raises_it() {
+        let shipped = include_str!("../../config/kasmina.toml");
+        let (_, settings) = shipped.split_once("\n[validator]\n").unwrap();
+        for (place, what, setting) in [
+            ("archive", "bytes", "max_artifact_bytes"),
+            ("data/0", "bytes in all tensors", "max_artifact_bytes"),
+            ("archive", "files", "max_archive_entries"),
+            ("data/0", "bytes in a file", "max_entry_bytes"),
+            ("data.pkl", "milliseconds of reading", "time_limit"),
+            ("forward", "milliseconds of lowering", "time_limit"),
+        ] {
+            let text = ArtifactError::limit(place, what, 7).to_string();
+            assert!(text.ends_with(&format!("or raise validator.{setting}")), "{text}");
+            assert!(settings.contains(&format!("\n{setting} = ")), "{setting} is a setting");
+        }
+        let text = ArtifactError::limit("byteorder", "bytes", 64).to_string();
+        assert_eq!(text, "byteorder: more than 64 bytes: use a smaller kernel, no setting raises this limit");
     }
 }

@@ -1,6 +1,8 @@
 //! How much an artifact may ask of its reader.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use super::ArtifactError;
 
 /// The most tensors a program may give; a seed takes one.
 pub(super) const MAX_OUTPUTS: usize = 1000;
@@ -43,10 +45,29 @@ pub struct ReadLimits {
     pub fuel: u64,
     /// How long lowering a program may take, whatever its steps.
     pub time_limit: Duration,
+    /// When reading ends, done or not; looked at between parts, so that it is passed by one part's time at most.
+    /// A module that was read does not keep it: each lowering has a time of its own.
+    pub deadline: Option<Instant>,
+}
+
+impl ReadLimits {
+    /// The same with a deadline, or the earlier of both.
+    pub fn until(self, deadline: Instant) -> Self {
+        Self { deadline: Some(self.deadline.map_or(deadline, |known| known.min(deadline))), ..self }
+    }
+
+    /// Refuses to go on after the deadline; `place` is what would be read next.
+    pub(super) fn check_time(&self, place: &str) -> Result<(), ArtifactError> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let limit_ms = usize::try_from(self.time_limit.as_millis()).unwrap_or(usize::MAX);
+            return Err(ArtifactError::limit(place, "milliseconds of reading", limit_ms));
+        }
+        Ok(())
+    }
 }
 
 impl Default for ReadLimits {
-    /// 256 MiB of archive, 10,000 files, 64 times its size unpacked, 1 million steps.
+    /// 256 MiB of archive, 10,000 files, 64 times its size unpacked, 1 million steps, no deadline.
     fn default() -> Self {
         Self {
             archive_bytes: 256 << 20,
@@ -63,6 +84,7 @@ impl Default for ReadLimits {
             nesting: 100,
             fuel: 1_000_000,
             time_limit: Duration::from_secs(10),
+            deadline: None,
         }
     }
 }

@@ -33,7 +33,7 @@ pub use module::{DeclaredInput, EXPORTERS_FRAME, Format, Mode, Module, ModuleTyp
 /// [`ArtifactError`] naming the file within the archive, what is wrong and what to do.
 pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
     let archive = zip::Archive::open(&bytes, limits)?;
-    let module = if archive.names().any(|name| name.starts_with("models/")) {
+    let mut module = if archive.names().any(|name| name.starts_with("models/")) {
         pt2::read(&archive, limits)
     } else if archive.contains("data.pkl") && archive.names().any(|name| name.starts_with("code/")) {
         torchscript::read(&archive, limits)
@@ -45,6 +45,7 @@ pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactErr
         ))
     }?;
     check_names(&module)?;
+    module.limits.deadline = None;
     Ok(module)
 }
 

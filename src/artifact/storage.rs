@@ -21,18 +21,23 @@ pub(super) struct Storages<'a, 'b> {
     archive: &'b Archive<'a>,
     files: HashMap<String, Cow<'a, [u8]>>,
     budget: usize,
-    limit: usize,
+    limits: ReadLimits,
 }
 
 impl<'a, 'b> Storages<'a, 'b> {
     pub(super) fn new(archive: &'b Archive<'a>, limits: &ReadLimits) -> Self {
-        let limit = limits.archive_bytes;
-        Self { archive, files: HashMap::new(), budget: limit, limit }
+        Self { archive, files: HashMap::new(), budget: limits.archive_bytes, limits: *limits }
+    }
+
+    /// Refuses to go on after the deadline of reading.
+    pub(super) fn check_time(&self, place: &str) -> Result<(), ArtifactError> {
+        self.limits.check_time(place)
     }
 
     fn spend(&mut self, file: &str, bytes: usize) -> Result<(), ArtifactError> {
         let left = self.budget.checked_sub(bytes);
-        self.budget = left.ok_or_else(|| ArtifactError::limit(file, "bytes in all tensors", self.limit))?;
+        let limit = self.limits.archive_bytes;
+        self.budget = left.ok_or_else(|| ArtifactError::limit(file, "bytes in all tensors", limit))?;
         Ok(())
     }
 
@@ -45,23 +50,30 @@ impl<'a, 'b> Storages<'a, 'b> {
             let reason = format!("a tensor has more than {MAX_RANK} dimensions, or not as many strides");
             return Err(ArtifactError::malformed(file, reason));
         }
-        if !self.files.contains_key(file) {
-            let bytes = self.archive.file(file)?;
-            // What had to be unpacked is memory of ours; what is stored as it is lies in the archive.
-            if let Cow::Owned(unpacked) = &bytes {
-                self.spend(file, unpacked.len())?;
-            }
-            self.files.insert(file.to_owned(), bytes);
-        }
+        self.check_time(file)?;
         let malformed = |reason: &str| ArtifactError::malformed(file, reason);
         let shape = Shape::from(&view.sizes[..]);
         let elements = shape.checked_elements().map_err(|error| malformed(&error.to_string()))?;
         let size = view.dtype.size_bytes();
         let bytes = elements * size;
         self.spend(file, bytes)?;
-        let storage = &self.files[file][..];
         let layout = Layout::strided(shape.clone(), &view.strides, view.offset)
             .ok_or_else(|| malformed("sizes and strides differ in number"))?;
+        if !self.files.contains_key(file) {
+            let content = self.archive.file(file)?;
+            // What is stored as it is lies in the archive; what had to be unpacked is memory of ours: the tensor
+            // itself where it is the whole file, which is then counted once, or else more than that.
+            if let Cow::Owned(unpacked) = &content {
+                let is_whole = layout.is_contiguous() && view.offset == 0 && unpacked.len() == bytes;
+                if is_whole && bytes > 0 && view.dtype != DType::Bool {
+                    let tensor = HostTensor::new(shape, view.dtype, content.into_owned());
+                    return tensor.map_err(|error| malformed(&error.to_string()));
+                }
+                self.spend(file, unpacked.len())?;
+            }
+            self.files.insert(file.to_owned(), content);
+        }
+        let storage = &self.files[file][..];
         let end = layout.end().and_then(|end| end.checked_mul(size));
         if end.is_none_or(|end| end > storage.len()) {
             return Err(malformed("a tensor reaches past the end of its storage"));
@@ -110,4 +122,44 @@ fn gather(storage: &[u8], layout: &Layout, size: usize, bytes: usize) -> Vec<u8>
         }
     }
     content
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::artifact::zip::writer::{Entry, write};
+
+    fn read(views: &[(usize, usize)], limits: ReadLimits) -> Result<Vec<HostTensor>, ArtifactError> {
+        let limits = ReadLimits { inflate_ratio: 100_000, ..limits };
+        let bytes: Arc<[u8]> = write(&[Entry::deflated("k/data/0", vec![7; 4000])]).into();
+        let archive = Archive::open(&bytes, &limits)?;
+        let mut storages = Storages::new(&archive, &limits);
+        let views = views.iter().map(|&(offset, elements)| View {
+            dtype: DType::U8,
+            sizes: vec![elements],
+            strides: vec![1],
+            offset,
+        });
+        views.map(|view| storages.tensor("data/0", &view)).collect()
+    }
+
+    #[test]
+    fn a_packed_file_that_is_one_tensor_is_counted_once() {
+        let limits = ReadLimits { archive_bytes: 7000, ..ReadLimits::default() };
+        assert_eq!(read(&[(0, 4000)], limits).unwrap()[0].bytes(), vec![7; 4000]);
+        assert_eq!(read(&[(1000, 3000)], limits).unwrap()[0].bytes(), vec![7; 3000]);
+        for views in [&[(0, 4000), (0, 4000)][..], &[(0, 3001)], &[(0, 3000), (0, 1)]] {
+            let error = read(views, limits).unwrap_err();
+            assert!(matches!(error, ArtifactError::Limit { what: "bytes in all tensors", .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_deadline_ends_it() {
+        let limits = ReadLimits::default().until(std::time::Instant::now());
+        let error = read(&[(0, 1)], limits).unwrap_err();
+        assert!(matches!(error, ArtifactError::Limit { what: "milliseconds of reading", .. }), "{error}");
+    }
 }

@@ -27,9 +27,7 @@ impl OperatorOptions {
     /// Prints a report as JSON if that is asked for, else by the function.
     pub(super) fn show<T: Serialize>(&self, report: &T, print: impl FnOnce(&T)) -> Result<Exit, CliError> {
         if self.json {
-            let text =
-                serde_json::to_string_pretty(report).map_err(|error| CliError::usage(error.to_string()))?;
-            println!("{text}");
+            table::say_json(report)?;
         } else {
             print(report);
         }

@@ -6,7 +6,7 @@ use super::{
     CliError, Exit,
     sign::read_key,
     subject::{Subject, SubjectOptions},
-    table::say,
+    table::{say, say_json},
     validate,
 };
 use crate::{
@@ -93,7 +93,7 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
         to => runtime()?.block_on(publish_to_urza(&urza, to, &publication))?,
     };
     if options.json {
-        say(&format!("{}\n", pretty(&published)?));
+        say_json(&published)?;
     } else {
         let word = if published.new { "published" } else { "is there already" };
         say(&format!(
@@ -108,7 +108,7 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
 fn refuse(options: &PublishOptions, verdict: &Verdict) -> Result<Exit, CliError> {
     let file = options.subject.file.display().to_string();
     match options.json {
-        true => say(&format!("{}\n", pretty(verdict)?)),
+        true => say_json(verdict)?,
         false => say(&validate::report(&file, verdict)),
     }
     Ok(validate::exit(verdict))
@@ -135,10 +135,6 @@ fn destination(options: &PublishOptions) -> Result<Destination, CliError> {
         }
         None => Err(CliError::usage("say where the bytes go: --to s3://bucket/prefix or --to FOLDER")),
     }
-}
-
-fn pretty(value: &impl serde::Serialize) -> Result<String, CliError> {
-    serde_json::to_string_pretty(value).map_err(|error| CliError::usage(error.to_string()))
 }
 
 /// A runtime of this thread's own.

@@ -2,10 +2,19 @@
 
 use std::io::Write as _;
 
+use super::CliError;
+
 /// Prints text; a reader that went away, such as `head`, is no error.
 pub(super) fn say(text: &str) {
     // Nothing is left to say it to where this fails.
     drop(std::io::stdout().write_all(shown(text).as_bytes()));
+}
+
+/// Prints JSON for a program to read, which a person may look at.
+pub(super) fn say_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::usage(error.to_string()))?;
+    drop(std::io::stdout().write_all((json_shown(&text) + "\n").as_bytes()));
+    Ok(())
 }
 
 /// Prints a line to the standard error stream, after the tool's name.
@@ -16,10 +25,19 @@ pub fn complain(text: &str) {
 /// What an artifact says of itself stands in what is printed, so characters that a terminal obeys are shown and
 /// not sent to it: controls, and those that turn the direction of writing.
 fn shown(text: &str) -> String {
+    with_escapes(text, |c, shown| shown.extend(c.escape_default()))
+}
+
+/// The same in JSON, where such characters stand in strings alone and have escapes of four digits.
+fn json_shown(text: &str) -> String {
+    with_escapes(text, |c, shown| shown.push_str(&format!("\\u{:04x}", u32::from(c))))
+}
+
+fn with_escapes(text: &str, escape: impl Fn(char, &mut String)) -> String {
     let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().fold(String::with_capacity(text.len()), |mut shown, c| {
         if (c != '\n' && c.is_control()) || turns(c) {
-            shown.extend(c.escape_default());
+            escape(c, &mut shown);
         } else {
             shown.push(c);
         }
@@ -99,6 +117,14 @@ mod tests {
     fn what_a_terminal_obeys_is_shown_and_not_sent() {
         let text = "weight\u{1b}[2J\u{9b}31m\r é\u{202e}txt\u{2066}\u{200f}\n";
         assert_eq!(shown(text), "weight\\u{1b}[2J\\u{9b}31m\\r é\\u{202e}txt\\u{2066}\\u{200f}\n");
+    }
+
+    #[test]
+    fn json_stays_json_whatever_it_quotes() {
+        let quoted = "\u{1b}[31m\u{9b}\u{7f} é \u{202e}evil\u{2069}";
+        let text = json_shown(&serde_json::to_string_pretty(&[quoted]).unwrap());
+        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{7f}', '\u{202e}', '\u{2069}']), "{text:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), [quoted]);
     }
 
     #[test]

@@ -23,9 +23,7 @@ pub struct ValidateOptions {
 pub fn validate(options: &ValidateOptions) -> Result<Exit, CliError> {
     let verdict = Subject::open(&options.subject)?.judge(&Policy::from(&options.subject.config.validator));
     if options.json {
-        let text =
-            serde_json::to_string_pretty(&verdict).map_err(|error| CliError::usage(error.to_string()))?;
-        table::say(&format!("{text}\n"));
+        table::say_json(&verdict)?;
     } else {
         table::say(&report(&options.subject.file.display().to_string(), &verdict));
     }
@@ -69,7 +67,11 @@ pub(super) fn report(file: &str, verdict: &Verdict) -> String {
         }
     }
     if !verdict.ops.is_empty() {
-        line("ops", verdict.ops.join(" "));
+        let more = match verdict.more_ops {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        line("ops", verdict.ops.join(" ") + &more);
     }
     for rule in &verdict.rules {
         let mark = if rule.passed { "pass" } else { "FAIL" };

@@ -101,7 +101,7 @@ impl Builder {
             }
             return Ok(value);
         }
-        let value = self.value("source", asked)?;
+        let value = self.value("", asked)?;
         self.graph.sources.push((source, value));
         self.by_source.insert(source, value);
         Ok(value)

@@ -20,9 +20,9 @@ pub enum GraphError {
         reason: String,
     },
     /// A shape that cannot be.
-    #[error("{op}: {source}")]
+    #[error("{}{source}", if op.is_empty() { String::new() } else { format!("{op}: ") })]
     Shape {
-        /// The operation, by its short name.
+        /// The operation, by its short name; empty for a source, which whoever asks for it names better.
         op: &'static str,
         /// What is wrong.
         source: ShapeError,
@@ -48,7 +48,7 @@ pub enum GraphError {
         asked: String,
     },
     /// The graph grows past its limits.
-    #[error("the graph has more than {limit} {what}: use a smaller kernel or raise the limit")]
+    #[error("the graph has more than {limit} {what}: use a smaller kernel")]
     Limit {
         /// What is counted.
         what: &'static str,
@@ -56,7 +56,9 @@ pub enum GraphError {
         limit: u64,
     },
     /// The graph is not done in time.
-    #[error("the time limit passed when the graph had {nodes} nodes: use a smaller kernel")]
+    #[error(
+        "the time limit passed when the graph had {nodes} nodes: use a smaller kernel or raise validator.time_limit"
+    )]
     Time {
         /// How many nodes there were by then.
         nodes: usize,
@@ -103,5 +105,21 @@ impl Fault for GraphError {
             }
             Self::UnknownValue { .. } | Self::SourceChanged { .. } => "kernel.deserialize",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        graph::{Builder, Source},
+        tensor::{DType, Shape},
+    };
+
+    #[test]
+    fn a_source_leaves_its_name_to_whoever_asks_for_it() {
+        let shape = Shape::from([usize::MAX, 2]);
+        let expected = shape.checked_elements().unwrap_err().to_string();
+        let error = Builder::default().source(Source::Input(0), shape, DType::F32).unwrap_err();
+        assert_eq!(error.to_string(), expected);
     }
 }

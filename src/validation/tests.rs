@@ -43,7 +43,10 @@ fn one_deadline_bounds_the_whole_judgement() {
     assert!(validate(bytes.clone(), None, &policy).verdict.accepted);
     policy.read.time_limit = std::time::Duration::ZERO;
     let verdict = validate(bytes, None, &policy).verdict;
-    assert_eq!(verdict.first_failure().unwrap().name, rules::ARCHIVE_LIMITS, "{:?}", verdict.rules);
+    let failure = verdict.first_failure().unwrap();
+    assert_eq!(failure.name, rules::ARCHIVE_LIMITS, "{:?}", verdict.rules);
+    assert!(verdict.format.is_none() && failure.detail.contains("reading"), "it covers reading: {failure:?}");
+    assert!(failure.detail.ends_with("raise validator.time_limit"), "{failure:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{
     Metadata, ModuleUse, Policy, Verdict,
     rules::{self, Probe, Probed, Report},
     trial,
-    verdict::UNKNOWN,
+    verdict::{UNKNOWN, listed},
 };
 use crate::{
     artifact::{self, Module},
@@ -121,7 +121,9 @@ fn unjudged(size_bytes: u64, policy: &Policy) -> Verdict {
         buffers: 0,
         constants: 0,
         modules: Vec::new(),
+        more_modules: 0,
         ops: Vec::new(),
+        more_ops: 0,
         input_shape: None,
         output_shape: None,
         forward: None,
@@ -151,7 +153,7 @@ fn judge(
             return (report, None);
         }
     }
-    let module = match artifact::read(bytes, &policy.read) {
+    let module = match artifact::read(bytes, &policy.read.until(deadline)) {
         Ok(module) => module,
         Err(error) => {
             report.blame(&error, false);
@@ -167,8 +169,9 @@ fn judge(
 
     let use_of =
         |module: &artifact::ModuleType| ModuleUse { path: module.path.clone(), class: module.class.clone() };
-    verdict.modules = module.types().iter().map(use_of).collect();
-    verdict.ops = module.ops().iter().cloned().collect();
+    (verdict.modules, verdict.more_modules) =
+        listed(module.types().iter().map(use_of), |module| module.path.len() + module.class.len());
+    (verdict.ops, verdict.more_ops) = listed(module.ops().iter().cloned(), String::len);
     verdict.parameters = rules::count(module.parameters().iter().map(|parameter| &parameter.tensor));
     verdict.buffers = rules::count(module.buffers().iter().map(|buffer| &buffer.tensor));
     verdict.constants = rules::count(constants.iter().map(|(_, tensor)| *tensor));
@@ -196,7 +199,7 @@ fn judge(
         verdict.output_shape = Some(output);
         (verdict.forward, verdict.backward) = (Some(forward), Some(backward));
         rules::within_limits(&mut report, forward, backward, policy);
-        report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", verdict.ops.len()));
+        report.pass(rules::OPS_WHITELIST, format!("{} operations, all lowered", module.ops().len()));
         if let Some(limits) = policy.trial.filter(|_| report.accepts()) {
             let limits = limits.until(deadline);
             let known = earlier.filter(|earlier| {
@@ -229,7 +232,8 @@ fn judge_program(
         Ok(None) => {
             let detail = "no input shape is declared, the program is lowered when a layer names one";
             report.pass(rules::SHAPES_DECLARED, detail);
-            report.note(rules::OPS_WHITELIST, rules::ops_known(&verdict.ops));
+            let ops: Vec<String> = module.ops().iter().cloned().collect();
+            report.note(rules::OPS_WHITELIST, rules::ops_known(&ops));
             None
         }
         Ok(Some(probe)) => {

@@ -49,8 +49,14 @@ pub struct Verdict {
     pub constants: u64,
     /// The modules inside, in the archive's order.
     pub modules: Vec<ModuleUse>,
+    /// How many modules there are beside the listed ones: a list is cut where it grows too long.
+    #[serde(default)]
+    pub more_modules: u64,
     /// The operations its program names, in alphabetical order.
     pub ops: Vec<String>,
+    /// How many operations there are beside the listed ones.
+    #[serde(default)]
+    pub more_ops: u64,
     /// The input's shape without its batch dimension, where one is declared.
     pub input_shape: Option<Shape>,
     /// The output's shape without its batch dimension, as inferred.
@@ -101,6 +107,24 @@ mod known {
     }
 }
 
+/// How many entries a list of a verdict may have, and how many bytes all of them together.
+const MOST_LISTED: usize = 1000;
+const MOST_LISTED_BYTES: usize = 128 << 10;
+
+/// The first entries of a list that is as long as an artifact likes, and how many were left out.
+pub(super) fn listed<T>(all: impl Iterator<Item = T>, bytes: impl Fn(&T) -> usize) -> (Vec<T>, u64) {
+    let (mut kept, mut left_out, mut used) = (Vec::new(), 0, 0usize);
+    for item in all {
+        used = used.saturating_add(bytes(&item));
+        if kept.len() < MOST_LISTED && used <= MOST_LISTED_BYTES {
+            kept.push(item);
+        } else {
+            left_out += 1;
+        }
+    }
+    (kept, left_out)
+}
+
 impl Verdict {
     /// The digest, where the bytes were read.
     pub fn known_digest(&self) -> Option<&Digest> {
@@ -115,5 +139,22 @@ impl Verdict {
     /// The rule of a name, where it was judged.
     pub fn rule(&self, name: &str) -> Option<&RuleResult> {
         self.rules.iter().find(|rule| rule.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_cut_by_its_length_and_by_its_bytes() {
+        let list = |count: usize, bytes: usize| {
+            let (kept, left_out) = listed(std::iter::repeat_n("x".repeat(bytes), count), String::len);
+            (kept.len(), left_out)
+        };
+        assert_eq!(list(MOST_LISTED, 3), (MOST_LISTED, 0));
+        assert_eq!(list(MOST_LISTED + 5, 3), (MOST_LISTED, 5));
+        assert_eq!(list(100, 4096), (32, 68));
+        assert_eq!(list(2, MOST_LISTED_BYTES + 1), (0, 2));
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How many burns of fuel there are from one look at the clock to the next.
-const BURNS_A_LOOK: u32 = 256;
+const BURNS_A_LOOK: u64 = 256;
 
 /// A finished lowering.
 pub(crate) struct Ready {
@@ -42,7 +42,8 @@ pub(crate) struct Lowering<'a> {
     fuel_limit: u64,
     deadline: Instant,
     time_limit: Duration,
-    burns: u32,
+    /// Units burnt since the clock was looked at.
+    burns: u64,
 }
 
 fn graph_error(place: &str) -> impl FnOnce(GraphError) -> ArtifactError {
@@ -94,8 +95,7 @@ impl<'a> Lowering<'a> {
 
     /// Burns units of the program's fuel, and looks at the clock now and then.
     pub(crate) fn burn(&mut self, units: u64, place: impl Fn() -> String) -> Result<(), ArtifactError> {
-        self.burns = self.burns.wrapping_add(1);
-        if self.burns.is_multiple_of(BURNS_A_LOOK) && Instant::now() >= self.deadline {
+        if self.is_late(units) {
             let limit_ms = usize::try_from(self.time_limit.as_millis()).unwrap_or(usize::MAX);
             return Err(ArtifactError::limit(place(), "milliseconds of lowering", limit_ms));
         }
@@ -106,6 +106,16 @@ impl<'a> Lowering<'a> {
             }
             None => Err(ArtifactError::limit(place(), "program steps", self.fuel_limit as usize)),
         }
+    }
+
+    /// Whether time is up, as far as it was looked at.
+    fn is_late(&mut self, units: u64) -> bool {
+        self.burns = self.burns.saturating_add(units);
+        if self.burns < BURNS_A_LOOK {
+            return false;
+        }
+        self.burns = 0;
+        Instant::now() >= self.deadline
     }
 
     /// The n-th input of the pass.
@@ -190,18 +200,22 @@ impl<'a> Lowering<'a> {
 
     /// Burns fuel for a walk over a list; where it runs out, the next step is refused.
     pub(crate) fn spend(&mut self, units: usize) {
+        self.burns = self.burns.saturating_add(units as u64);
         self.fuel = self.fuel.saturating_sub(units as u64);
     }
 
     /// Burns fuel for work that grows with the program.
     pub(super) fn charge(&mut self, units: u64) -> Result<(), Problem> {
+        if self.is_late(units) {
+            return Err(GraphError::Time { nodes: self.builder.graph().nodes.len() }.into());
+        }
         match self.fuel.checked_sub(units) {
             Some(left) => {
                 self.fuel = left;
                 Ok(())
             }
             None => Err(Problem::argument(format!(
-                "more than {} program steps: use a smaller kernel or raise the limit",
+                "more than {} program steps: use a smaller kernel",
                 self.fuel_limit
             ))),
         }

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use super::{Document, Item, ItemId, opcode as op};
 use crate::artifact::{ArtifactError, ReadLimits, limits::MAX_TEXT_BYTES};
 
+/// After how many instructions the clock is looked at.
+const STEPS_A_LOOK: usize = 1024;
+
 /// Reads one pickle of protocol 2.
 ///
 /// # Errors
@@ -21,7 +24,10 @@ pub(crate) fn read(place: &str, bytes: &[u8], limits: &ReadLimits) -> Result<Doc
         marks: Vec::new(),
         memo: HashMap::new(),
     };
-    for _ in 0..limits.pickle_steps {
+    for step in 0..limits.pickle_steps {
+        if step.is_multiple_of(STEPS_A_LOOK) {
+            limits.check_time(place)?;
+        }
         if let Some(root) = machine.step()? {
             if machine.at != bytes.len() {
                 return Err(machine.malformed("there are bytes after its end"));

@@ -75,6 +75,13 @@ fn every_count_is_bounded() {
 }
 
 #[test]
+fn the_deadline_ends_it() {
+    let limits = ReadLimits::default().until(std::time::Instant::now());
+    let error = read("data.pkl", b"\x80\x02N.", &limits).unwrap_err();
+    assert!(matches!(error, ArtifactError::Limit { what: "milliseconds of reading", .. }), "{error}");
+}
+
+#[test]
 fn what_torch_does_not_write_is_refused() {
     let bodies: [&[u8]; 16] = [
         b"",

@@ -43,6 +43,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     };
     let name = place.trim_start_matches("models/").trim_end_matches(".json");
     let text = archive.text(place, limits.json_bytes, "bytes of JSON")?;
+    limits.check_time(place)?;
     let version: Versioned = json(place, &text)?;
     let version = version.schema_version;
     if version.major != MAJOR {
@@ -54,6 +55,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     }
     let program: ExportedProgram = json(place, &text)?;
     drop(text);
+    limits.check_time(place)?;
     let mut reader = Reader {
         storages: Storages::new(archive, limits),
         archive,
@@ -68,6 +70,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     let mut bindings = Vec::new();
     let mut declared = Vec::new();
     for spec in &program.graph_module.signature.input_specs {
+        limits.check_time(place)?;
         bindings.push(reader.binding(place, spec, &program, &mut declared)?);
     }
     for spec in &program.graph_module.signature.output_specs {
@@ -81,6 +84,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         Binding::Unused => None,
     });
     ssa::check(place, &program, names)?;
+    limits.check_time(place)?;
     let types = module_types(&program);
     let ops =
         program.graph_module.graph.nodes.iter().filter_map(|node| node.target.strip_prefix("torch.ops."));

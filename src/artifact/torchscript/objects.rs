@@ -68,6 +68,9 @@ pub(super) struct TreeReader<'d, 'a, 'b> {
 /// The most attributes that a module tree may unfold to.
 const MAX_ATTRIBUTES: usize = 100_000;
 
+/// After how many attributes the clock is looked at.
+const ATTRIBUTES_A_LOOK: usize = 256;
+
 /// The most bytes that the paths and classes of all modules, the names of their tensors and their texts may
 /// have together.
 const MAX_NAME_BYTES: usize = 4 << 20;
@@ -100,6 +103,7 @@ impl TreeReader<'_, '_, '_> {
         if depth > self.nesting {
             return Err(ArtifactError::limit(self.place, "levels of modules", self.nesting));
         }
+        self.storages.check_time(self.place)?;
         let Item::Object { class, state } = self.document.get(id) else {
             return self.malformed(format!("module {path:?} is no object"));
         };
@@ -161,6 +165,9 @@ impl TreeReader<'_, '_, '_> {
         self.unfolded += 1;
         if self.unfolded > MAX_ATTRIBUTES {
             return Err(ArtifactError::limit(self.place, "attributes of all modules", MAX_ATTRIBUTES));
+        }
+        if self.unfolded.is_multiple_of(ATTRIBUTES_A_LOOK) {
+            self.storages.check_time(self.place)?;
         }
         Ok(match self.document.get(id) {
             Item::None => Attribute::None,

@@ -69,6 +69,7 @@ fn sources(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Sources, Artifa
     let mut sources = Sources::default();
     let mut left = limits.code_bytes;
     for name in archive.names().filter(|name| name.starts_with("code/") && name.ends_with(".py")) {
+        limits.check_time(name)?;
         let text = archive.text(name, left, "bytes of code")?;
         left -= text.len();
         sources.add(name, parse(name, &text, limits.nesting)?);

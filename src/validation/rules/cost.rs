@@ -18,16 +18,24 @@ pub(in crate::validation) fn within_limits(
     backward: PassCost,
     policy: &Policy,
 ) {
-    let judge = |has: u64, limit: u64, unit: &str| {
+    let judge = |has: u64, limit: u64, unit: &str, setting: &str| {
         if has > limit {
-            return Err(format!("one sample needs {has} {unit}, {limit} are allowed"));
+            return Err(format!(
+                "one sample needs {has} {unit}, {limit} are allowed: use a smaller kernel or raise {setting}"
+            ));
         }
         Ok(format!("one sample needs {has} of at most {limit} {unit}"))
     };
     let (peak_bytes, flops) =
         (forward.peak_bytes.max(backward.peak_bytes), forward.flops.saturating_add(backward.flops));
-    report.note(MEMORY_LIMIT, judge(peak_bytes, policy.max_peak_bytes, "bytes of values"));
-    report.note(FLOPS_LIMIT, judge(flops, policy.max_flops, "floating-point operations"));
+    report.note(
+        MEMORY_LIMIT,
+        judge(peak_bytes, policy.max_peak_bytes, "bytes of values", "validator.max_plan_bytes"),
+    );
+    report.note(
+        FLOPS_LIMIT,
+        judge(flops, policy.max_flops, "floating-point operations", "validator.max_flops"),
+    );
 }
 
 /// Bytes of the values alive at once when nodes run in order and each value has memory of its own until its

@@ -2,6 +2,9 @@
 
 use crate::artifact::is_known_op;
 
+/// How many names a reason quotes.
+const MOST_NAMES: usize = 20;
+
 /// Looks through the operations that a program names.
 ///
 /// A scripted program names many that no run reaches, such as the other branches of an interpolation, so one of
@@ -16,7 +19,9 @@ pub(in crate::validation) fn ops_known(ops: &[String]) -> Result<String, String>
     if unknown.is_empty() {
         return Ok(format!("{count} operations, all of known names; lowered when a layer names a shape"));
     }
-    let names = unknown.join(" ");
+    let (shown, more) = unknown.split_at(unknown.len().min(MOST_NAMES));
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    let names = shown.join(" ") + &more;
     Ok(format!("{count} operations; refused if a layer's shape leads to one that is off the list: {names}"))
 }
 
@@ -33,5 +38,7 @@ mod tests {
             let refusal = judge(&["aten.relu", op]).unwrap_err();
             assert!(refusal.starts_with(&format!("{op} is not")), "{refusal}");
         }
+        let many: Vec<String> = (0..MOST_NAMES + 7).map(|n| format!("aten.strange_{n}")).collect();
+        assert!(ops_known(&many).unwrap().ends_with("aten.strange_19 and 7 more"));
     }
 }

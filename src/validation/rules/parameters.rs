@@ -20,7 +20,10 @@ pub(in crate::validation) fn parameters_limited(
     };
     let fixed = if constants == 0 { String::new() } else { format!(" and {constants} numbers in constants") };
     if parameters.saturating_add(constants) > limit {
-        return Err(format!("{parameters} parameters{declared}{fixed}, {limit} are allowed"));
+        return Err(format!(
+            "{parameters} parameters{declared}{fixed}, {limit} are allowed: use a smaller kernel or raise \
+             validator.max_parameters"
+        ));
     }
     Ok(format!("{parameters} parameters{declared}{fixed}, of at most {limit}"))
 }
@@ -34,9 +37,11 @@ mod tests {
         let tensor = HostTensor::from_values([2, 3].into(), &[0.0f32; 6]).unwrap();
         assert_eq!(count([&tensor, &tensor]), 12);
         assert!(parameters_limited(12, 0, Some(12), 12).is_ok());
-        assert_eq!(parameters_limited(13, 0, None, 12).unwrap_err(), "13 parameters, 12 are allowed");
+        let advice = "use a smaller kernel or raise validator.max_parameters";
+        let too_many = parameters_limited(13, 0, None, 12).unwrap_err();
+        assert_eq!(too_many, format!("13 parameters, 12 are allowed: {advice}"));
         let both = parameters_limited(12, 1, None, 12).unwrap_err();
-        assert_eq!(both, "12 parameters and 1 numbers in constants, 12 are allowed");
+        assert_eq!(both, format!("12 parameters and 1 numbers in constants, 12 are allowed: {advice}"));
         assert!(parameters_limited(1, u64::MAX, None, 12).is_err());
         assert!(parameters_limited(1, 0, Some(2), 12).unwrap().contains("the catalogue says 2"));
     }

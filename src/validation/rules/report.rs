@@ -18,7 +18,7 @@ pub(in crate::validation) struct Report(BTreeMap<&'static str, (bool, String)>);
 
 impl Report {
     pub(in crate::validation) fn pass(&mut self, rule: &'static str, detail: impl Into<String>) {
-        self.0.entry(rule).or_insert_with(|| (true, detail.into()));
+        self.0.entry(rule).or_insert_with(|| (true, shortened(detail.into())));
     }
 
     pub(in crate::validation) fn fail(&mut self, rule: &'static str, detail: impl Into<String>) {
@@ -107,11 +107,14 @@ mod tests {
         report.fail(ARCHIVE_READABLE, "again");
         report.fail(SHAPES_DECLARED, "é".repeat(5000));
         report.pass(ARCHIVE_READABLE, "read");
+        report.pass(VALIDATION_COMPLETED, "é".repeat(5000));
         let rules: Vec<_> = report.finish().into_iter().map(|r| (r.name, r.passed, r.detail)).collect();
         assert_eq!(rules[0], (ARCHIVE_READABLE.into(), false, "the code does not parse".into()));
         assert_eq!(rules[1].0, WEIGHTS_FINITE);
         assert_eq!(rules[2].2.chars().count(), MOST_CHARACTERS + 1);
-        assert_eq!(rules.len(), 3);
+        let last = rules.iter().find(|rule| rule.0 == VALIDATION_COMPLETED).unwrap();
+        assert_eq!((last.1, last.2.chars().count()), (true, MOST_CHARACTERS + 1));
+        assert_eq!(rules.len(), 4);
     }
 
     #[test]
