@@ -60,15 +60,18 @@ impl<'a, 'b> Storages<'a, 'b> {
         let layout = Layout::strided(shape.clone(), &view.strides, view.offset)
             .ok_or_else(|| malformed("sizes and strides differ in number"))?;
         if !self.files.contains_key(file) {
-            let content = self.archive.file(file)?;
-            // What is stored as it is lies in the archive; what had to be unpacked is memory of ours: the tensor
+            // What is stored as it is lies in the archive; what has to be unpacked is memory of ours: the tensor
             // itself where it is the whole file, which is then counted once, or else more than that.
+            if layout.is_contiguous()
+                && view.offset == 0
+                && view.dtype != DType::Bool
+                && let Some(unpacked) = self.archive.unpacked(file, bytes)?
+            {
+                let tensor = HostTensor::new(shape, view.dtype, unpacked);
+                return tensor.map_err(|error| malformed(&error.to_string()));
+            }
+            let content = self.archive.file(file)?;
             if let Cow::Owned(unpacked) = &content {
-                let is_whole = layout.is_contiguous() && view.offset == 0 && unpacked.len() == bytes;
-                if is_whole && bytes > 0 && view.dtype != DType::Bool {
-                    let tensor = HostTensor::new(shape, view.dtype, content.into_owned());
-                    return tensor.map_err(|error| malformed(&error.to_string()));
-                }
                 self.spend(file, unpacked.len())?;
             }
             self.files.insert(file.to_owned(), content);

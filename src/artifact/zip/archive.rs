@@ -96,21 +96,43 @@ impl<'a> Archive<'a> {
     /// # Errors
     /// [`ArtifactError::Malformed`] when the file is missing, its size or its checksum wrong.
     pub(crate) fn file(&self, name: &str) -> Result<Cow<'a, [u8]>, ArtifactError> {
+        let (record, packed) = self.packed(name)?;
+        let content: Cow<[u8]> =
+            if record.deflated { inflate(name, packed, record.bytes)?.into() } else { packed.into() };
+        check_sum(name, &content, record)?;
+        Ok(content)
+    }
+
+    /// A deflated file of `bytes` bytes, in a block that a tensor can keep; `None` where the file is stored as it
+    /// is or has another size. No second copy is made on the way, as large as weights may be.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub(crate) fn unpacked(&self, name: &str, bytes: usize) -> Result<Option<Arc<[u8]>>, ArtifactError> {
+        let (record, packed) = self.packed(name)?;
+        if !record.deflated || record.bytes != bytes {
+            return Ok(None);
+        }
+        let mut block: Arc<[u8]> = std::iter::repeat_n(0, bytes).collect();
+        let mut decoder = DeflateDecoder::new(packed);
+        let content = Arc::get_mut(&mut block).expect("a new block has one owner");
+        let damaged = |_| ArtifactError::malformed(name, "the packed bytes are damaged or too few");
+        decoder.read_exact(content).map_err(damaged)?;
+        if decoder.read(&mut [0]).map_err(damaged)? != 0 || decoder.total_in() != packed.len() as u64 {
+            return Err(ArtifactError::malformed(name, ANOTHER_SIZE));
+        }
+        check_sum(name, content, record)?;
+        Ok(Some(block))
+    }
+
+    fn packed(&self, name: &str) -> Result<(&Record, &'a [u8]), ArtifactError> {
         let (record, data) =
             self.files.get(name).ok_or_else(|| ArtifactError::malformed(name, "the file is missing"))?;
         let packed = data
             .checked_add(record.packed_bytes)
             .and_then(|end| self.bytes.get(*data..end))
             .ok_or_else(|| ArtifactError::malformed(name, "the file is cut short"))?;
-        let content: Cow<[u8]> =
-            if record.deflated { inflate(name, packed, record.bytes)?.into() } else { packed.into() };
-        let mut crc = Crc::new();
-        crc.update(&content);
-        // A fuzzer would hardly guess a checksum, and never reach what lies behind.
-        if crc.sum() != record.crc && !cfg!(fuzzing) {
-            return Err(ArtifactError::malformed(name, "the checksum is wrong"));
-        }
-        Ok(content)
+        Ok((record, packed))
     }
 
     /// A file's content, which is unpacked only where it has at most `max_bytes`.
@@ -144,6 +166,18 @@ impl<'a> Archive<'a> {
     }
 }
 
+const ANOTHER_SIZE: &str = "the file unpacks to another size than the directory says";
+
+fn check_sum(name: &str, content: &[u8], record: &Record) -> Result<(), ArtifactError> {
+    let mut crc = Crc::new();
+    crc.update(content);
+    // A fuzzer would hardly guess a checksum, and never reach what lies behind.
+    if crc.sum() != record.crc && !cfg!(fuzzing) {
+        return Err(ArtifactError::malformed(name, "the checksum is wrong"));
+    }
+    Ok(())
+}
+
 fn inflate(name: &str, packed: &[u8], bytes: usize) -> Result<Vec<u8>, ArtifactError> {
     let wrong = |reason: &str| ArtifactError::malformed(name, reason);
     // Capacity follows what really comes out, so a size that lies costs nothing.
@@ -156,7 +190,7 @@ fn inflate(name: &str, packed: &[u8], bytes: usize) -> Result<Vec<u8>, ArtifactE
         .read_to_end(&mut content)
         .map_err(|_| wrong("the packed bytes are damaged"))?;
     if content.len() != bytes || decoder.total_in() != packed.len() as u64 {
-        return Err(wrong("the file unpacks to another size than the directory says"));
+        return Err(wrong(ANOTHER_SIZE));
     }
     Ok(content)
 }

@@ -79,6 +79,23 @@ fn overlapping_files_are_refused() {
 }
 
 #[test]
+fn a_packed_file_is_checked_whichever_way_it_is_unpacked() {
+    let limits = ReadLimits { inflate_ratio: 100_000, ..ReadLimits::default() };
+    let unpack = |entry: Entry, bytes: usize| {
+        let archive = write(&[entry]).into();
+        Archive::open(&archive, &limits).and_then(|archive| archive.unpacked("a", bytes))
+    };
+    let packed = || Entry::deflated("k/a", vec![7; 5000]);
+    assert_eq!(unpack(packed(), 5000).unwrap().as_deref(), Some(&[7; 5000][..]));
+    assert_eq!(unpack(packed(), 4999).unwrap(), None);
+    assert_eq!(unpack(Entry::new("k/a", vec![7; 5000]), 5000).unwrap(), None);
+    for claimed in [10, 4999, 5001, 9000] {
+        let liar = Entry { claimed_bytes: Some(claimed), ..packed() };
+        assert!(unpack(liar, claimed as usize).is_err(), "{claimed}");
+    }
+}
+
+#[test]
 fn bombs_are_refused_before_they_unpack() {
     let bomb = write(&[Entry::deflated("k/a", vec![0; 4 << 20])]);
     assert!(bomb.len() < 16 << 10);
