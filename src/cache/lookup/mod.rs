@@ -1,8 +1,10 @@
 //! From a kernel's id to its bytes: tier by tier, then the source; once however many ask.
 
 mod error;
+mod keep;
 mod report;
 mod routes;
+mod upkeep;
 mod writes;
 
 #[cfg(test)]
@@ -19,18 +21,13 @@ pub use report::{Found, LookupStats, RouteStats, Step, StepOutcome};
 use routes::Routes;
 use writes::Writes;
 
-use super::{
-    Answer, Fetched, Held, Negative, SingleFlight, Source, Stored, Tier, TierError, TierStats,
-    negatives::Negatives,
-};
+use super::{Answer, Fetched, Negative, SingleFlight, Source, Stored, Tier, TierError, negatives::Negatives};
 use crate::{
     clock::Clock,
     config,
-    fault::{ErrorClass, Fault},
-    guard::BreakerStatus,
+    fault::{ErrorClass, Fault as _},
     id::KernelId,
     telemetry::Counter,
-    validation::Verdict,
 };
 
 /// What a look-up remembers and believes.
@@ -103,6 +100,8 @@ struct Counters {
 #[derive(Default)]
 struct Trail {
     steps: Vec<Step>,
+    /// Tiers that were asked.
+    asked: Vec<usize>,
     /// Tiers without a copy.
     wanting: Vec<usize>,
 }
@@ -203,6 +202,7 @@ impl Lookup {
 
     async fn ask(&self, tier: usize, id: &KernelId, trail: &mut Trail) -> Result<Asked, LookupError> {
         let place = self.tiers[tier].as_ref();
+        trail.asked.push(tier);
         let start = self.clock.now();
         let answer = place.get(id).await;
         let us = micros(self.clock.now() - start);
@@ -216,6 +216,7 @@ impl Lookup {
                     steps: trail.steps.clone(),
                     stale,
                     wanting: trail.wanting.clone(),
+                    behind: self.behind(tier, trail),
                     holder: Some(tier),
                 };
                 if self.is_fresh(&stored) {
@@ -262,6 +263,12 @@ impl Lookup {
                 Ok(Asked::Next)
             }
         }
+    }
+
+    /// The node's own tiers that were not asked, because one that nodes share had the kernel.
+    fn behind(&self, holder: usize, trail: &Trail) -> Vec<usize> {
+        let own = |tier: &usize| !self.tiers[*tier].shared() && !trail.asked.contains(tier);
+        if self.tiers[holder].shared() { (0..self.tiers.len()).filter(own).collect() } else { Vec::new() }
     }
 
     /// Whether the origin's word on a copy is recent; a date in the future, after the clock was set back,
@@ -323,6 +330,7 @@ impl Lookup {
                     steps: trail.steps.clone(),
                     stale: false,
                     wanting: trail.wanting.clone(),
+                    behind: Vec::new(),
                     holder: None,
                 }))
             }
@@ -341,205 +349,6 @@ impl Lookup {
         self.counters.negative_hits.increment();
         let retry_in_ms = negative.until_unix_ms.saturating_sub(self.clock.unix_ms()).max(0).unsigned_abs();
         LookupError::Known { id: id.clone(), code: negative.code, reason: negative.reason, retry_in_ms }
-    }
-
-    /// Tells the tiers that want it of an artifact that was accepted, and by which verdict.
-    pub fn keep(&self, found: &Found, verdict: Arc<Verdict>) {
-        let id = found.stored.id();
-        let known = found.stored.verdict.as_ref().map(|verdict| &verdict.policy);
-        if let Some(holder) = found.holder.filter(|_| known != Some(&verdict.policy)) {
-            let (tier, id, verdict) = (self.tiers[holder].clone(), id.clone(), verdict.clone());
-            self.writes.begin(async move {
-                if let Err(error) = tier.put_verdict(&id, verdict.digest, &verdict).await {
-                    warn(tier.as_ref(), &id, &error);
-                }
-            });
-        }
-        let stored = Arc::new(Stored { verdict: Some(verdict), ..found.stored.clone() });
-        for &place in &found.wanting {
-            if self.routes.is_passed_by(place, stored.bytes.len()) {
-                continue;
-            }
-            let (tier, stored) = (self.tiers[place].clone(), stored.clone());
-            self.writes.begin(async move {
-                match tier.put(&stored).await {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        tracing::debug!(kernel = %stored.id(), tier = tier.name(), "larger than the tier, not kept");
-                    }
-                    Err(error) => warn(tier.as_ref(), stored.id(), &error),
-                }
-            });
-        }
-    }
-
-    /// Tells the tiers of a rejection, which is believed for a while; what they hold of the kernel goes.
-    pub fn reject(&self, id: &KernelId, rejection: &dyn Fault) {
-        self.remember(id, rejection.code(), rejection.to_string(), self.options.rejected_for);
-    }
-
-    fn remember_fault(&self, id: &KernelId, fault: &dyn Fault) {
-        let lifetime = match fault.class() {
-            ErrorClass::NotFound => self.options.not_found_for,
-            ErrorClass::Invalid => self.options.rejected_for,
-            _ => return,
-        };
-        self.remember(id, fault.code(), fault.to_string(), lifetime);
-    }
-
-    fn remember(&self, id: &KernelId, code: &str, reason: String, lifetime: Duration) {
-        let lifetime_ms = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
-        let until_unix_ms = self.clock.unix_ms().saturating_add(lifetime_ms);
-        let negative = Negative { code: code.to_owned(), reason, until_unix_ms };
-        lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.unix_ms());
-        for tier in &self.tiers {
-            let (tier, id, negative) = (tier.clone(), id.clone(), negative.clone());
-            self.writes.begin(async move {
-                if let Err(error) = tier.put_negative(&id, &negative).await {
-                    warn(tier.as_ref(), &id, &error);
-                }
-            });
-        }
-    }
-
-    /// Waits until the tiers have been told of everything.
-    pub async fn settle(&self) {
-        self.writes.settle().await;
-    }
-
-    /// Forgets all that is known of a kernel, so that the next look-up asks the source; `false` where
-    /// nothing was known.
-    ///
-    /// # Errors
-    /// The first tier's that failed, when the others have been asked.
-    pub async fn forget(&self, id: &KernelId) -> Result<bool, TierError> {
-        self.settle().await;
-        let mut any = self.forget_negative(id);
-        let mut failure = None;
-        for tier in &self.tiers {
-            match tier.remove(id).await {
-                Ok(removed) => any |= removed,
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(any), Err)
-    }
-
-    /// Forgets all that this node alone knows of a kernel: who had it forgotten everywhere has seen to what
-    /// nodes share. `false` where nothing was known.
-    ///
-    /// # Errors
-    /// The first tier's that failed, when the others have been asked.
-    pub async fn forget_here(&self, id: &KernelId) -> Result<bool, TierError> {
-        self.settle().await;
-        let mut any = self.forget_negative(id);
-        let mut failure = None;
-        for tier in self.tiers.iter().filter(|tier| !tier.shared()) {
-            match tier.remove(id).await {
-                Ok(removed) => any |= removed,
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(any), Err)
-    }
-
-    /// Forgets what is remembered in memory of a kernel that was not to be had.
-    pub fn forget_negative(&self, id: &KernelId) -> bool {
-        lock(&self.negatives).remove(id)
-    }
-
-    /// Forgets everything in every tier, and says how many kernels that were.
-    ///
-    /// # Errors
-    /// The first tier's that failed, when the others have been cleared.
-    pub async fn clear(&self) -> Result<u64, TierError> {
-        self.settle().await;
-        lock(&self.negatives).clear();
-        let (mut count, mut failure) = (0, None);
-        for tier in &self.tiers {
-            match tier.clear().await {
-                Ok(cleared) => count += cleared,
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(count), Err)
-    }
-
-    /// The ids most used since a time in milliseconds since 1970, by the last tier that answers with any:
-    /// the last is the one that outlives the others.
-    pub async fn most_used(&self, since_unix_ms: i64, limit: u32) -> Vec<KernelId> {
-        for tier in self.tiers.iter().rev() {
-            match tier.most_used(since_unix_ms, limit).await {
-                Ok(ids) if !ids.is_empty() => return ids,
-                Ok(_) => {}
-                Err(error) => tracing::warn!(tier = tier.name(), %error, "cache tier failed"),
-            }
-        }
-        Vec::new()
-    }
-
-    /// What every tier holds of a kernel, by the tiers' names, and what is remembered of its absence.
-    pub async fn about(&self, id: &KernelId) -> Vec<(String, Result<Option<Held>, TierError>)> {
-        let mut places = Vec::with_capacity(self.tiers.len());
-        for tier in &self.tiers {
-            places.push((tier.name().to_owned(), tier.about(id).await));
-        }
-        places
-    }
-
-    /// Tells the tiers of uses that they did not see.
-    pub async fn note_uses(&self, uses: &[(KernelId, u64)]) {
-        for tier in &self.tiers {
-            if let Err(error) = tier.note_uses(uses).await {
-                tracing::debug!(tier = tier.name(), %error, "uses of kernels not noted");
-            }
-        }
-    }
-
-    /// The breakers before the tiers.
-    pub fn breakers(&self) -> Vec<BreakerStatus> {
-        self.tiers.iter().filter_map(|tier| tier.breaker()).collect()
-    }
-
-    /// The source's name, where there is one.
-    pub fn source_name(&self) -> Option<&str> {
-        self.source.as_ref().map(|source| source.name())
-    }
-
-    /// Why a kernel is known not to be had.
-    pub fn negative(&self, id: &KernelId) -> Option<Negative> {
-        lock(&self.negatives).get(id, self.clock.unix_ms())
-    }
-
-    /// The tiers in the order they are asked.
-    pub fn tiers(&self) -> &[Arc<dyn Tier>] {
-        &self.tiers
-    }
-
-    /// Counters of the look-up and of every tier.
-    pub async fn stats(&self) -> LookupStats {
-        let mut tiers = Vec::with_capacity(self.tiers.len());
-        for tier in &self.tiers {
-            let failed = || TierStats { tier: tier.name().to_owned(), failures: 1, ..TierStats::default() };
-            tiers.push(tier.stats().await.unwrap_or_else(|_| failed()));
-        }
-        let names = self.tiers.iter().map(|tier| tier.name().to_owned());
-        let names: Vec<_> = names.chain(self.source.iter().map(|source| source.name().to_owned())).collect();
-        LookupStats {
-            found: lock(&self.counters.found).clone(),
-            not_found: self.counters.not_found.get(),
-            negative_hits: self.counters.negative_hits.get(),
-            source_absences: self.counters.source_absences.get(),
-            source_failures: self.counters.source_failures.get(),
-            confirmations: self.counters.confirmations.get(),
-            stale: self.counters.stale.get(),
-            joined: self.flights.counts().1,
-            in_flight: self.flights.in_flight() as u64,
-            negatives: lock(&self.negatives).len() as u64,
-            writes_skipped: self.writes.skipped(),
-            tiers,
-            routes: self.routes.stats(&names),
-        }
     }
 }
 

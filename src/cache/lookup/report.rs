@@ -66,6 +66,8 @@ pub struct Found {
     pub stale: bool,
     /// The tiers that are to take it in, by their place in the order.
     pub(super) wanting: Vec<usize>,
+    /// The node's own tiers that may have none either, since nobody asked them.
+    pub(super) behind: Vec<usize>,
     /// The tier that has just these bytes.
     pub(super) holder: Option<usize>,
 }

@@ -1,0 +1,130 @@
+"""An operator's hands on the supply: warm, pin, unpin, clear, evict and why, by the tool and by the client."""
+
+import json
+import sqlite3
+import subprocess
+
+import kasmina
+import pytest
+import torch
+from torch import nn
+
+import kasmina.torch
+from .conftest import BINARY, settled
+from .modules import TOKENS
+
+
+def tool(daemon, *arguments):
+    """Runs ``kasmina`` against the daemon."""
+    command = [str(BINARY.with_name("kasmina")), *arguments, "--control-socket", str(daemon.control)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def told(daemon, *arguments):
+    done = tool(daemon, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def resident(daemon):
+    with daemon.operator() as operator:
+        return {entry["kernel"]: entry for entry in operator.cache()["kernels"]}
+
+
+def on_disk(daemon):
+    with sqlite3.connect(daemon.folder / "state" / "cache.sqlite") as file:
+        return {row[0] for row in file.execute("SELECT id FROM kernels")}
+
+
+def layered(client, kernel):
+    layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, name="stage2.mlp", seeds=1)
+    layer.seeds[0].graft(kernel, alpha=0.5, input_shape=TOKENS[1:])
+    return layer
+
+
+def test_warmed_kernels_are_resident_before_anybody_asks(daemon):
+    text = told(daemon, "warm", "mlp", "attention")
+    assert "warming 2 kernels" in text, text
+    settled(lambda: resident(daemon).keys() == {"mlp", "attention"})
+    settled(lambda: daemon.status()["warming"]["loaded"] == 2)
+    with daemon.connect() as client:
+        assert client.prefetch(["mlp", "attention"]) == 0, "nothing is left to fetch"
+        layered(client, "mlp")
+    assert daemon.text().count("kernel loaded") == 2
+    # A kernel that does not exist is counted, and the others come all the same.
+    told(daemon, "warm", "no-such-kernel")
+    settled(lambda: daemon.status()["warming"]["failed"] == 1)
+    assert "1 failed" in told(daemon, "status")
+
+
+def test_a_pinned_kernel_stays_until_it_is_let_go(daemon):
+    told(daemon, "pin", "mlp")
+    assert resident(daemon)["mlp"]["pinned"]
+    assert ", pinned" in told(daemon, "why", "mlp")
+    refused = tool(daemon, "evict", "mlp")
+    assert refused.returncode == 1 and "in use   mlp" in refused.stdout, refused
+    told(daemon, "clear")
+    assert resident(daemon).keys() == {"mlp"}
+    told(daemon, "unpin", "mlp")
+    assert "dropped  mlp" in told(daemon, "evict", "mlp")
+    assert not resident(daemon)
+    absent = tool(daemon, "pin", "no-such-kernel")
+    assert absent.returncode == 3 and "no-such-kernel" in absent.stderr, absent
+    with daemon.operator() as operator:
+        operator.pin("attention")
+        assert resident(daemon)["attention"]["pinned"]
+        operator.unpin("attention")
+        assert not resident(daemon)["attention"]["pinned"]
+
+
+def test_clear_empties_memory_and_with_tiers_the_disk(daemon):
+    with daemon.connect() as client:
+        layer = layered(client, "mlp")
+        told(daemon, "warm", "attention")
+        settled(lambda: "attention" in resident(daemon) and on_disk(daemon) == {"mlp", "attention"})
+        cleared = tool(daemon, "clear")
+        assert "dropped  attention" in cleared.stdout and "in use   mlp" in cleared.stdout, cleared
+        assert on_disk(daemon) == {"mlp", "attention"} and resident(daemon).keys() == {"mlp"}
+        tool(daemon, "clear", "--tiers")
+        assert on_disk(daemon) == set()
+        x = torch.randn(TOKENS)
+        assert not torch.equal(layer(x), layer.host(x)), "what a seed uses goes on"
+
+
+def test_why_tells_where_a_kernel_is_and_came_from(daemon):
+    page = told(daemon, "why", "mlp")
+    assert "in memory   no" in page and "loads       none" in page and "no copy" in page, page
+    with daemon.connect() as client:
+        layer = layered(client, "mlp")
+        settled(lambda: on_disk(daemon) == {"mlp"})
+        page = told(daemon, "why", "mlp")
+        for part in ("in memory   ", "of layer stage2.mlp, holding", "sqlite      ", "from directory in ", "validate ", "plan ", "pass        archive.readable"):
+            assert part in page, (part, page)
+        # The same by the seed's place.
+        seeds = json.loads(told(daemon, "seeds", "--json"))["seeds"]
+        place = "{session}/{layer}/{seed}".format(**seeds[0])
+        report = json.loads(told(daemon, "why", place, "--json"))
+        assert report["kernel"] == "mlp" and report["seeds"][0]["layer_name"] == "stage2.mlp"
+        assert [copy["tier"] for copy in report["copies"] if copy["bytes"]] == ["sqlite"]
+        layer.seeds[0].prune()
+    told(daemon, "evict", "mlp")
+    page = told(daemon, "why", "mlp")
+    assert "eviction    " in page and "in memory   no" in page, page
+    wrong = tool(daemon, "why", "9/9/9")
+    assert wrong.returncode == 3 and "9" in wrong.stderr, wrong
+    with daemon.connect() as client, pytest.raises(kasmina.KasminaError):
+        layered(client, "no-such-kernel")
+    assert "not to be had: kernel.not_found" in told(daemon, "why", "no-such-kernel")
+
+
+def test_a_kernel_that_is_evicted_in_use_goes_when_the_last_seed_leaves(daemon):
+    with daemon.connect() as client:
+        layer = layered(client, "mlp")
+        with daemon.operator() as operator:
+            report = operator.evict("mlp")
+        assert report["in_use"] == ["mlp"] or report["condemned"] == ["mlp"], report
+        x = torch.randn(TOKENS)
+        assert not torch.equal(layer(x), layer.host(x))
+        layer.seeds[0].prune()
+        if report["condemned"]:
+            settled(lambda: "mlp" not in resident(daemon))

@@ -1,0 +1,152 @@
+//! Forgetting, and what is known of the look-up and its tiers.
+
+use std::sync::Arc;
+
+use super::{Lookup, LookupStats, lock};
+use crate::{
+    cache::{Held, Negative, Tier, TierError, TierStats},
+    guard::BreakerStatus,
+    id::KernelId,
+};
+
+impl Lookup {
+    /// Waits until the tiers have been told of everything.
+    pub async fn settle(&self) {
+        self.writes.settle().await;
+    }
+
+    /// Forgets all that is known of a kernel, so that the next look-up asks the source; `false` where
+    /// nothing was known.
+    ///
+    /// # Errors
+    /// The first tier's that failed, when the others have been asked.
+    pub async fn forget(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.settle().await;
+        let mut any = self.forget_negative(id);
+        let mut failure = None;
+        for tier in &self.tiers {
+            match tier.remove(id).await {
+                Ok(removed) => any |= removed,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(any), Err)
+    }
+
+    /// Forgets all that this node alone knows of a kernel: who had it forgotten everywhere has seen to what
+    /// nodes share. `false` where nothing was known.
+    ///
+    /// # Errors
+    /// The first tier's that failed, when the others have been asked.
+    pub async fn forget_here(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.settle().await;
+        let mut any = self.forget_negative(id);
+        let mut failure = None;
+        for tier in self.tiers.iter().filter(|tier| !tier.shared()) {
+            match tier.remove(id).await {
+                Ok(removed) => any |= removed,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(any), Err)
+    }
+
+    /// Forgets what is remembered in memory of a kernel that was not to be had.
+    pub fn forget_negative(&self, id: &KernelId) -> bool {
+        lock(&self.negatives).remove(id)
+    }
+
+    /// Forgets everything in every tier, and says how many kernels that were.
+    ///
+    /// # Errors
+    /// The first tier's that failed, when the others have been cleared.
+    pub async fn clear(&self) -> Result<u64, TierError> {
+        self.settle().await;
+        lock(&self.negatives).clear();
+        let (mut count, mut failure) = (0, None);
+        for tier in &self.tiers {
+            match tier.clear().await {
+                Ok(cleared) => count += cleared,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(count), Err)
+    }
+
+    /// The ids most used since a time in milliseconds since 1970, by the last tier that answers with any:
+    /// the last is the one that outlives the others.
+    pub async fn most_used(&self, since_unix_ms: i64, limit: u32) -> Vec<KernelId> {
+        for tier in self.tiers.iter().rev() {
+            match tier.most_used(since_unix_ms, limit).await {
+                Ok(ids) if !ids.is_empty() => return ids,
+                Ok(_) => {}
+                Err(error) => tracing::warn!(tier = tier.name(), %error, "cache tier failed"),
+            }
+        }
+        Vec::new()
+    }
+
+    /// What every tier holds of a kernel, by the tiers' names, and what is remembered of its absence.
+    pub async fn about(&self, id: &KernelId) -> Vec<(String, Result<Option<Held>, TierError>)> {
+        let mut places = Vec::with_capacity(self.tiers.len());
+        for tier in &self.tiers {
+            places.push((tier.name().to_owned(), tier.about(id).await));
+        }
+        places
+    }
+
+    /// Tells the tiers of uses that they did not see.
+    pub async fn note_uses(&self, uses: &[(KernelId, u64)]) {
+        for tier in &self.tiers {
+            if let Err(error) = tier.note_uses(uses).await {
+                tracing::debug!(tier = tier.name(), %error, "uses of kernels not noted");
+            }
+        }
+    }
+
+    /// The breakers before the tiers.
+    pub fn breakers(&self) -> Vec<BreakerStatus> {
+        self.tiers.iter().filter_map(|tier| tier.breaker()).collect()
+    }
+
+    /// The source's name, where there is one.
+    pub fn source_name(&self) -> Option<&str> {
+        self.source.as_ref().map(|source| source.name())
+    }
+
+    /// Why a kernel is known not to be had.
+    pub fn negative(&self, id: &KernelId) -> Option<Negative> {
+        lock(&self.negatives).get(id, self.clock.unix_ms())
+    }
+
+    /// The tiers in the order they are asked.
+    pub fn tiers(&self) -> &[Arc<dyn Tier>] {
+        &self.tiers
+    }
+
+    /// Counters of the look-up and of every tier.
+    pub async fn stats(&self) -> LookupStats {
+        let mut tiers = Vec::with_capacity(self.tiers.len());
+        for tier in &self.tiers {
+            let failed = || TierStats { tier: tier.name().to_owned(), failures: 1, ..TierStats::default() };
+            tiers.push(tier.stats().await.unwrap_or_else(|_| failed()));
+        }
+        let names = self.tiers.iter().map(|tier| tier.name().to_owned());
+        let names: Vec<_> = names.chain(self.source.iter().map(|source| source.name().to_owned())).collect();
+        LookupStats {
+            found: lock(&self.counters.found).clone(),
+            not_found: self.counters.not_found.get(),
+            negative_hits: self.counters.negative_hits.get(),
+            source_absences: self.counters.source_absences.get(),
+            source_failures: self.counters.source_failures.get(),
+            confirmations: self.counters.confirmations.get(),
+            stale: self.counters.stale.get(),
+            joined: self.flights.counts().1,
+            in_flight: self.flights.in_flight() as u64,
+            negatives: lock(&self.negatives).len() as u64,
+            writes_skipped: self.writes.skipped(),
+            tiers,
+            routes: self.routes.stats(&names),
+        }
+    }
+}
