@@ -58,6 +58,9 @@ pub struct NamedTensor {
     pub name: String,
     /// Its value in the artifact.
     pub tensor: HostTensor,
+    /// Whether part of its memory is another tensor's too. What is written to such a buffer would have to be
+    /// seen in the other, so that it is refused.
+    pub shared: bool,
 }
 
 /// What the exporter of PT2 archives writes as path and class of a node that it made itself.

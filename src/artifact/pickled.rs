@@ -1,9 +1,13 @@
 //! Tensors as torch pickles them: alone, in a module's state, or in a dictionary that `torch.save` wrote.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::{
-    ArtifactError, ReadLimits,
+    ArtifactError, NamedTensor, ReadLimits,
     pickle::{self, Document, Item, ItemId},
     storage::{Storages, View},
     zip::Archive,
@@ -18,6 +22,8 @@ pub(super) struct Pickled {
     pub(super) requires_grad: bool,
     /// Where its elements lie: equal for tied weights, and for nothing else.
     pub(super) at: String,
+    /// The storage it lies in.
+    pub(super) storage: String,
 }
 
 /// Reads a tensor, or a parameter, whose storage is a file of `folder`.
@@ -62,7 +68,8 @@ pub(super) fn tensor(
     let file = format!("{folder}/{}", document.text(key).ok_or_else(malformed)?);
     let tensor = storages.tensor(&file, &view)?;
     let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
-    Ok(Pickled { tensor, requires_grad: *document.get(requires_grad) == Item::Bool(true), at })
+    let requires_grad = *document.get(requires_grad) == Item::Bool(true);
+    Ok(Pickled { tensor, requires_grad, at, storage: file })
 }
 
 fn storage_dtype(kind: &str) -> Option<DType> {
@@ -77,6 +84,18 @@ fn storage_dtype(kind: &str) -> Option<DType> {
         "BoolStorage" => DType::Bool,
         _ => return None,
     })
+}
+
+/// Notes which buffers share a storage with another tensor. `of_buffers` are the storages they lie in, in their
+/// order, `others` those of tensors that are no buffers.
+pub(super) fn note_shared(buffers: &mut [NamedTensor], of_buffers: &[String], others: &[String]) {
+    let mut count = HashMap::new();
+    for storage in of_buffers.iter().chain(others) {
+        *count.entry(storage.as_str()).or_insert(0) += 1;
+    }
+    for (buffer, storage) in buffers.iter_mut().zip(of_buffers) {
+        buffer.shared = count.get(storage.as_str()).is_some_and(|&n| n > 1);
+    }
 }
 
 /// What `torch.save` wrote into one file of an archive, itself an archive: tensors by name, or one tensor

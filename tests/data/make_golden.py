@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import golden_modules
 import golden_ops
 import golden_programs
+import golden_scripts
 from golden_modules import Case
 
 TRACED_BATCH = 2
@@ -285,7 +286,7 @@ def main() -> None:
     entries = []
     import golden_blocks  # What PyTorch's older versions write is made without torchvision and timm.
 
-    cases = list(itertools.chain(golden_modules.cases(), golden_ops.cases(), golden_blocks.blocks(), golden_programs.programs()))
+    cases = list(itertools.chain(golden_modules.cases(), golden_ops.cases(), golden_blocks.blocks(), golden_programs.programs(), golden_scripts.scripts()))
     for case in cases:
         if wanted and case.name not in wanted:
             entries += (entry for entry in kept if entry["case"] == case.name and not is_extra(entry))

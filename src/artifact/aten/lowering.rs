@@ -1,7 +1,7 @@
 //! The state of one lowering: the graph that grows, and what the program's tensors are at the moment.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -34,8 +34,8 @@ pub(crate) struct Lowering<'a> {
     parameter_cells: Vec<Option<TensorRef>>,
     buffer_cells: Vec<Option<TensorRef>>,
     dropout_sites: u32,
-    /// Buffers that hold running means which batch norm has used.
-    running_means: BTreeSet<u32>,
+    /// Buffers that hold running means, and how often batch norm has used each.
+    running_means: BTreeMap<u32, u32>,
     /// Buffers that count batches, by what stands before `num_batches_tracked` in their name.
     counters: HashMap<&'a str, usize>,
     fuel: u64,
@@ -78,7 +78,7 @@ impl<'a> Lowering<'a> {
             parameter_cells: vec![None; parameters.len()],
             buffer_cells: vec![None; buffers.len()],
             dropout_sites: 0,
-            running_means: BTreeSet::new(),
+            running_means: BTreeMap::new(),
             counters: counters(buffers),
             fuel: read.fuel,
             fuel_limit: read.fuel,
@@ -231,6 +231,26 @@ impl<'a> Lowering<'a> {
         if old == new { Ok(()) } else { self.write(target, new) }
     }
 
+    /// Makes a name of the module hold another tensor: who took the old one before keeps that.
+    pub(crate) fn rebind(&mut self, index: usize, value: &Value) -> Result<(), Problem> {
+        let (Value::Tensor(old), new) =
+            (self.buffer(index).map_err(|e| Problem::argument(e.to_string()))?, value)
+        else {
+            return Err(Problem::argument("it takes a tensor"));
+        };
+        let content = self.materialise(new)?;
+        let was = self.cells.any_value(old);
+        if self.builder.graph().info(was) != self.builder.graph().info(content) {
+            return Err(Problem::argument("the new content has another shape or type"));
+        }
+        let new = match *new {
+            Value::Tensor(tensor) => tensor,
+            _ => self.cells.allocate(content, Origin::Computed),
+        };
+        self.buffer_cells[index] = Some(new);
+        Ok(())
+    }
+
     /// A buffer's name.
     pub(crate) fn buffer_name(&self, index: usize) -> &str {
         &self.buffers[index].name
@@ -252,7 +272,7 @@ impl<'a> Lowering<'a> {
     /// Notes that batch norm counts its batches beside this running mean.
     pub(super) fn note_running_mean(&mut self, tensor: TensorRef) {
         if let Some(index) = self.buffer_of(tensor) {
-            self.running_means.insert(index);
+            *self.running_means.entry(index).or_default() += 1;
         }
     }
 
@@ -333,7 +353,7 @@ impl<'a> Lowering<'a> {
 
     /// Batch norm counts its batches in training and only there, whatever mode it was exported in.
     fn settle_counters(&mut self) -> Result<(), ArtifactError> {
-        for running_mean in std::mem::take(&mut self.running_means) {
+        for (running_mean, uses) in std::mem::take(&mut self.running_means) {
             let Some(index) = self.counter_of(running_mean) else { continue };
             let name = self.buffers[index].name.clone();
             let Value::Tensor(counter) = self.buffer(index)? else { continue };
@@ -345,9 +365,9 @@ impl<'a> Lowering<'a> {
             } else if !counted {
                 let dtype = self.builder.dtype(source);
                 let shape = self.builder.shape(source).clone();
-                let one = self.builder.apply(Op::Full { shape, dtype, value: 1.0 }, &[]);
-                let next = one
-                    .and_then(|one| self.builder.apply(Op::Binary(crate::graph::Binary::Add), &[source, one]))
+                let count = self.builder.apply(Op::Full { shape, dtype, value: uses.into() }, &[]);
+                let next = count
+                    .and_then(|n| self.builder.apply(Op::Binary(crate::graph::Binary::Add), &[source, n]))
                     .map_err(graph_error(&name))?;
                 self.cells.reset(counter, next);
             }

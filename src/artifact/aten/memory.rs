@@ -208,6 +208,9 @@ impl Lowering<'_> {
         match self.cells.origin(tensor) {
             Origin::Parameter => return Err(Problem::unsupported("writing a parameter in place")),
             Origin::Constant => return Err(Problem::unsupported("writing a constant in place")),
+            Origin::Buffer(index) if self.buffers[index as usize].shared => {
+                return Err(Problem::unsupported("writing a buffer that shares memory with another tensor"));
+            }
             Origin::Computed | Origin::Input | Origin::Buffer(_) => {}
         }
         self.value(tensor)?;
@@ -331,7 +334,7 @@ mod tests {
     #[test]
     fn state_is_not_turned_but_its_views_are() {
         let tensor = HostTensor::from_values([2, 3].into(), &[0.0f32; 6]).unwrap();
-        let buffers = [NamedTensor { name: "table".into(), tensor }];
+        let buffers = [NamedTensor { name: "table".into(), tensor, shared: false }];
         let mut lowering =
             Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());
         let buffer = lowering.buffer(0).unwrap();

@@ -44,6 +44,7 @@ fn lowered(name: &str, arguments: &str, dtype: DType, n: usize) -> Result<Graph,
     let statistic = |name: &str, value: f32| NamedTensor {
         name: name.into(),
         tensor: HostTensor::from_values([4].into(), &[value; 4]).expect("four values"),
+        shared: false,
     };
     let buffers = [statistic("running_mean", 0.0), statistic("running_var", 1.0)];
     let mut lowering = Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());

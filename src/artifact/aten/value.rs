@@ -90,6 +90,8 @@ pub(crate) enum Value {
     Known(Known),
     List(SequenceRef),
     Tuple(SequenceRef),
+    /// Keys and values in turn.
+    Dict(SequenceRef),
     /// A module, by its number in the program.
     Object(u32),
     /// A function of the program, by its number.
@@ -136,6 +138,7 @@ impl Value {
             Self::Tensor(_) | Self::Known(..) => "a tensor",
             Self::List(_) => "a list",
             Self::Tuple(_) => "a tuple",
+            Self::Dict(_) => "a dictionary",
             Self::Object(_) => "a module",
             Self::Function(_) => "a function",
         }

@@ -318,6 +318,7 @@ fn target(target: &str) -> Option<(&str, Option<&str>)> {
     }
     match target {
         "torch.sym_max" => return Some(("maximum", None)),
+        "torch.sym_float" => return Some(("sym_float", None)),
         "torch.sym_min" => return Some(("minimum", None)),
         "torch.sym_not" => return Some(("logical_not", None)),
         _ => {}

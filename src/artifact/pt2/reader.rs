@@ -66,6 +66,9 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         parameters: Vec::new(),
         buffers: Vec::new(),
         by_place: HashMap::new(),
+        same_buffers: HashMap::new(),
+        storages_of_buffers: Vec::new(),
+        storages_of_others: Vec::new(),
     };
     let mut bindings = Vec::new();
     let mut declared = Vec::new();
@@ -73,6 +76,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         limits.check_time(place)?;
         bindings.push(reader.binding(place, spec, &program, &mut declared)?);
     }
+    pickled::note_shared(&mut reader.buffers, &reader.storages_of_buffers, &reader.storages_of_others);
     for spec in &program.graph_module.signature.output_specs {
         check_output(place, spec)?;
     }
@@ -150,6 +154,12 @@ struct Reader<'a, 'b> {
     buffers: Vec<NamedTensor>,
     /// Which parameter a file is already: tied weights are one parameter.
     by_place: HashMap<String, usize>,
+    /// Buffers by the place of their elements.
+    same_buffers: HashMap<String, usize>,
+    /// The storages that the buffers lie in, in their order.
+    storages_of_buffers: Vec<String>,
+    /// The storages of all other tensors.
+    storages_of_others: Vec<String>,
 }
 
 /// What an input may look like: the shape without symbols, and the symbols.
@@ -161,7 +171,8 @@ impl Reader<'_, '_> {
             let payload = match payloads {
                 Payloads::Saved(saved) => match saved.get(name) {
                     Some(found) => {
-                        return Ok(Pickled { at: format!("{kind} {}", found.at), ..found.clone() });
+                        let storage = format!("{kind} {}", found.storage);
+                        return Ok(Pickled { at: format!("{kind} {}", found.at), storage, ..found.clone() });
                     }
                     None => continue,
                 },
@@ -176,7 +187,8 @@ impl Reader<'_, '_> {
                 if !self.alone.contains_key(&file) {
                     let one = pickled::saved(self.archive, &file, self.limits)?.remove("");
                     let one = one.ok_or_else(|| ArtifactError::malformed(&file, "it holds no tensor"))?;
-                    self.alone.insert(file.clone(), Pickled { at: format!("{file} {}", one.at), ..one });
+                    let (at, storage) = (format!("{file} {}", one.at), format!("{file} {}", one.storage));
+                    self.alone.insert(file.clone(), Pickled { at, storage, ..one });
                 }
                 return Ok(self.alone[&file].clone());
             }
@@ -187,7 +199,7 @@ impl Reader<'_, '_> {
             let view = view(name, meta)?;
             let tensor = self.storages.tensor(&file, &view)?;
             let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
-            return Ok(Pickled { tensor, requires_grad: meta.requires_grad, at });
+            return Ok(Pickled { tensor, requires_grad: meta.requires_grad, at, storage: file });
         }
         Err(ArtifactError::malformed(name, "the archive holds no such tensor"))
     }
@@ -201,25 +213,32 @@ impl Reader<'_, '_> {
     ) -> Result<Binding, ArtifactError> {
         Ok(match spec {
             InputSpec::Parameter { arg, parameter_name } => {
-                let Pickled { tensor, at, requires_grad } = self.tensor(parameter_name)?;
+                let Pickled { tensor, at, requires_grad, storage } = self.tensor(parameter_name)?;
                 let index = match self.by_place.get(&at) {
                     Some(&index) => index,
                     None => {
                         let name = parameter_name.clone();
                         self.parameters.push(Parameter { name, tensor, requires_grad });
                         self.by_place.insert(at, self.parameters.len() - 1);
+                        self.storages_of_others.push(storage);
                         self.parameters.len() - 1
                     }
                 };
                 Binding::Parameter(arg.name.clone(), index)
             }
             InputSpec::Buffer { arg, buffer_name } => {
-                let Pickled { tensor, .. } = self.tensor(buffer_name)?;
-                self.buffers.push(NamedTensor { name: buffer_name.clone(), tensor });
-                Binding::Buffer(arg.name.clone(), self.buffers.len() - 1)
+                let Pickled { tensor, at, storage, .. } = self.tensor(buffer_name)?;
+                // One tensor under two names is one buffer.
+                let index = *self.same_buffers.entry(at).or_insert(self.buffers.len());
+                if index == self.buffers.len() {
+                    self.buffers.push(NamedTensor { name: buffer_name.clone(), tensor, shared: false });
+                    self.storages_of_buffers.push(storage);
+                }
+                Binding::Buffer(arg.name.clone(), index)
             }
             InputSpec::TensorConstant { arg, tensor_constant_name } => {
-                let Pickled { tensor, .. } = self.tensor(tensor_constant_name)?;
+                let Pickled { tensor, storage, .. } = self.tensor(tensor_constant_name)?;
+                self.storages_of_others.push(storage);
                 Binding::Constant(arg.name.clone(), tensor)
             }
             InputSpec::UserInput(user) => match &user.arg {

@@ -1,10 +1,10 @@
 //! Functions of the language itself: lists, texts, None and conversions.
 
+use super::{collection, text};
 use crate::{
     artifact::{
         Problem,
-        aten::{Given, Known, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
-        limits::MAX_TEXT_BYTES,
+        aten::{self, Given, Lowering, Scalar, SequenceRef, Value, dtype_of_code},
     },
     tensor::{DType, HostTensor},
 };
@@ -24,9 +24,15 @@ const NAMES: &[&str] = &[
     "__range_length",
     "_set_item",
     "append",
+    "clear",
     "device",
     "dtype",
+    "endswith",
+    "extend",
+    "find",
     "format",
+    "get",
+    "insert",
     "is_autocast_enabled",
     "is_cpu",
     "is_cuda",
@@ -35,13 +41,20 @@ const NAMES: &[&str] = &[
     "is_nested",
     "is_scripting",
     "is_tracing",
-    "len",
+    "items",
+    "keys",
     "layout",
+    "len",
     "list",
     "max",
     "min",
+    "percentFormat",
+    "pop",
     "requires_grad",
+    "reverse",
+    "startswith",
     "unchecked_unwrap_optional",
+    "values",
     "warn",
 ];
 
@@ -58,6 +71,12 @@ pub(super) fn call(
     max_items: usize,
 ) -> Option<Result<Value, Problem>> {
     let values: Vec<&Value> = given.iter().map(|(_, value)| value).collect();
+    if let Some(result) = text::call(lowering, name, &values) {
+        return Some(result);
+    }
+    if let Some(result) = collection::call(lowering, name, &values, max_items) {
+        return Some(result);
+    }
     Some(match (name, &values[..]) {
         ("int" | "Int", [value]) => convert(value, |scalar| match scalar {
             Scalar::Float(value) if value.abs() < 9e18 => Some(Scalar::Int(value as i64)),
@@ -72,11 +91,6 @@ pub(super) fn call(
             value => convert(value, |scalar| Some(Scalar::Float(scalar.to_f64()))),
         },
         ("bool" | "Bool", [value]) => convert(value, |scalar| Some(Scalar::Bool(scalar.to_f64() != 0.0))),
-        ("str", [value]) => Ok(Value::Str(display(lowering, value).into())),
-        ("len", [Value::List(items) | Value::Tuple(items)]) => {
-            Ok(Value::int(lowering.items(*items).len() as i64))
-        }
-        ("len", [Value::Str(text)]) => Ok(Value::int(text.chars().count() as i64)),
         ("len", [tensor]) => match lowering.info(tensor) {
             Some((shape, _)) if shape.rank() > 0 => Ok(Value::int(shape[0] as i64)),
             _ => Err(Problem::argument("it has no length")),
@@ -86,10 +100,12 @@ pub(super) fn call(
         ("__not__", [value]) => convert(value, |scalar| Some(Scalar::Bool(scalar.to_f64() == 0.0))),
         ("__and__", [a, b]) if a.scalar().is_some() => truth(a, b, |a, b| a && b),
         ("__or__", [a, b]) if a.scalar().is_some() => truth(a, b, |a, b| a || b),
-        ("__getitem__", [base, index]) => item(lowering, base, index),
+        ("__getitem__", [base, index]) => collection::item(lowering, base, index),
         ("__contains__", [Value::List(items), value]) => {
             lowering.spend(lowering.items(*items).len());
-            Ok(Value::bool(lowering.items(*items).contains(value)))
+            let mut left = MAX_COMPARISONS;
+            let mut items = lowering.items(*items).iter();
+            Ok(Value::bool(items.any(|item| equal(lowering, item, value, 8, &mut left))))
         }
         ("__derive_index" | "__range_length", [a, b, c]) => {
             let ints = [*a, *b, *c].map(|value| value.scalar().and_then(Scalar::to_i64));
@@ -105,39 +121,7 @@ pub(super) fn call(
             let holds = |value: &Value| value.scalar().is_some_and(|scalar| scalar.to_f64() != 0.0);
             Ok(Value::bool(if name == "any" { items.iter().any(holds) } else { items.iter().all(holds) }))
         }
-        ("append", [list @ Value::List(items), value]) => {
-            let (items, value) = (*items, (*value).clone());
-            if lowering.items(items).len() >= max_items {
-                return Some(Err(Problem::argument("the list grows past the limit")));
-            }
-            let list = (*list).clone();
-            lowering.spend(1);
-            lowering.items_mut(items).push(value);
-            Ok(list)
-        }
-        ("copy", [Value::List(items)]) => {
-            let items = lowering.items(*items).to_vec();
-            Ok(lowering.list(items))
-        }
-        ("_set_item", [list @ Value::List(items), index, value]) => {
-            let (list, items, value) = ((*list).clone(), *items, (*value).clone());
-            place_of(lowering, items, index).map(|at| {
-                lowering.items_mut(items)[at] = value;
-                list
-            })
-        }
         ("sum", [Value::List(items)]) => sum(lowering, *items),
-        ("list", [Value::List(items) | Value::Tuple(items)]) => {
-            let items = lowering.items(*items).to_vec();
-            Ok(lowering.list(items))
-        }
-        ("add" | "add_", [Value::List(a), Value::List(b)]) => {
-            let items: Vec<Value> = lowering.items(*a).iter().chain(lowering.items(*b)).cloned().collect();
-            if items.len() > max_items {
-                return Some(Err(Problem::argument("the list grows past the limit")));
-            }
-            Ok(lowering.list(items))
-        }
         ("mul", [Value::List(list), count]) | ("mul", [count, Value::List(list)]) => {
             let items = lowering.items(*list);
             let count = count.scalar().and_then(Scalar::to_i64).and_then(|n| usize::try_from(n.max(0)).ok());
@@ -149,7 +133,6 @@ pub(super) fn call(
                 None => Err(Problem::argument("the list grows past the limit")),
             }
         }
-        ("slice", [Value::List(items), bounds @ ..]) => slice(lowering, *items, bounds),
         ("eq" | "ne", [a, b]) if !comparable(a) || !comparable(b) => {
             let mut left = MAX_COMPARISONS;
             let same = equal(lowering, a, b, 8, &mut left);
@@ -166,17 +149,6 @@ pub(super) fn call(
             let items = lowering.items(*items).to_vec();
             lowering.spend(items.len());
             extreme(&items, name == "max")
-        }
-        ("format", [Value::Str(pattern), values @ ..]) => {
-            let mut text = pattern.to_string();
-            // However many values there are and however long they print, the text stays short.
-            for value in values {
-                if text.len() > MAX_TEXT_BYTES || !text.contains("{}") {
-                    break;
-                }
-                text = text.replacen("{}", &display(lowering, value), 1);
-            }
-            Ok(Value::Str(text.chars().take(1000).collect::<String>().into()))
         }
         ("warn", _) => Ok(Value::None),
         ("device" | "layout", _) => Ok(Value::Placement),
@@ -256,6 +228,20 @@ fn equal(lowering: &Lowering<'_>, a: &Value, b: &Value, depth: usize, left: &mut
                 && x.len() <= 1000
                 && x.iter().zip(y).all(|(a, b)| equal(lowering, a, b, depth - 1, left))
         }
+        (Value::Dict(x), Value::Dict(y)) => {
+            let (x, y) = (lowering.items(*x), lowering.items(*y));
+            depth > 0
+                && x.len() == y.len()
+                && x.len() <= 1000
+                && x.chunks_exact(2).all(|pair| {
+                    let other = y.chunks_exact(2).find(|other| other[0] == pair[0]);
+                    other.is_some_and(|other| equal(lowering, &pair[1], &other[1], depth - 1, left))
+                })
+        }
+        // A type is an int in scripts: `x.dtype == torch.float32` is written `eq(dtype(x), 6)`.
+        (Value::DType(dtype), Value::Number(Scalar::Int(code)))
+        | (Value::Number(Scalar::Int(code)), Value::DType(dtype)) => dtype_of_code(*code) == Some(*dtype),
+        (Value::Number(a), Value::Number(b)) => a.to_f64() == b.to_f64(),
         _ => a == b,
     }
 }
@@ -272,26 +258,6 @@ fn extreme(values: &[Value], largest: bool) -> Result<Value, Problem> {
         }
     }
     best.map(Value::Number).ok_or_else(|| Problem::argument("it takes at least one number"))
-}
-
-/// An element of a list or tuple.
-pub(super) fn item(lowering: &Lowering<'_>, base: &Value, index: &Value) -> Result<Value, Problem> {
-    let (Value::List(items) | Value::Tuple(items)) = base else {
-        return Err(Problem::unsupported(format!("indexing {}", base.kind())));
-    };
-    place_of(lowering, *items, index).map(|at| lowering.items(*items)[at].clone())
-}
-
-/// Which element an index means.
-fn place_of(lowering: &Lowering<'_>, items: SequenceRef, index: &Value) -> Result<usize, Problem> {
-    let items = lowering.items(items);
-    let Some(index) = index.scalar().and_then(Scalar::to_i64) else {
-        return Err(Problem::argument("an index must be an int"));
-    };
-    let at = if index < 0 { index.checked_add(items.len() as i64) } else { Some(index) };
-    at.and_then(|at| usize::try_from(at).ok())
-        .filter(|&at| at < items.len())
-        .ok_or_else(|| Problem::argument(format!("index {index} is out of range for {} items", items.len())))
 }
 
 fn sum(lowering: &mut Lowering<'_>, items: SequenceRef) -> Result<Value, Problem> {
@@ -320,66 +286,60 @@ fn tensor(lowering: &mut Lowering<'_>, value: &Value, given: &[Given<'_>]) -> Op
         let dtype = dtype.unwrap_or(scalar.dtype());
         return Some(Ok(Value::known(scalar, dtype)));
     }
-    let Value::List(items) = value else { return None };
-    let items = lowering.items(*items).to_vec();
-    lowering.spend(items.len());
-    let scalars = items.iter().map(Value::scalar).collect::<Option<Vec<_>>>()?;
-    let own = if scalars.iter().any(|scalar| scalar.to_i64().is_none()) {
-        DType::F32
-    } else {
-        scalars.first().map_or(DType::F32, |scalar| scalar.dtype())
+    let mut shape = Vec::new();
+    let mut scalars = Vec::new();
+    if !flatten(lowering, value, 0, &mut shape, &mut scalars) {
+        return Some(Err(Problem::argument("it takes numbers, or lists of them that are equally long")));
+    }
+    lowering.spend(scalars.len());
+    let own = match scalars.first() {
+        Some(first) if scalars.iter().all(|scalar| scalar.to_i64().is_some()) => first.dtype(),
+        _ => DType::F32,
     };
     let dtype = dtype.unwrap_or(own);
-    let made = if dtype == DType::I64 {
+    let made = if dtype.is_floating_point() {
+        let values: Vec<f64> = scalars.iter().map(|scalar| scalar.to_f64()).collect();
+        HostTensor::from_values(shape.into(), &values)
+    } else {
         let values: Vec<i64> =
             scalars.iter().map(|scalar| scalar.cast(dtype).to_i64().unwrap_or(0)).collect();
-        HostTensor::from_values([values.len()].into(), &values)
-    } else if dtype == DType::F32 {
-        let values: Vec<f32> = scalars.iter().map(|scalar| scalar.to_f64() as f32).collect();
-        HostTensor::from_values([values.len()].into(), &values)
-    } else {
-        return Some(Err(Problem::unsupported(format!("a list as a tensor of {}", dtype.name()))));
+        HostTensor::from_values(shape.into(), &values)
     };
-    Some(match made {
-        Ok(made) => lowering.constant("tensor", &made).map_err(|error| Problem::argument(error.to_string())),
-        Err(error) => Err(Problem::argument(error.to_string())),
-    })
+    let made = made.map_err(|error| Problem::argument(error.to_string())).and_then(|made| {
+        let made = lowering.constant("tensor", &made);
+        made.map_err(|error| Problem::argument(error.to_string()))
+    });
+    Some(
+        made.and_then(|made| {
+            aten::call(lowering, "to", "dtype", &[(None, made), (None, Value::DType(dtype))])
+        }),
+    )
 }
 
-fn slice(lowering: &mut Lowering<'_>, items: SequenceRef, bounds: &[&Value]) -> Result<Value, Problem> {
-    let len = lowering.items(items).len();
-    let bound = |i: usize, otherwise: usize| match bounds.get(i).map(|value| (value.scalar(), value)) {
-        None | Some((None, Value::None)) => Ok(otherwise),
-        Some((Some(Scalar::Int(n)), _)) => {
-            let n = if n < 0 { n.saturating_add(len as i64) } else { n };
-            Ok(usize::try_from(n.max(0)).unwrap_or(0).min(len))
-        }
-        Some(_) => Err(Problem::argument("a slice takes ints")),
+/// The shape and the numbers of lists in lists; `false` where they are no tensor.
+fn flatten(
+    lowering: &Lowering<'_>,
+    value: &Value,
+    depth: usize,
+    shape: &mut Vec<usize>,
+    scalars: &mut Vec<Scalar>,
+) -> bool {
+    let Value::List(items) = value else {
+        let scalar = value.scalar();
+        scalars.extend(scalar);
+        return scalar.is_some() && depth == shape.len();
     };
-    let (start, end) = (bound(0, 0)?, bound(1, len)?);
-    if bounds.get(2).is_some_and(|step| step.scalar() != Some(Scalar::Int(1))) {
-        return Err(Problem::unsupported("slicing a list with a step"));
+    let items = lowering.items(*items);
+    // The first list of each depth says how long all are.
+    if depth == shape.len() && scalars.is_empty() && depth < MAX_RANK {
+        shape.push(items.len());
     }
-    let part = lowering.items(items).get(start..end.max(start)).unwrap_or(&[]).to_vec();
-    Ok(lowering.list(part))
+    depth < shape.len()
+        && shape[depth] == items.len()
+        && scalars.len() <= MAX_SCALARS
+        && items.iter().all(|item| flatten(lowering, item, depth + 1, shape, scalars))
 }
 
-/// A value as text for messages; long lists are cut.
-pub(super) fn display(lowering: &Lowering<'_>, value: &Value) -> String {
-    match value {
-        Value::Number(scalar) | Value::Known(Known { scalar, .. }) => match scalar {
-            Scalar::Bool(value) => value.to_string(),
-            Scalar::Int(value) => value.to_string(),
-            Scalar::Float(value) => value.to_string(),
-        },
-        Value::Str(text) => text.chars().take(1000).collect(),
-        Value::List(items) | Value::Tuple(items) => {
-            let parts = lowering.items(*items).iter().take(16).map(|item| match item {
-                Value::List(_) | Value::Tuple(_) => "[…]".to_owned(),
-                item => display(lowering, item),
-            });
-            format!("[{}]", parts.collect::<Vec<_>>().join(", "))
-        }
-        other => other.kind().to_owned(),
-    }
-}
+/// The most dimensions and numbers of a tensor that a script writes out.
+const MAX_RANK: usize = 8;
+const MAX_SCALARS: usize = 1 << 16;

@@ -1,11 +1,12 @@
 //! Expressions: names, attributes, calls of methods, functions, the language and the operations.
 
 use super::{
-    builtin,
+    builtin, collection,
     interpreter::{Frame, Interpreter},
     objects::Attribute,
     program::{dotted, operation},
     syntax::{Call, Expression},
+    text,
 };
 use crate::artifact::{
     ArtifactError, Mode, Problem,
@@ -66,10 +67,21 @@ impl<'p> Interpreter<'p, '_, '_> {
             Expression::Attribute(base, name) => self.attribute(frame, expression, base, name),
             Expression::Subscript(base, index) => {
                 let (base, index) = (self.evaluate(frame, base)?, self.evaluate(frame, index)?);
-                builtin::item(self.lowering, &base, &index).map_err(|source| frame.problem("[]", source))
+                collection::item(self.lowering, &base, &index).map_err(|source| frame.problem("[]", source))
             }
             Expression::Call(call) => self.call(frame, call),
-            Expression::Dict(_) => frame.reject("a dictionary", "use tuples and lists"),
+            Expression::Dict(pairs) => {
+                let mut items = Vec::with_capacity(2 * pairs.len());
+                for (key, value) in pairs {
+                    let (key, value) = (self.evaluate(frame, key)?, self.evaluate(frame, value)?);
+                    // The later of two equal keys counts.
+                    match (0..items.len()).step_by(2).find(|&at| items[at] == key) {
+                        Some(at) => items[at + 1] = value,
+                        None => items.extend([key, value]),
+                    }
+                }
+                Ok(Value::Dict(self.lowering.sequence(items)))
+            }
         }
     }
 
@@ -242,6 +254,13 @@ impl<'p> Interpreter<'p, '_, '_> {
             return self.read_attribute(frame, &base, name);
         }
         let own = path.strip_prefix("__torch__.").unwrap_or(path);
+        if let Some(class) = self.program.sources.class(path).filter(|class| class.named_tuple) {
+            let given = self.arguments(frame, call)?;
+            if given.len() != class.attributes.len() || given.iter().any(|(name, _)| name.is_some()) {
+                return frame.reject("this named tuple", "give each of its fields a value, in their order");
+            }
+            return Ok(self.lowering.tuple(given.into_iter().map(|(_, value)| value).collect()));
+        }
         let function =
             self.program.sources.function_number(path).or_else(|| self.program.sources.function_number(own));
         let given = self.arguments(frame, call)?;
@@ -250,7 +269,7 @@ impl<'p> Interpreter<'p, '_, '_> {
         }
         if path == "ops.prim.RaiseException" {
             let message =
-                given.first().map_or_else(String::new, |(_, value)| builtin::display(self.lowering, value));
+                given.first().map_or_else(String::new, |(_, value)| text::display(self.lowering, value));
             return Err(ArtifactError::Raised { place: frame.place(), message });
         }
         let name = operation(path).or_else(|| path.strip_prefix("ops.prim.")).unwrap_or(path);

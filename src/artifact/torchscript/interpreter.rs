@@ -277,8 +277,7 @@ impl<'p, 'l, 'a> Interpreter<'p, 'l, 'a> {
         };
         match attribute {
             Some(Attribute::Buffer(index)) => {
-                let target = self.lowering.buffer(*index)?;
-                self.lowering.assign(&target, value).map_err(|source| frame.problem(name, source))
+                self.lowering.rebind(*index, value).map_err(|source| frame.problem(name, source))
             }
             _ => frame.reject(
                 format!("an assignment to attribute {name:?}"),
@@ -299,7 +298,9 @@ impl<'p, 'l, 'a> Interpreter<'p, 'l, 'a> {
                 "a kernel's control flow may depend on shapes and modes only",
             ),
             Value::None => Ok(false),
-            Value::List(items) | Value::Tuple(items) => Ok(!self.lowering.items(items).is_empty()),
+            Value::List(items) | Value::Tuple(items) | Value::Dict(items) => {
+                Ok(!self.lowering.items(items).is_empty())
+            }
             Value::Str(text) => Ok(!text.is_empty()),
             other => match other.scalar() {
                 Some(scalar) => Ok(scalar.to_f64() != 0.0),

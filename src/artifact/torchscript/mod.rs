@@ -4,6 +4,7 @@
 //! over modules vanish, and a branch on a tensor's data is refused.
 
 mod builtin;
+mod collection;
 mod expression;
 mod interpreter;
 mod lexer;
@@ -18,3 +19,4 @@ pub(super) use reader::read;
 
 #[cfg(test)]
 mod tests;
+mod text;

@@ -59,6 +59,12 @@ pub(super) struct TreeReader<'d, 'a, 'b> {
     pub(super) known: HashMap<ItemId, u32>,
     /// Parameters by storage and place in it, so that tied weights stay one parameter.
     pub(super) tied: HashMap<String, usize>,
+    /// Buffers in the same way.
+    pub(super) same_buffers: HashMap<String, usize>,
+    /// The storages that the buffers lie in, in their order.
+    pub(super) storages_of_buffers: Vec<String>,
+    /// The storages of all other tensors.
+    pub(super) storages_of_others: Vec<String>,
     /// Attributes read so far. What the document remembers once it may name many times, in lists of lists.
     pub(super) unfolded: usize,
     /// Bytes of paths, classes and texts so far: a few long ones may be named many times.
@@ -120,6 +126,9 @@ impl TreeReader<'_, '_, '_> {
         let class = class.ok_or_else(|| {
             ArtifactError::malformed(self.place, format!("the archive has no code for class {class_name:?}"))
         })?;
+        if class.named_tuple {
+            return self.malformed(format!("module {path:?} is of class {class_name:?}, a named tuple"));
+        }
         let pairs = match state.map(|state| self.document.get(state)) {
             Some(Item::Dict(pairs)) => pairs.as_slice(),
             None => &[],
@@ -183,7 +192,7 @@ impl TreeReader<'_, '_, '_> {
             Item::Call { function, arguments } => match self.document.global(*function) {
                 Some(("torch._utils", _)) => {
                     let name = join(path, key);
-                    let Pickled { tensor, requires_grad, at } =
+                    let Pickled { tensor, requires_grad, at, storage } =
                         pickled::tensor(self.place, self.document, self.storages, id, "data")?;
                     self.spend_name(name.len())?;
                     if class.parameters.contains(key) {
@@ -191,12 +200,20 @@ impl TreeReader<'_, '_, '_> {
                         let index = *self.tied.entry(at).or_insert(new);
                         if index == new {
                             self.tree.parameters.push(Parameter { name, tensor, requires_grad });
+                            self.storages_of_others.push(storage);
                         }
                         Attribute::Parameter(index)
                     } else if class.buffers.contains(key) {
-                        self.tree.buffers.push(NamedTensor { name, tensor });
-                        Attribute::Buffer(self.tree.buffers.len() - 1)
+                        // One tensor under two names is one buffer.
+                        let new = self.tree.buffers.len();
+                        let index = *self.same_buffers.entry(at).or_insert(new);
+                        if index == new {
+                            self.tree.buffers.push(NamedTensor { name, tensor, shared: false });
+                            self.storages_of_buffers.push(storage);
+                        }
+                        Attribute::Buffer(index)
                     } else {
+                        self.storages_of_others.push(storage);
                         Attribute::Constant(tensor)
                     }
                 }

@@ -128,7 +128,8 @@ impl Parser<'_> {
         let mut class = Class { name: self.name()?, ..Class::default() };
         if self.take_sign("(") {
             let base = self.name()?;
-            if base != "Module" {
+            class.named_tuple = base == "NamedTuple";
+            if base != "Module" && !class.named_tuple {
                 return self.unsupported(&format!("a class of kind {base:?}"));
             }
             self.sign(")")?;
@@ -154,6 +155,11 @@ impl Parser<'_> {
     fn attribute(&mut self, class: &mut Class) -> Result<(), ArtifactError> {
         let name = self.name()?;
         if name == "__annotations__" {
+            // A list of parameters begins with none annotated.
+            if self.take_sign("=") {
+                self.expression(0)?;
+                return self.token(&Token::NewLine, "a line's end");
+            }
             self.sign("[")?;
             let Token::Str(name) = self.advance() else { return self.expected("an attribute's name") };
             self.sign("]")?;

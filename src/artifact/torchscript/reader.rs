@@ -44,11 +44,15 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         tree: Tree::default(),
         known: HashMap::new(),
         tied: HashMap::new(),
+        same_buffers: HashMap::new(),
+        storages_of_buffers: Vec::new(),
+        storages_of_others: Vec::new(),
         unfolded: 0,
         name_bytes: 0,
     };
     reader.object(data.root(), "", 0)?;
-    let Tree { objects, parameters, buffers, mut types } = reader.tree;
+    let Tree { objects, parameters, mut buffers, mut types } = reader.tree;
+    pickled::note_shared(&mut buffers, &reader.storages_of_buffers, &reader.storages_of_others);
     types.sort();
     let constants = constants(archive, &mut storages, limits)?;
     let ops = sources.ops();

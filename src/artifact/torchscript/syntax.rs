@@ -90,6 +90,8 @@ pub(super) struct Class {
     /// Attributes that are constants of the class.
     pub(super) constants: HashMap<String, Expression>,
     pub(super) methods: Vec<Function>,
+    /// Whether it is a tuple whose fields have names.
+    pub(super) named_tuple: bool,
 }
 
 /// One source file.

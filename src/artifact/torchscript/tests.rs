@@ -259,7 +259,6 @@ fn syntax_that_is_not_supported_names_file_and_line() {
         "try:\n  pass",
         "y = lambda: x",
         "y = x + x",
-        "y = {1: 2}\nreturn y",
         "y[0] = x",
         "yield x",
         "return x\n   return x",
@@ -276,4 +275,36 @@ fn syntax_that_is_not_supported_names_file_and_line() {
     assert!(read("class Net(NamedTuple):\n  x : int\n").is_err());
     assert!(read("x = 1\n").is_err());
     assert!(read("").is_err(), "the class that data.pkl names is missing");
+}
+
+#[test]
+fn collections_and_texts_are_bounded() {
+    for body in [
+        "d = {1: 2}\nwhile True:\n  _0 = torch._set_item(d, torch.len(d), 1)\nreturn x",
+        "l = [1]\nwhile True:\n  l0 = torch.add_(l, l)\nreturn x",
+        "l = [1]\nwhile True:\n  _0 = torch.extend(l, l)\nreturn x",
+        "l = [1]\nwhile True:\n  _0 = torch.insert(l, 0, 1)\nreturn x",
+        "s = \"aaaaaaaa\"\nwhile True:\n  s = torch.add(s, s)\nreturn x",
+        "s = \"%s%s\"\nwhile True:\n  s = torch.percentFormat(s, (s, s))\nreturn x",
+        "d = {1: 2}\nreturn torch.mul(x, d[3])",
+        "l = [1, 2]\nreturn torch.mul(x, torch.len(torch.slice(l, None, None, 0)))",
+        "return torch.mul(x, torch.len(torch.percentFormat(\"%d\", (1.5,))))",
+        "y = torch.tensor([[1, 2], [3]])\nreturn x",
+    ] {
+        let code = refusal(body).code();
+        assert!(matches!(code, "kernel.rejected" | "kernel.shape"), "{body}: {code}");
+    }
+}
+
+#[test]
+fn slices_go_both_ways() {
+    for (slice, last) in
+        [("None, None, -1", 0), ("3, 0, -2", 1), ("-2, None", 4), ("1, 9, 2", 3), ("9, None, -3", 1)]
+    {
+        let graph = graph(&format!(
+            "l = torch.slice([0, 1, 2, 3, 4], {slice})\nreturn torch.mul(x, torch.add(l[-1], 2))"
+        ));
+        let value = f64::from(last + 2);
+        assert_eq!(ops(&graph), [Op::Unary(Unary::MulScalar { value })], "{slice}");
+    }
 }

@@ -24,7 +24,7 @@ pub(in crate::validation) fn weights_finite(
             return Err(report(name, tensor, bad));
         }
     }
-    let buffers_too = buffers.iter().map(|NamedTensor { name, tensor }| (name, tensor));
+    let buffers_too = buffers.iter().map(|NamedTensor { name, tensor, .. }| (name, tensor));
     let constants_too = constants.iter().map(|(name, tensor)| (name, *tensor));
     for (name, tensor) in buffers_too.chain(constants_too) {
         if let Some(bad) = first(tensor, f64::is_nan) {
@@ -101,6 +101,7 @@ mod tests {
         let buffer = |value: f32| NamedTensor {
             name: "mask".into(),
             tensor: HostTensor::from_values([1].into(), &[value]).unwrap(),
+            shared: false,
         };
         for (value, passes) in [(f32::NEG_INFINITY, true), (f32::INFINITY, true), (f32::NAN, false)] {
             let buffer = buffer(value);

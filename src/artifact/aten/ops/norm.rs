@@ -287,6 +287,7 @@ mod tests {
         let buffers = ["running_mean", "running_var"].map(|name| NamedTensor {
             name: name.into(),
             tensor: HostTensor::from_values([3].into(), &[1.0f32; 3]).unwrap(),
+            shared: false,
         });
         let normalised = |mode, momentum: f64, training: bool| {
             let read = ReadLimits::default();

@@ -57,6 +57,7 @@ pub(super) const ENTRIES: &[Entry] = &[
     entry("ScalarImplicit(a)", |call| number(call).map(Value::Number)),
     entry("IntImplicit(a)", |call| number(call).map(Value::Number)),
     entry("FloatImplicit(a)", |call| number(call).map(Value::Number)),
+    entry("sym_float(a)", |call| number(call).map(|scalar| Value::float(scalar.to_f64()))),
     entry("item(self)", |call| match call.get("self").scalar() {
         Some(scalar) => Ok(Value::Number(scalar)),
         None => Err(Problem::unsupported("reading a tensor's data as a number")),
