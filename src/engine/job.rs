@@ -89,6 +89,10 @@ pub(super) struct Job {
     pub(super) saved: HostMemory,
     pub(super) scratch: Box<Scratch>,
     pub(super) direction: Direction,
+    #[cfg_attr(
+        not(debug_assertions),
+        expect(dead_code, reason = "only builds that can be asked to panic read it")
+    )]
     pub(super) config: Arc<EngineConfig>,
     pub(super) context: RunContext,
 }

@@ -225,7 +225,7 @@ pub enum Op {
         /// From one index to the next, at least 1.
         step: usize,
     },
-    /// (x, indices: int64 [n]) → x at the indices of one dimension, n of them. A negative index counts from the
+    /// (x, indices: int64 `[n]`) → x at the indices of one dimension, n of them. A negative index counts from the
     /// end. One out of range gives NaN (0 in whole numbers, false), which a guarded pass refuses.
     Pick {
         /// The dimension.

@@ -59,8 +59,8 @@ impl Blobs {
             origin,
             web,
             s3: S3::new(s3),
-            s3_service: Service::new("s3", &policy, clock.clone()),
-            file_service: Service::new("file", &policy, clock.clone()),
+            s3_service: Service::of_blobs("s3", &policy, clock.clone()),
+            file_service: Service::of_blobs("file", &policy, clock.clone()),
             hosts: Mutex::default(),
             limits,
             policy,
@@ -127,7 +127,7 @@ impl Blobs {
         if hosts.len() >= MOST_HOSTS && !hosts.contains_key(&name) {
             name = "http".to_owned();
         }
-        let made = || Arc::new(Service::new(&name, &self.policy, self.clock.clone()));
+        let made = || Arc::new(Service::of_blobs(&name, &self.policy, self.clock.clone()));
         hosts.entry(name.clone()).or_insert_with(made).clone()
     }
 }

@@ -133,12 +133,14 @@ pub enum OriginError {
         status: u16,
     },
     /// It did not answer in time.
-    #[error("origin {origin} did not answer within {} ms: see whether it is up, or raise origin.timeout", limit.as_millis())]
+    #[error("origin {origin} did not answer within {} ms: see whether it is up, or raise {setting}", limit.as_millis())]
     TimedOut {
         /// Which origin.
         origin: String,
         /// How long was waited.
         limit: Duration,
+        /// The setting that says so.
+        setting: &'static str,
     },
     /// It has failed so often that it is not asked for a while.
     #[error(transparent)]

@@ -117,6 +117,7 @@ async fn what_stalls_drips_or_never_ends_its_headers_is_given_up() {
     let urza = origin(UrzaOptions { blob_timeout, ..options(vec![server.api()]) });
     let error = read(&urza, &server).await.unwrap_err();
     assert!(matches!(error, OriginError::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains("raise origin.blob.timeout"), "{error}");
     assert_eq!(urza.breakers().last().unwrap().failures, 1);
 
     let (result, _) = outcome(|_, _| Reply::raw("HTTP/1.1 200 OK\r\nx: ", b"x", End::Flood)).await;

@@ -327,7 +327,8 @@ impl<'a> Urza<'a> {
             }
             Ok((response.status(), text))
         };
-        let timed_out = OriginError::TimedOut { origin: ORIGIN.to_owned(), limit: self.timeout };
+        let (origin, limit) = (ORIGIN.to_owned(), self.timeout);
+        let timed_out = OriginError::TimedOut { origin, limit, setting: "origin.timeout" };
         Ok(tokio::time::timeout(self.timeout, call).await.unwrap_or(Err(timed_out))?)
     }
 

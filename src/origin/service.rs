@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Service {
     breaker: Breaker,
     retry: Retry,
+    /// The setting that bounds a call, for messages.
+    limited_by: &'static str,
 }
 
 impl Service {
@@ -31,7 +33,13 @@ impl Service {
         jitter: Jitter,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { breaker: Breaker::new(name, policy.breaker, clock), retry: Retry::new(policy.retry, jitter) }
+        let (breaker, retry) = (Breaker::new(name, policy.breaker, clock), Retry::new(policy.retry, jitter));
+        Self { breaker, retry, limited_by: "origin.timeout" }
+    }
+
+    /// The same for blobs, whose time has a setting of its own.
+    pub(super) fn of_blobs(name: &str, policy: &GuardPolicy, clock: Arc<dyn Clock>) -> Self {
+        Self { limited_by: "origin.blob.timeout", ..Self::new(name, policy, clock) }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -77,7 +85,8 @@ impl Service {
         limit: Duration,
         call: impl Future<Output = Result<T, OriginError>>,
     ) -> Result<T, OriginError> {
-        let timed_out = || OriginError::TimedOut { origin: self.name().to_owned(), limit };
+        let (origin, setting) = (self.name().to_owned(), self.limited_by);
+        let timed_out = || OriginError::TimedOut { origin, limit, setting };
         tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(timed_out()))
     }
 }

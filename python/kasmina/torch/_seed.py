@@ -142,7 +142,7 @@ class Seed(_Shared):
             warnings.warn(
                 f"seed {self.index} of layer {self._layer.name!r} was not grafted: {error}",
                 SeedFailureWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
             return
         if grafted is not None:
