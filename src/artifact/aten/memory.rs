@@ -140,6 +140,15 @@ impl Lowering<'_> {
         if self.is_state(tensor) {
             return Err(Problem::unsupported("turning a parameter or buffer in place"));
         }
+        // What may be the tensor itself, as `contiguous` gives it, may be turned with it.
+        self.value(tensor)?;
+        let own = self.cells.cells[tensor.0 as usize].region;
+        let memory = self.cells.regions[own as usize].memory as usize;
+        let regions = std::mem::replace(&mut self.cells.memories[memory].regions, vec![own]);
+        self.charge(regions.len() as u64)?;
+        for other in regions.into_iter().filter(|&region| region != own) {
+            self.cells.regions[other as usize].lost = true;
+        }
         // Its other views stay views of what it was.
         let old = self.cells.cells.len() as u32;
         self.charge(u64::from(old))?;

@@ -151,6 +151,9 @@ fn what_may_be_a_copy_is_not_read_after_a_write() {
         assert_eq!(error.code(), "kernel.rejected", "{body}");
         assert!(error.to_string().contains("written in place"), "{error}");
     }
+    // `contiguous` may give the tensor itself, which then turns with it.
+    let body = "y = torch.sigmoid(x)\nz = torch.contiguous(y)\n_0 = torch.t_(y)\nreturn z";
+    assert!(refusal(body).to_string().contains("may or may not share"), "{body}");
     // Whoever reads what was written itself, or made a copy, is right.
     graph("y = torch.sigmoid(x)\nz = torch.reshape(y, [3, 2])\nreturn torch.relu_(z)");
     graph("y = torch.sigmoid(x)\nz = torch.clone(y)\n_0 = torch.relu_(z)\nreturn y");
