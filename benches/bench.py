@@ -182,7 +182,6 @@ def l1_rows(l1, hit_rate):
     """Lines about the tier in memory."""
     names = {
         "lease": "L1 hit inside the daemon, leased",
-        "get": "L1 hit, the value alone",
         "quick_cache": "the same look-up in `quick_cache`",
         "moka": "the same look-up in `moka`",
     }

@@ -60,8 +60,7 @@ fn main() {
         .into_iter()
         .flat_map(|threads| {
             // Warmed up first, and then in turns, so that no one has the machine's better minute.
-            let all: [(&str, &(dyn Fn(usize) + Sync)); 4] = [
-                ("get", &|n| drop(black_box(ours.get(&ids[n])))),
+            let all: [(&str, &(dyn Fn(usize) + Sync)); 3] = [
                 ("lease", &|n| drop(black_box(ours.lease(&ids[n])))),
                 ("quick_cache", &|n| drop(black_box(quick.get(&ids[n])).expect("it fits"))),
                 ("moka", &|n| drop(black_box(moka.get(&ids[n])).expect("it fits"))),

@@ -18,7 +18,7 @@ pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, EvictKernel, ExplainKernel, ForgetKernel, GetKernel, KernelCache,
-    KernelCacheParts, KernelLease, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply,
+    KernelCacheParts, KernelLease, Kernels, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply,
     ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use seed::{

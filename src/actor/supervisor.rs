@@ -11,7 +11,7 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, KernelCache, ReportBreakers, ReportSession, ReportSupply, Session, SessionParts,
+    ActorError, CloseCache, Kernels, ReportBreakers, ReportSession, ReportSupply, Session, SessionParts,
     SupplyStatus, UrzaFetcher,
     base::{Child, Exit, Handle, StopActor},
     serve_session,
@@ -33,8 +33,8 @@ pub struct SupervisorParts {
     pub exits: mpsc::UnboundedReceiver<Exit>,
     /// Its own handle, for the sessions it opens.
     pub handle: Handle<Supervisor>,
-    /// The kernel cache.
-    pub cache: Handle<KernelCache>,
+    /// Where kernels come from.
+    pub kernels: Kernels,
     /// The fetcher.
     pub fetcher: Handle<UrzaFetcher>,
     /// Where kernels run.
@@ -170,7 +170,7 @@ impl Handler<AdmitSession> for Supervisor {
         let (session, closed) = Session::new(SessionParts {
             id,
             peer: message.peer,
-            cache: parts.cache.clone(),
+            kernels: parts.kernels.clone(),
             supervisor: parts.handle.clone(),
             backend: parts.backend.clone(),
             engine: parts.engine.clone(),
@@ -216,7 +216,7 @@ impl Handler<ReportStatus> for Supervisor {
             ..StatusReport::default()
         };
         let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());
-        let cache = self.parts.cache.clone();
+        let cache = self.parts.kernels.cache().clone();
         Box::pin(async move {
             for session in sessions {
                 // One that has ended since is no session any more.
@@ -281,7 +281,7 @@ impl Handler<BeginDrain> for Supervisor {
 
     fn handle(&mut self, BeginDrain { patience }: BeginDrain, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
-        let (sessions, cache) = (self.addresses(), self.parts.cache.clone());
+        let (sessions, cache) = (self.addresses(), self.parts.kernels.cache().clone());
         Box::pin(async move {
             for session in &sessions {
                 let _ = session.send(DrainSession).await;

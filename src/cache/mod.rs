@@ -8,12 +8,8 @@ mod device;
 mod error;
 mod fleet;
 mod guarded;
-mod l1;
-mod lease;
 mod lookup;
-mod name_hash;
 mod negatives;
-mod order;
 mod redis;
 mod seal;
 mod secret;
@@ -28,16 +24,12 @@ mod contract;
 #[cfg(test)]
 mod fleet_tests;
 #[cfg(test)]
-mod l1_tests;
-#[cfg(test)]
 mod servers;
 
-pub use device::DeviceCache;
+pub use device::{Budget, Condemned, DeviceCache, Lease};
 pub use error::CacheError;
 pub use fleet::{Fleet, FleetStats, Forget};
 pub use guarded::GuardedTier;
-pub use l1::{Budget, Condemned, L1};
-pub use lease::Lease;
 pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Step, StepOutcome};
 pub use redis::{RedisOptions, RedisTier};
 pub(crate) use secret::read_secret;

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     actor::{
-        FetcherSource, KernelCache, KernelCacheParts, Supervisor, SupervisorParts, UrzaFetcher, Validator,
-        WarmPlan,
+        FetcherSource, KernelCache, KernelCacheParts, Kernels, Supervisor, SupervisorParts, UrzaFetcher,
+        Validator, WarmPlan,
         base::{Child, Handle, RestartPolicy, Supervised},
     },
     backend::{Backend, cpu::CpuBackend},
@@ -61,6 +61,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
     }
     let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(&config.cache), clock.clone());
     let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
+    let kernels = Kernels::new(device.clone(), cache.clone());
     let cache_parts = KernelCacheParts {
         device,
         lookup: Arc::new(lookup),
@@ -70,7 +71,6 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
-        uses: Arc::default(),
         warming: Arc::default(),
         warm_plan: Arc::new(WarmPlan {
             listed: config.cache.pinned.iter().chain(&config.cache.warm).cloned().collect(),
@@ -98,7 +98,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         children,
         exits,
         handle: supervisor.clone(),
-        cache: cache.clone(),
+        kernels,
         fetcher,
         backend,
         engine,

@@ -1,5 +1,6 @@
 //! The kernel cache: from a name to a kernel that runs, once however many ask.
 
+mod kernels;
 mod loads;
 mod parts;
 mod report;
@@ -8,6 +9,7 @@ mod warm;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+pub use kernels::Kernels;
 pub use loads::LoadLog;
 pub use parts::{KernelCacheParts, KernelLease};
 pub use warm::{WarmPlan, Warming};

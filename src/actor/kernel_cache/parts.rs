@@ -1,7 +1,7 @@
 //! What the cache works with, and how a kernel becomes resident.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use crate::{
 const ADMISSION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A kernel in use: it is not evicted while this is held.
-pub type KernelLease = Arc<Lease<Arc<Kernel>>>;
+pub type KernelLease = Lease<Arc<Kernel>>;
 
 /// What the cache works with. It outlives the actor, so a restart loses no kernel.
 #[derive(Clone, Debug)]
@@ -42,8 +42,6 @@ pub struct KernelCacheParts {
     pub flights: Arc<SingleFlight<KernelId, Result<Arc<Kernel>, ActorError>>>,
     /// The last loads.
     pub loads: Arc<LoadLog>,
-    /// Hits in memory that the tiers have not been told of.
-    pub uses: Arc<Mutex<HashMap<KernelId, u64>>>,
     /// How far warming has come.
     pub warming: Arc<Warming>,
     /// What is warmed at the start.
@@ -55,8 +53,7 @@ pub struct KernelCacheParts {
 impl KernelCacheParts {
     pub(super) async fn get(&self, id: KernelId) -> Result<KernelLease, ActorError> {
         if let Some(lease) = self.device.lease(&id) {
-            *lock(&self.uses).entry(id).or_default() += 1;
-            return Ok(Arc::new(lease));
+            return Ok(lease);
         }
         let parts = self.clone();
         let asked = id.clone();
@@ -66,7 +63,7 @@ impl KernelCacheParts {
             Some(lease) => lease,
             None => self.device.admit_wait(id, kernel, ADMISSION_PATIENCE).await?,
         };
-        Ok(Arc::new(lease))
+        Ok(lease)
     }
 
     async fn load(self, id: KernelId) -> Result<Arc<Kernel>, ActorError> {
@@ -185,7 +182,7 @@ impl KernelCacheParts {
 
     /// Tells the tiers which kernels were used without their being asked.
     pub(super) async fn note_uses(&self) {
-        let uses: Vec<(KernelId, u64)> = std::mem::take(&mut *lock(&self.uses)).into_iter().collect();
+        let uses = self.device.take_hits();
         if !uses.is_empty() {
             self.lookup.note_uses(&uses).await;
         }

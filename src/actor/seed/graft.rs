@@ -6,7 +6,7 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Handler, Message, ResponseAc
 
 use super::{Occupant, Seed, SeedParts, memory::SeedMemory};
 use crate::{
-    actor::{ActorError, GetKernel, ReweighKernel},
+    actor::{ActorError, ReweighKernel},
     engine::{Alpha, LiveSeed, PlanKey, Weight, is_active},
     id::{Generation, KernelId},
     tensor::{DType, PackedLayout, Shape},
@@ -49,8 +49,8 @@ pub(super) struct Prepared {
 
 impl SeedParts {
     async fn prepare(&self, graft: &GraftSeed, generation: Generation) -> Result<Prepared, ActorError> {
-        let lease = self.cache.ask(GetKernel(graft.kernel.clone())).await??;
-        let (kernel, backend, config) = ((**lease).clone(), self.backend.clone(), self.config.clone());
+        let lease = self.kernels.get(&graft.kernel).await?;
+        let (kernel, backend, config) = (Arc::clone(&lease), self.backend.clone(), self.config.clone());
         let dims = [TRIAL_BATCH].into_iter().chain(graft.input_shape.iter().copied());
         let key = PlanKey {
             input_shape: dims.collect(),
@@ -75,7 +75,7 @@ impl SeedParts {
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
         // Planning has made the kernel heavier; a cache that cannot be asked learns of it at the next graft.
         let plan_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let _ = self.cache.ask(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
+        let _ = self.kernels.cache().ask(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
         Ok(Prepared { live, memory })
     }
 }

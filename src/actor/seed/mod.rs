@@ -12,7 +12,7 @@ use actix::{
 use self::graft::Background;
 pub use self::graft::{BeginGraft, FinishGraft, GraftSeed, Grafted};
 pub(super) use self::memory::MemoryBudget;
-use super::{ActorError, KernelCache, LaneLink, base::Handle};
+use super::{ActorError, Kernels, LaneLink};
 use crate::{
     backend::Backend,
     engine::{Alpha, EngineConfig, EngineError, SeedCounters, is_active, transition},
@@ -30,7 +30,7 @@ pub struct SeedParts {
     /// Its session's lane.
     pub lane: LaneLink,
     /// Where its kernels come from.
-    pub cache: Handle<KernelCache>,
+    pub kernels: Kernels,
     /// Where they run.
     pub backend: Arc<dyn Backend>,
     /// How they run.

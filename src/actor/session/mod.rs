@@ -10,7 +10,7 @@ use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageRe
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ActorError, KernelCache, LaneLink, Supervisor, UnloadSeed,
+    ActorError, Kernels, LaneLink, Supervisor, UnloadSeed,
     base::{Handle, StopActor},
     seed::MemoryBudget,
     supervisor::SessionClosed,
@@ -33,7 +33,7 @@ pub struct SessionParts {
     /// Who is at the other end.
     pub peer: Peer,
     /// Where its kernels come from.
-    pub cache: Handle<KernelCache>,
+    pub kernels: Kernels,
     /// Who is told when it ends.
     pub supervisor: Handle<Supervisor>,
     /// Where its kernels run.

@@ -223,7 +223,7 @@ impl Session {
     fn seed(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Addr<Seed>, ActorError> {
         let lane = self.lane("graft")?.clone();
         let parts = &self.parts;
-        let (cache, backend, config) = (parts.cache.clone(), parts.backend.clone(), parts.engine.clone());
+        let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
         let memory = self.memory.clone();
         let slot = self.layers.slot(layer, seed)?;
         if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
@@ -231,7 +231,7 @@ impl Session {
         }
         let counters = slot.counters.clone();
         let actor =
-            Seed::new(SeedParts { layer, seed, lane, cache, backend, config, counters, memory }).start();
+            Seed::new(SeedParts { layer, seed, lane, kernels, backend, config, counters, memory }).start();
         slot.actor = Some(actor.clone());
         Ok(actor)
     }
@@ -322,7 +322,7 @@ impl Session {
         if kernels.len() > MAX_PREFETCH {
             return Err(ActorError::Quota { what: "kernels in one prefetch", limit: MAX_PREFETCH as u64 });
         }
-        let cache = self.parts.cache.clone();
+        let cache = self.parts.kernels.cache().clone();
         Ok(self.later(async move {
             let started = cache.ask(PrefetchKernels(kernels)).await;
             started.map(|started| PrefetchReply { started }).map_err(|error| refusal(&error.into()))

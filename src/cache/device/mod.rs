@@ -1,64 +1,88 @@
 //! L1: kernels ready to run, in device memory, shared by whoever asks.
 
+mod index;
+mod lease;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use index::Index;
+use lease::Freed;
+pub use lease::Lease;
+use table::Table;
+pub use table::{Budget, Condemned};
 
-use super::{Budget, CacheError, Condemned, EntryStats, Eviction, L1, Lease, TierStats};
-use crate::{clock::Clock, id::KernelId};
+use super::{CacheError, EntryStats, Eviction, TierStats};
+use crate::{clock::Clock, id::KernelId, telemetry::Counter};
 
 /// A shared handle to the device tier; clones share the cache.
 ///
-/// Blocking: every call takes one short lock; a hit does so for a look-up and a few stores.
+/// A hit does not take the tier's lock and writes nothing but what is counted of the kernel itself, so threads that ask
+/// for different kernels do not meet. All else takes one short lock.
 #[derive(Debug)]
-pub struct DeviceCache<V> {
-    l1: Arc<Mutex<L1<V>>>,
-    freed: Arc<Notify>,
-}
+pub struct DeviceCache<V>(Arc<Shared<V>>);
 
 impl<V> Clone for DeviceCache<V> {
     fn clone(&self) -> Self {
-        Self { l1: self.l1.clone(), freed: self.freed.clone() }
+        Self(self.0.clone())
     }
+}
+
+#[derive(Debug)]
+struct Shared<V> {
+    /// What is in the table, for look-ups.
+    index: Arc<Index<V>>,
+    table: Mutex<Table<V>>,
+    misses: Counter,
+    clock: Arc<dyn Clock>,
+    freed: Arc<Freed>,
 }
 
 impl<V: Clone> DeviceCache<V> {
     /// An empty cache; `weigh` says what a value costs and is called under the lock, so it must be short
     /// and must not come back here.
     pub fn new(budget: Budget, weigh: fn(&V) -> u64, clock: Arc<dyn Clock>) -> Self {
-        let l1 = L1::new(budget, weigh, clock);
-        let freed = l1.freed();
-        Self { l1: Arc::new(Mutex::new(l1)), freed }
+        let table = Table::new(budget, weigh, clock.clone());
+        let (index, freed) = (table.index(), table.freed());
+        Self(Arc::new(Shared { index, table: Mutex::new(table), misses: Counter::new(), clock, freed }))
     }
 
-    /// The value, now the most recently used one.
-    pub fn get(&self, id: &KernelId) -> Option<V> {
-        self.lock().get(id)
+    /// The value, now the most recently used one, held until the lease is dropped.
+    pub fn lease(&self, id: &KernelId) -> Option<Lease<V>> {
+        let now_ms = self.0.clock.coarse_ms();
+        let lease = self.0.index.get(id).and_then(|held| {
+            // What is closed is about to leave, or to be replaced, or to stay after all: the lock tells.
+            held.hit(now_ms).or_else(|| self.lock().held(id)?.hit(now_ms))
+        });
+        if lease.is_none() {
+            self.0.misses.increment();
+        }
+        lease
+    }
+
+    /// The value, held until the lease is dropped, without counting a look-up: for whoever has just put it
+    /// there.
+    pub fn hold(&self, id: &KernelId) -> Option<Lease<V>> {
+        self.lock().held(id)?.hold()
     }
 
     /// The value, without counting the look-up as a use.
     pub fn peek(&self, id: &KernelId) -> Option<V> {
-        self.lock().peek(id).cloned()
+        self.lock().held(id).map(|held| held.value.clone())
     }
 
-    /// The value, held until the lease is dropped.
-    pub fn lease(&self, id: &KernelId) -> Option<Lease<V>> {
-        self.lock().lease(id)
-    }
-
-    /// The value, held until the lease is dropped, without counting a look-up; see [`L1::hold`].
-    pub fn hold(&self, id: &KernelId) -> Option<Lease<V>> {
-        self.lock().hold(id)
-    }
-
-    /// Takes a value in; see [`L1::admit`].
+    /// Takes a value in, held by the lease returned, and puts out what must go for it.
     ///
     /// # Errors
-    /// As [`L1::admit`].
+    /// [`CacheError::TooLarge`], or [`CacheError::NoRoom`] when too much is held, or [`CacheError::InUse`]
+    /// when another version under this name is. Nothing has then changed.
     pub fn admit(&self, id: KernelId, value: V) -> Result<Lease<V>, CacheError> {
         self.lock().admit(id, value)
     }
@@ -67,7 +91,7 @@ impl<V: Clone> DeviceCache<V> {
     /// or a pin to end. Nobody's room is taken from him, and who waits has no right before who comes later.
     ///
     /// # Errors
-    /// As [`L1::admit`], at once where waiting cannot help, else the last refusal.
+    /// As [`admit`](Self::admit), at once where waiting cannot help, else the last refusal.
     pub async fn admit_wait(
         &self,
         id: KernelId,
@@ -75,10 +99,10 @@ impl<V: Clone> DeviceCache<V> {
         patience: Duration,
     ) -> Result<Lease<V>, CacheError> {
         let mut end = pin!(tokio::time::sleep(patience));
+        let listener = self.0.freed.listen();
         loop {
-            let mut freed = pin!(self.freed.notified());
-            // Listening before trying: what is freed between the two is not missed.
-            freed.as_mut().enable();
+            // Made before trying: what is freed between the two is not missed.
+            let freed = listener.freed();
             match self.admit(id.clone(), value.clone()) {
                 Err(CacheError::NoRoom { .. } | CacheError::InUse { .. }) if !end.is_elapsed() => {}
                 result => return result,
@@ -91,10 +115,12 @@ impl<V: Clone> DeviceCache<V> {
         }
     }
 
-    /// Weighs a value again; see [`L1::reweigh`].
+    /// Weighs a value again that has grown or shrunk, and puts out what must go for it; `false` where it is
+    /// not here.
     ///
     /// # Errors
-    /// As [`L1::reweigh`].
+    /// [`CacheError::TooLarge`] or [`CacheError::NoRoom`]: the new weight does not fit beside what is held.
+    /// The value stays with its old weight, and it is the caller's to shrink it again.
     pub fn reweigh(&self, id: &KernelId) -> Result<bool, CacheError> {
         self.lock().reweigh(id)
     }
@@ -117,7 +143,8 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().pin(id, pinned)
     }
 
-    /// Sees to it that no look-up finds a kernel any more; see [`L1::condemn`].
+    /// Sees to it that no look-up finds a kernel any more: it is put out, pinned or not; one in use leaves when
+    /// its last lease ends, and counts until then.
     pub fn condemn(&self, id: &KernelId) -> Condemned {
         self.lock().condemn(id)
     }
@@ -127,9 +154,14 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().condemn_unleased()
     }
 
+    /// How often each kernel was found since this was last asked, those included that have left since.
+    pub fn take_hits(&self) -> Vec<(KernelId, u64)> {
+        self.lock().take_hits()
+    }
+
     /// Counters and contents.
     pub fn stats(&self) -> TierStats {
-        self.lock().stats()
+        TierStats { misses: self.0.misses.get(), ..self.lock().stats() }
     }
 
     /// Every kernel held, the most recently used last.
@@ -142,9 +174,9 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().evictions()
     }
 
-    fn lock(&self) -> MutexGuard<'_, L1<V>> {
+    fn lock(&self) -> MutexGuard<'_, Table<V>> {
         // Only the weight function and `V::clone` are foreign code under this lock, and both run before
         // anything is changed, so what a panic leaves behind is whole.
-        self.l1.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
