@@ -9,8 +9,8 @@ use aws_config::{
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::{
     Client,
-    config::{RequestChecksumCalculation, ResponseChecksumValidation},
-    error::{DisplayErrorContext, SdkError},
+    config::{ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectOutput,
     primitives::ByteStream,
 };
@@ -19,12 +19,16 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::{Blob, OriginError, http::content_range, want::Want};
 use crate::{config, digest::Hasher, guard::Retry};
 
-const ADVICE: &str = "check the credentials (origin.s3) and what they may read";
+const ADVICE: &str =
+    "check origin.s3.credentials_file, origin.s3.profile and what these credentials may read";
+
+/// A signature holds for some minutes only.
+const CLOCK_ADVICE: &str = "its clock and this machine's differ: set the one that is wrong";
 
 /// The most that is hashed before other tasks of the thread have a turn.
 const HASHED_AT_ONCE: usize = 256 << 10;
@@ -62,11 +66,12 @@ impl From<&config::OriginS3> for S3Options {
     }
 }
 
-/// The store; its client is made at the first use, because credentials are looked up then.
+/// The store; its client is made at the first use, because credentials are looked up then, and anew once they were
+/// refused, because somebody may have put them right.
 #[derive(Debug)]
 pub(super) struct S3 {
     options: S3Options,
-    client: OnceCell<Client>,
+    client: Mutex<Option<Client>>,
 }
 
 /// The first part's answer, which fixes the version of all others.
@@ -80,11 +85,23 @@ struct First {
 
 impl S3 {
     pub(super) fn new(options: S3Options) -> Self {
-        Self { options, client: OnceCell::new() }
+        Self { options, client: Mutex::default() }
     }
 
-    async fn client(&self) -> &Client {
-        self.client.get_or_init(|| connect(&self.options)).await
+    async fn client(&self, want: &Want<'_>) -> Result<Client, OriginError> {
+        let mut client = self.client.lock().await;
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        Ok(client.insert(connect(&self.options, want).await?).clone())
+    }
+
+    /// Looks up the credentials anew at the next use, where they were refused.
+    async fn judge<T>(&self, result: Result<T, OriginError>) -> Result<T, OriginError> {
+        if matches!(result, Err(OriginError::Denied { .. })) {
+            *self.client.lock().await = None;
+        }
+        result
     }
 
     /// Reads a blob. A part that fails is asked for again by itself, from where it ended.
@@ -96,8 +113,10 @@ impl S3 {
         retry: &Retry,
     ) -> Result<Blob, OriginError> {
         let part_bytes = self.options.part_bytes.max(1);
-        let object = Object { client: self.client().await, want, bucket, key };
-        let first = retry.run(|| Box::pin(object.first(part_bytes))).await?;
+        let client = retry.run(|| Box::pin(self.client(want))).await?;
+        let object = Object { client: &client, want, bucket, key };
+        let first = retry.run(|| Box::pin(object.first(part_bytes))).await;
+        let first = self.judge(first).await?;
         if first.total > want.limit_bytes {
             return Err(want.too_large());
         }
@@ -135,8 +154,8 @@ impl S3 {
         bytes: &[u8],
     ) -> Result<(), OriginError> {
         let body = ByteStream::from(bytes.to_vec());
-        let sent = self.client().await.put_object().bucket(bucket).key(key).body(body).send().await;
-        sent.map(drop).map_err(|error| failed(want, &error))
+        let request = self.client(want).await?.put_object().bucket(bucket).key(key).body(body);
+        want.in_time(request.send()).await?.map(drop).map_err(|error| failed(want, &error))
     }
 }
 
@@ -199,7 +218,7 @@ impl<'a> Object<'a> {
         begun: Option<GetObjectOutput>,
         retry: &Retry,
     ) -> Result<&'b [u8], OriginError> {
-        let state = tokio::sync::Mutex::new((&mut *part, 0_usize, begun));
+        let state = Mutex::new((&mut *part, 0_usize, begun));
         let state_ref = &state;
         retry
             .run(|| {
@@ -240,7 +259,7 @@ impl<'a> Object<'a> {
     }
 }
 
-async fn connect(options: &S3Options) -> Client {
+async fn connect(options: &S3Options, want: &Want<'_>) -> Result<Client, OriginError> {
     let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     let timeouts = TimeoutConfig::builder().connect_timeout(Duration::from_secs(5)).build();
     // Retries and stalls are looked after here, where a part can go on from where it ended.
@@ -262,6 +281,13 @@ async fn connect(options: &S3Options) -> Client {
         loader = loader.credentials_provider(provider.profile_name(options.profile.clone()).build());
     }
     let shared = loader.load().await;
+    if let Some(provider) = shared.credentials_provider() {
+        // Here, because a request that finds none says so in words that name no setting.
+        let found = provider.provide_credentials().await;
+        found.map_err(|error| {
+            want.failed(format!("no credentials, {}: {ADVICE}", DisplayErrorContext(error)))
+        })?;
+    }
     let mut settings = aws_sdk_s3::config::Builder::from(&shared)
         .force_path_style(options.path_style)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -273,12 +299,12 @@ async fn connect(options: &S3Options) -> Client {
         // Servers of one's own rarely have regions, but a signature needs one.
         settings = settings.region(Region::new("us-east-1"));
     }
-    Client::from_conf(settings.build())
+    Ok(Client::from_conf(settings.build()))
 }
 
 fn failed<E>(want: &Want<'_>, error: &SdkError<E>) -> OriginError
 where
-    E: std::error::Error + 'static,
+    E: std::error::Error + ProvideErrorMetadata + 'static,
     SdkError<E>: std::error::Error,
 {
     let status = error.raw_response().map(|response| response.status().as_u16());
@@ -287,7 +313,10 @@ where
         Some(404) => want.refused("there is no such blob"),
         Some(416) => want.refused("it is empty"),
         Some(412) => want.failed("it changed while it was read"),
-        Some(status @ (401 | 403)) => OriginError::Denied { origin, place, status, advice: ADVICE },
+        Some(status @ (401 | 403)) => {
+            let skewed = error.code() == Some("RequestTimeTooSkewed");
+            OriginError::Denied { origin, place, status, advice: if skewed { CLOCK_ADVICE } else { ADVICE } }
+        }
         Some(status @ (429 | 503)) => OriginError::Busy { origin, place, status, retry_after: None },
         Some(status @ 400..=499) if status != 408 => {
             OriginError::Refused { origin, id: want.id.clone(), place, status }

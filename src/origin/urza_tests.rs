@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use serde_json::{Value, json};
 
 use super::{
-    Destination, Guarded, Origin, Publication, PublishError, UrzaOptions,
+    Destination, Guarded, Origin, Publication, PublishError, S3Options, UrzaOptions,
     contract::{Published, every_origin, fetch, id},
     publish_to_folder, publish_to_urza,
     servers::{End, Reply, Scripted, api, options, origin, s3, stand_in},
@@ -107,10 +107,57 @@ async fn s3_says_what_is_missing_and_what_is_not_allowed() {
     let wrong = "[team]\naws_access_key_id = ACCESS\naws_secret_access_key = GUESSED\n";
     s3.credentials_file = folder.path().join("wrong");
     fs::write(&s3.credentials_file, wrong).unwrap();
-    let urza = origin(with(s3));
+    let urza = origin(with(s3.clone()));
+    let error = fetch(&urza, "good").await.unwrap_err().to_string();
+    assert!(error.contains("origin.s3.credentials_file") && !error.contains("GUESSED"), "{error}");
+    // A file without the profile, none at all, and then the right one: it is looked at again each time.
+    for missing in [true, false] {
+        match missing {
+            true => fs::write(&s3.credentials_file, "[other]\n").unwrap(),
+            false => fs::remove_file(&s3.credentials_file).unwrap(),
+        }
+        for urza in [&urza, &origin(with(s3.clone()))] {
+            let error = fetch(urza, "good").await.unwrap_err();
+            assert!(error.to_string().contains("origin.s3.credentials_file"), "{error}");
+            assert_eq!(error.code(), "origin.unavailable");
+        }
+    }
+    fs::copy(folder.path().join("credentials"), &s3.credentials_file).unwrap();
     let error = fetch(&urza, "good").await.unwrap_err();
-    assert!(error.to_string().contains("credentials") && !error.to_string().contains("GUESSED"), "{error}");
+    assert!(error.to_string().contains("no such blob"), "{error}");
+}
+
+#[tokio::test]
+async fn s3_says_that_it_is_the_clock_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path(), |_| "s3://kernels/k.pt".to_owned(), b"artifact", "");
+    let skewed = Scripted::start(|_, _| {
+        let body = b"<Error><Code>RequestTimeTooSkewed</Code><Message>too far apart</Message></Error>";
+        Reply::ok("403 Forbidden", "content-type: application/xml\r\n", body)
+    })
+    .await;
+    let s3 = s3(folder.path(), &folder.path().join("credentials")).await;
+    let s3 = S3Options { endpoint: format!("http://{}", skewed.address), ..s3 };
+    let endpoints = vec![api(stand_in(folder.path()).await)];
+    let options = UrzaOptions { allowed_buckets: vec!["kernels".to_owned()], s3, ..options(endpoints) };
+    let error = fetch(&origin(options), "good").await.unwrap_err().to_string();
+    assert!(error.contains("clock") && !error.contains("credentials"), "{error}");
+}
+
+#[tokio::test]
+async fn publishing_to_an_s3_that_hangs_ends_and_registers_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let silent = Scripted::start(|_, _| Reply(Vec::new(), End::Hang)).await;
+    let s3 = s3(folder.path(), &folder.path().join("credentials")).await;
+    let s3 = S3Options { endpoint: format!("http://{}", silent.address), ..s3 };
+    let endpoints = vec![api(stand_in(&folder.path().join("urza")).await)];
+    let blob_timeout = std::time::Duration::from_millis(100);
+    let options = UrzaOptions { s3, blob_timeout, ..options(endpoints) };
+    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: String::new() };
+    let error = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap_err();
     assert_eq!(error.code(), "origin.unavailable");
+    let error = fetch(&origin(options), "k").await.unwrap_err();
+    assert_eq!(error.code(), "kernel.not_found");
 }
 
 #[tokio::test]

@@ -97,6 +97,35 @@ def kernels(tmp_path_factory):
 
 
 @pytest.fixture
+def origin(tmp_path, kernels):
+    """A directory origin of the test's own, with kernels that nothing has loaded yet."""
+    folder = tmp_path / "origin"
+    folder.mkdir()
+    for name in ("mlp", "attention"):
+        shutil.copy(kernels / f"{name}.pt2", folder)
+    for n in range(12):
+        shutil.copy(kernels / "mlp.pt2", folder / f"cold-{n}.pt2")
+    return folder
+
+
+@pytest.fixture
+def serve():
+    """Starts servers; they end with the test."""
+    started = []
+
+    def begin(kind):
+        server = kind()
+        started.append(server)
+        server.start()
+        return server
+
+    yield begin
+    for server in started:
+        server.resume()
+        server.close()
+
+
+@pytest.fixture
 def start(kernels):
     """Starts daemons; what still runs at the end is killed."""
     started = []

@@ -33,11 +33,11 @@ class Server:
         self.process = None
 
     def run(self, *command, user=None):
-        self.log = open(self.folder / "log", "ab")
         drop = ["--reuid", user, "--regid", user, "--clear-groups"] if user else []
-        self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *drop, *map(str, command)], stdout=self.log, stderr=self.log
-        )
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *drop, *map(str, command)], stdout=log, stderr=log
+            )
         settled(self.answers)
 
     def answers(self):
@@ -177,6 +177,34 @@ class Urza(Server):
             f'[origin.urza]\nendpoints = ["http://127.0.0.1:{port or self.port}/api/v1"]\n'
             f'[origin.blob]\nallowed_hosts = ["127.0.0.1:{self.port}"]\nallow_private_addresses = true\n'
             f'stall_timeout = "{timeout}"\ntimeout = "{timeout}"\n'
+        )
+
+
+class S3(Server):
+    """`examples/s3_folder` over a folder of buckets, of which `kernels` is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.bucket = self.folder / "buckets" / "kernels"
+        self.bucket.mkdir(parents=True)
+        self.credentials = self.write_credentials("credentials", PASSWORD)
+
+    def write_credentials(self, name, secret):
+        path = self.folder / name
+        path.write_text(f"[default]\naws_access_key_id = kasmina\naws_secret_access_key = {secret}\n")
+        return path
+
+    def start(self):
+        options = ["--dir", self.bucket.parent, "--listen", f"127.0.0.1:{self.port}"]
+        self.run(BINARY.parent / "examples" / "s3_folder", *options, "--credentials-file", self.credentials)
+        return self
+
+    def settings(self, port=None, part_size="8MiB", credentials=None):
+        """To stand behind Urza's, which end in the section of blobs."""
+        return (
+            'allowed_buckets = ["kernels"]\n'
+            f'[origin.s3]\nendpoint = "http://127.0.0.1:{port or self.port}"\npath_style = true\n'
+            f'credentials_file = "{credentials or self.credentials}"\npart_size = "{part_size}"\n'
         )
 
 

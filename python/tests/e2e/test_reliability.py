@@ -6,7 +6,6 @@ while it is known to hang, and it ends only afterwards.
 
 import concurrent.futures
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,91 +15,13 @@ import torch
 
 import kasmina.torch
 from .conftest import settled
+from .faults import ALONE, BREAKERS, QUICK, comes, forget, graft_elsewhere, holds, rides_through, tier
 from .modules import TOKENS
 from .proxy import Proxy
 from .servers import PASSWORD, Postgres, Redis, Urza, binary
 from .trainer import Trainer
 
-# Breakers that open and close within a test.
-BREAKERS = "".join(
-    f'[{place}.breaker]\nfailure_threshold = 2\nopen_for = "50ms"\nmax_open_for = "50ms"\nsuccess_threshold = 1\n'
-    for place in ("cache", "origin")
-)
-ALONE = "[cache.sqlite]\nenabled = false\n"
 SHARED = [Redis, Postgres]
-
-
-@pytest.fixture
-def origin(tmp_path, kernels):
-    """A directory origin of the test's own, with kernels that nothing has loaded yet."""
-    folder = tmp_path / "origin"
-    folder.mkdir()
-    for name in ("mlp", "attention"):
-        shutil.copy(kernels / f"{name}.pt2", folder)
-    for n in range(12):
-        shutil.copy(kernels / "mlp.pt2", folder / f"cold-{n}.pt2")
-    return folder
-
-
-@pytest.fixture
-def serve():
-    """Starts servers; they end with the test."""
-    started = []
-
-    def begin(kind):
-        server = kind()
-        started.append(server)
-        server.start()
-        return server
-
-    yield begin
-    for server in started:
-        server.resume()
-        server.close()
-
-
-def tier(daemon, name):
-    with daemon.operator() as operator:
-        tiers = operator.cache()["tiers"]
-    return next(tier for tier in tiers if tier["name"] == name)
-
-
-def breaker(daemon, name):
-    return next(breaker for breaker in daemon.status()["breakers"] if breaker["name"] == name)
-
-
-def holds(daemon, name, least):
-    """Waits until a tier holds so many kernels: bytes are put there behind the load."""
-    settled(lambda: (tier(daemon, name)["entries"] or 0) >= least)
-
-
-def graft_elsewhere(daemon, kernel):
-    """Grafts a kernel from another session."""
-    with daemon.connect() as client:
-        layer = kasmina.torch.SeededLayer(torch.nn.Linear(8, 8), client, name="elsewhere", seeds=1)
-        layer.seeds[0].graft(kernel, alpha=0.0, input_shape=TOKENS[1:])
-
-
-def forget(daemon, kernel):
-    """Takes a kernel out of memory alone."""
-    with daemon.operator() as operator:
-        operator.clear()
-        settled(lambda: kernel not in [each["kernel"] for each in operator.cache()["kernels"]])
-
-
-def rides_through(trainer, cold):
-    """What holds in every row: steps go on, the cold kernel comes or is refused with a reason, and what is in memory
-    is served."""
-    asked = trainer.ask(cold)
-    trainer.steps()
-    try:
-        asked.result(60)
-    except kasmina.OriginError as error:
-        assert error.code in ("origin.unavailable", "origin.breaker_open"), error
-    hits = tier(trainer.daemon, "device")["hits"]
-    graft_elsewhere(trainer.daemon, "mlp")
-    assert tier(trainer.daemon, "device")["hits"] == hits + 1
-    trainer.steps()
 
 
 # --- tiers that nodes share ------------------------------------------------------------------------------------------
@@ -347,9 +268,6 @@ def test_an_origin_that_is_away_at_the_start_is_used_when_it_comes(start, origin
         trainer.steps()
 
 
-QUICK = '[origin.retry]\nattempts = 2\nbase_delay = "10ms"\nmax_delay = "20ms"\n'
-
-
 @pytest.fixture
 def urza(serve, start, origin):
     """Urza with its blobs behind a proxy, and how to start a daemon on it."""
@@ -360,15 +278,6 @@ def urza(serve, start, origin):
             return start(origin, settings=ALONE + BREAKERS + QUICK, origin=server.settings(proxy.port, timeout))
 
         yield server, proxy, begin
-
-
-def comes(trainer, kernel):
-    """Whether a kernel can be had now."""
-    try:
-        trainer.ask(kernel).result(60)
-    except kasmina.KasminaError:
-        return False
-    return True
 
 
 def test_urza_that_is_down_at_the_start_is_used_when_it_comes(urza):

@@ -61,7 +61,7 @@ impl Lookup {
         let lifetime_ms = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
         let until_unix_ms = self.clock.unix_ms().saturating_add(lifetime_ms);
         let negative = Negative { code: code.to_owned(), reason, until_unix_ms };
-        lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.unix_ms());
+        lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.as_ref());
         for tier in &self.tiers {
             let (tier, id, negative) = (tier.clone(), id.clone(), negative.clone());
             self.writes.begin(async move {

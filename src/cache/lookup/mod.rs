@@ -150,7 +150,7 @@ impl Lookup {
     /// # Errors
     /// [`LookupError`]; "not found" and "rejected" are remembered for a while, failures are not.
     pub async fn find(&self, id: &KernelId) -> Result<Arc<Found>, LookupError> {
-        let known = lock(&self.negatives).get(id, self.clock.unix_ms());
+        let known = lock(&self.negatives).get(id, self.clock.as_ref());
         let result = match known {
             Some(negative) => Err(self.known(id, negative)),
             None => self.flights.run(id, || self.search(id)).await,
@@ -243,7 +243,7 @@ impl Lookup {
             }
             Ok(Answer::Negative(negative)) => {
                 trail.note(place.name(), StepOutcome::Negative, us);
-                lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.unix_ms());
+                lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.as_ref());
                 Err(self.known(id, negative))
             }
             Ok(Answer::Miss) => {

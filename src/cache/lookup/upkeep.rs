@@ -116,7 +116,7 @@ impl Lookup {
 
     /// Why a kernel is known not to be had.
     pub fn negative(&self, id: &KernelId) -> Option<Negative> {
-        lock(&self.negatives).get(id, self.clock.unix_ms())
+        lock(&self.negatives).get(id, self.clock.as_ref())
     }
 
     /// The tiers in the order they are asked.
