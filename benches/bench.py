@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("KASMINAD", str(ROOT / "target/release/kasminad"))
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benches")]
 
 import torch  # noqa: E402
@@ -28,6 +29,7 @@ from torch import nn  # noqa: E402
 import kasmina  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from echo import echo_round_trip  # noqa: E402
+import supply  # noqa: E402
 from reading import reading, table  # noqa: E402
 from reference_kernels import Case, cases, export  # noqa: E402
 
@@ -221,10 +223,13 @@ def markdown(report):
             f"p99 {trip[f'spin_{spin}']['p99_us']} µs |"
             for spin in report["spins"]
         ),
+        supply.cycles_row(report["cycles"]),
         f"| start of the daemon until a session is served | {report['start_ms']:.0f} ms |",
         f"| geometric mean over all cases | {report['geomean']} × PyTorch eager |",
         "",
         *table(report["reading"]),
+        "",
+        *supply.table(report["supply"]),
         "",
         *hit_rates(report["hit_rate"]),
         "",
@@ -266,6 +271,7 @@ def main():
         if not options.case:
             report["l1"], report["hit_rate"] = rust_bench("l1"), rust_bench("hit_rate")
             report["reading"] = reading(kernels)
+            report["supply"], report["cycles"] = supply.supply(), supply.cycles()
             report["round_trip"] = {"echo": percentiles(echo_round_trip())}
             for spin in report["spins"]:
                 with daemon(options.daemon, kernels, options.threads, spin) as (path, started_s):

@@ -11,6 +11,7 @@ use super::{
     EngineError,
     job::{Done, Job},
 };
+use crate::telemetry::step_path;
 
 /// A thread that runs one seed's jobs, one at a time.
 ///
@@ -34,7 +35,9 @@ impl SeedExecutor {
         let (jobs, mailbox) = bounded::<Job>(1);
         let (sender, done) = bounded(1);
         let builder = thread::Builder::new().name(name.clone());
+        let waits = step_path::counter();
         let spawned = builder.spawn(move || {
+            waits.into_iter().for_each(step_path::enter);
             for job in mailbox {
                 if sender.send(job.run()).is_err() {
                     return;

@@ -6,6 +6,7 @@ mod counter;
 mod histogram;
 mod logging;
 mod notify;
+pub mod step_path;
 
 pub use counter::Counter;
 pub use histogram::{Histogram, Summary};

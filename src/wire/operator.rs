@@ -130,6 +130,10 @@ pub struct SessionReport {
     pub saved_bytes: u64,
     /// Passes it has asked for.
     pub passes: u64,
+    /// How often its passes came to the supply of kernels, where they might have waited: zero, or the daemon has a
+    /// defect.
+    #[serde(default)]
+    pub supply_waits: u64,
 }
 
 /// One actor.

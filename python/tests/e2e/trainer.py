@@ -49,6 +49,11 @@ class Trainer:
         settled(lambda: self.counted()["successes"] >= before["successes"] + count)
         after = self.counted()
         assert after["failures"] == before["failures"] and not any(after["failures"].values())
+        assert self.supply_waits() == 0
+
+    def supply_waits(self):
+        """How often a pass of any session came to the supply, where it might have waited."""
+        return sum(session["supply_waits"] for session in self.daemon.status()["sessions"])
 
     def counted(self):
         """The trained seed's numbers, by the operator's socket: the session's may be busy with a graft."""

@@ -11,7 +11,10 @@ use std::{
 use actix::{Actor, Addr, Context, Handler, Message, dev::ToEnvelope};
 use tokio::sync::Semaphore;
 
-use crate::fault::{ErrorClass, Fault};
+use crate::{
+    fault::{ErrorClass, Fault},
+    telemetry::step_path,
+};
 
 /// Why an actor did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +118,7 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
         M::Result: Send,
         A::Context: ToEnvelope<A, M>,
     {
+        step_path::may_wait();
         let actor = self.0.name;
         let overloaded = |_| AskError::Overloaded { actor, limit: self.0.limit };
         let _place = self.0.under_way.try_acquire().map_err(overloaded)?;

@@ -197,6 +197,7 @@ impl Handler<ReportSession> for Session {
             arena_bytes: self.arena_bytes,
             saved_bytes: gauges.map_or(0, |gauges| gauges.saved_bytes()),
             passes: gauges.map_or(0, |gauges| gauges.forwards() + gauges.backwards()),
+            supply_waits: gauges.map_or(0, |gauges| gauges.supply_waits().get()),
         };
         let slots = self.layers.slots();
         Box::pin(async move {

@@ -20,7 +20,11 @@ use table::Table;
 pub use table::{Budget, Condemned};
 
 use super::{CacheError, EntryStats, Eviction, TierStats};
-use crate::{clock::Clock, id::KernelId, telemetry::Counter};
+use crate::{
+    clock::Clock,
+    id::KernelId,
+    telemetry::{Counter, step_path},
+};
 
 /// A shared handle to the device tier; clones share the cache.
 ///
@@ -175,6 +179,7 @@ impl<V: Clone> DeviceCache<V> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table<V>> {
+        step_path::may_wait();
         // Only the weight function and `V::clone` are foreign code under this lock, and both run before
         // anything is changed, so what a panic leaves behind is whole.
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 use proptest::prelude::*;
 
 use super::{Budget, CacheError, Condemned, DeviceCache, Lease};
-use crate::{cache::EvictionReason, clock::ManualClock, id::KernelId};
+use crate::{
+    cache::EvictionReason,
+    clock::ManualClock,
+    id::KernelId,
+    telemetry::{Counter, step_path},
+};
 
 fn id(number: u64) -> KernelId {
     format!("k{number}").parse().unwrap()
@@ -347,4 +352,28 @@ fn what_is_found_while_others_push_kernels_out_stays_until_it_is_let_go() {
     assert_eq!(cache.take_hits().into_iter().map(|(_, hits)| hits).sum::<u64>(), found);
     assert_eq!(cache.take_hits(), []);
     assert!(cache.entries().iter().all(|entry| cache.lease(&entry.id).is_some()));
+}
+
+#[test]
+fn a_thread_that_runs_passes_is_counted_where_it_comes_to_the_supply() {
+    let waits = Arc::new(Counter::new());
+    let (cache, _) = cache(1, 1);
+    let asks = || assert_eq!(cache.peek(&id(0)), None);
+    asks();
+    std::thread::scope(|scope| {
+        let counted = waits.clone();
+        scope.spawn(move || {
+            step_path::enter(counted);
+            asks();
+            // A seed's thread, which the lane starts.
+            let inherited = step_path::counter();
+            std::thread::scope(|inner| {
+                inner.spawn(|| {
+                    inherited.into_iter().for_each(step_path::enter);
+                    asks();
+                });
+            });
+        });
+    });
+    assert_eq!(waits.get(), 2);
 }

@@ -27,7 +27,7 @@ use crate::{
     config,
     fault::{ErrorClass, Fault as _},
     id::KernelId,
-    telemetry::Counter,
+    telemetry::{Counter, step_path},
 };
 
 /// What a look-up remembers and believes.
@@ -150,6 +150,7 @@ impl Lookup {
     /// # Errors
     /// [`LookupError`]; "not found" and "rejected" are remembered for a while, failures are not.
     pub async fn find(&self, id: &KernelId) -> Result<Arc<Found>, LookupError> {
+        step_path::may_wait();
         let known = lock(&self.negatives).get(id, self.clock.as_ref());
         let result = match known {
             Some(negative) => Err(self.known(id, negative)),

@@ -1,6 +1,9 @@
 //! A lane's numbers, read by anyone without asking its thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use crate::telemetry::{Counter, Histogram};
 
@@ -13,6 +16,7 @@ pub struct LaneGauges {
     backwards: Counter,
     refusals: Counter,
     service: Histogram,
+    supply_waits: Arc<Counter>,
 }
 
 impl LaneGauges {
@@ -44,6 +48,11 @@ impl LaneGauges {
     /// Time from taking a submission to publishing its completion.
     pub fn service(&self) -> &Histogram {
         &self.service
+    }
+
+    /// How often the lane's threads came to the supply of kernels, where they might have waited.
+    pub fn supply_waits(&self) -> &Arc<Counter> {
+        &self.supply_waits
     }
 
     pub(super) fn hold(&self, tickets: u64, saved_bytes: u64) {

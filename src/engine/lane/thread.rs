@@ -16,6 +16,7 @@ use crate::{
     backend::Memory,
     engine::{EngineError, job::message_of},
     fault::Fault,
+    telemetry::step_path,
     wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
 };
 
@@ -52,6 +53,7 @@ impl LaneThread {
 
     /// Serves until the lane ends, frees everything, then tells why it ended.
     pub(super) fn run(mut self) {
+        step_path::enter(self.service.gauges.supply_waits().clone());
         let end = catch_unwind(AssertUnwindSafe(|| self.serve()));
         let end = end.unwrap_or_else(|panic| LaneEnd::Panicked { message: message_of(&*panic) });
         match &end {

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, Method, Response, StatusCode, header},
     response::IntoResponse,
     routing::{get, post},
+    serve::ListenerExt as _,
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -105,7 +106,11 @@ impl StandIn {
     /// [`StandInError::Listen`] when the system fails.
     pub async fn serve(self, end: impl Future<Output = ()> + Send + 'static) -> Result<(), StandInError> {
         let (address, router) = (self.address, router(self.store));
-        let served = axum::serve(self.listener, router).with_graceful_shutdown(end).await;
+        // An answer's last piece would else wait for the acknowledgement of the one before, 40 ms.
+        let listener = self.listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
+        let served = axum::serve(listener, router).with_graceful_shutdown(end).await;
         served.map_err(|source| StandInError::Listen { address, source })
     }
 }
