@@ -12,7 +12,7 @@ use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
     ActorError, CloseCache, Kernels, ReportBreakers, ReportSession, ReportSupply, Session, SessionParts,
-    SupplyStatus, UrzaFetcher,
+    SupplyStatus, UrzaFetcher, WarmStart,
     base::{Child, Exit, Handle, StopActor},
     serve_session,
     session::{CountTickets, DrainSession},
@@ -91,6 +91,13 @@ impl Actor for Supervisor {
         for child in &mut self.parts.children {
             child.start();
         }
+        // Not before the cache has its address.
+        let cache = self.parts.kernels.cache().clone();
+        actix::spawn(async move {
+            if let Err(error) = cache.ask(WarmStart).await {
+                tracing::warn!(%error, "warming cannot begin");
+            }
+        });
         let (_, closed) = mpsc::unbounded_channel();
         let mut exits = std::mem::replace(&mut self.parts.exits, closed);
         let address = context.address();

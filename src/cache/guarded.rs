@@ -13,7 +13,7 @@ use crate::{
     validation::Verdict,
 };
 
-/// A tier whose failures open a breaker. Statistics are not held up by it.
+/// A tier whose failures open a breaker. Statistics are not counted by it.
 #[derive(Debug)]
 pub struct GuardedTier {
     tier: Arc<dyn Tier>,
@@ -103,8 +103,16 @@ impl Tier for GuardedTier {
         Some(self.breaker.status())
     }
 
+    fn counters(&self) -> TierStats {
+        self.tier.counters()
+    }
+
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
-        self.tier.stats()
+        // Neither a failure nor a trial; but nobody who asks how things are waits for what is known not to answer.
+        match self.breaker.refusal() {
+            Some(refused) => Box::pin(async move { Err(refused.into()) }),
+            None => self.tier.stats(),
+        }
     }
 }
 
@@ -140,5 +148,10 @@ mod tests {
         clock.advance(Duration::from_secs(60));
         assert!(matches!(tier.get(&id).await, Err(TierError::Request { .. })));
         assert_eq!(tier.breaker_status().state, BreakerState::Open);
+        // Who asks how things are does not wait for it either, and costs it no trial.
+        assert!(matches!(tier.stats().await, Err(TierError::Skipped(_))));
+        clock.advance(Duration::from_secs(60));
+        assert!(matches!(tier.stats().await, Err(TierError::Request { .. })));
+        assert_eq!((tier.counters().failures, tier.breaker_status().half_opened), (7, 1));
     }
 }

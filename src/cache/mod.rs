@@ -33,6 +33,8 @@ pub use guarded::GuardedTier;
 pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Step, StepOutcome};
 pub use redis::{RedisOptions, RedisTier};
 pub(crate) use secret::read_secret;
+#[cfg(test)]
+pub(crate) use servers::certificates;
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sql::{Database, PostgresOptions, SqlTier, SqliteOptions};

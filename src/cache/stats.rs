@@ -9,6 +9,9 @@ use crate::id::KernelId;
 pub struct TierStats {
     /// The tier: `device`, `sqlite`, …
     pub tier: String,
+    /// Why it could not be asked what it holds; then entries and bytes are zero.
+    #[serde(default)]
+    pub error: Option<String>,
     /// Kernels held now.
     pub entries: u64,
     /// Bytes held now.

@@ -150,6 +150,9 @@ pub trait Tier: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Counters alone, without asking anybody.
+    fn counters(&self) -> TierStats;
+
     /// Counters and contents.
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>>;
 }

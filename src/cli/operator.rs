@@ -8,7 +8,10 @@ use super::{
     CliError, Exit,
     table::{self, bytes, micros},
 };
-use crate::{client::Operator, wire::RouteReport};
+use crate::{
+    client::Operator,
+    wire::{CacheReport, FleetReport, LookupReport, RouteReport},
+};
 
 /// Which daemon to ask, and how to print.
 #[derive(Debug)]
@@ -157,6 +160,7 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
                     t.hits.to_string(),
                     t.misses.to_string(),
                     t.errors.to_string(),
+                    t.corrupt.to_string(),
                     t.evictions.to_string(),
                     optional(t.entries),
                     sized(t.bytes),
@@ -164,9 +168,15 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
                 ]
             })
             .collect();
-        let headings = ["TIER", " HITS", " MISSES", " ERRORS", " EVICTED", " KERNELS", " BYTES", " LIMIT"];
+        let headings =
+            ["TIER", " HITS", " MISSES", " ERRORS", " CORRUPT", " EVICTED", " KERNELS", " BYTES", " LIMIT"];
         table::print(&headings, &rows);
-        println!();
+        for tier in &report.tiers {
+            if let Some(error) = &tier.error {
+                println!("{}: {error}", tier.name);
+            }
+        }
+        println!("\n{}", below_memory(report));
         let rows: Vec<_> = report
             .kernels
             .iter()
@@ -205,4 +215,21 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
             table::print(&["PLACE", " UP TO", " HIT TAKES", " HITS", "NOW", " PASSED BY"], &rows);
         }
     })
+}
+
+/// What look-ups below memory came to, and how the node stands in its fleet.
+fn below_memory(report: &CacheReport) -> String {
+    let LookupReport { found, not_found, joined, in_flight, .. } = report.lookups;
+    let (stale, negatives, skipped) = (report.stale, report.negatives, report.writes_skipped);
+    let mut text = format!(
+        "look-ups below memory: {found} found, {not_found} not, {joined} waited for another's, {in_flight} under way\n\
+         old copies served: {stale}; remembered as not to be had: {negatives}; writes left out: {skipped}\n"
+    );
+    if let Some(FleetReport { listening, announced, heard, reconnects, gaps }) = report.fleet {
+        let ear = if listening { "listening" } else { "not listening" };
+        text += &format!(
+            "fleet: {ear}, {announced} announced, {heard} heard, {reconnects} times listened anew, {gaps} gaps\n"
+        );
+    }
+    text
 }

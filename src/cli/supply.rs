@@ -159,7 +159,10 @@ fn load_text(load: &LoadReport) -> String {
         Some(place) => format!("from {place}{}", if load.stale { " (old copy)" } else { "" }),
         None => "not found".to_owned(),
     };
-    let mut text = format!("{from} in {}: {}", micros(load.total_us as f64), steps.join(", "));
+    let mut text = format!("{from} in {}", micros(load.total_us as f64));
+    if !steps.is_empty() {
+        let _ = write!(text, ": {}", steps.join(", "));
+    }
     let rest = [("look-up", Some(load.look_up_us)), ("queue", Some(load.queue_us))];
     let rest = rest.into_iter().chain([("validate", Some(load.validate_us)), ("plan", load.plan_us)]);
     for (part, us) in rest.filter_map(|(part, us)| Some((part, us?))) {

@@ -101,6 +101,8 @@ section! {
         credentials_file: PathBuf = PathBuf::new(), "path", Restart;
         /// The profile in that file.
         profile: String = "default".to_owned(), "text", Restart;
+        /// Whether to ask without credentials, as public buckets allow.
+        anonymous: bool = false, "true or false", Restart;
         /// Larger blobs are read in parts of this size.
         part_size: ByteSize = ByteSize::mib(8), "bytes", Restart;
         /// Parts read at a time.

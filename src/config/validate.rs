@@ -19,6 +19,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     times(config, reader);
     sizes(config, reader);
     modules(config, reader);
+    s3(config, reader);
     shared_tiers(config, reader);
     origin(&config.origin, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
@@ -180,6 +181,14 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         if !(ByteSize::mib(1)..=most).contains(&size) {
             reader.refuse(key, format!("{size} is out of range: write \"1MiB\" to \"{most}\""));
         }
+    }
+}
+
+fn s3(config: &Config, reader: &mut Reader<'_>) {
+    let s3 = &config.origin.s3;
+    if s3.anonymous && !s3.credentials_file.as_os_str().is_empty() {
+        let message = "is true although origin.s3.credentials_file is set: keep one of the two";
+        reader.refuse("origin.s3.anonymous", message.to_owned());
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     wiring::{Wiring, wire},
 };
 use crate::{
-    actor::{AdmitSession, BeginDrain, RefusedSession, Supervisor, WarmStart, base::Handle},
+    actor::{AdmitSession, BeginDrain, RefusedSession, Supervisor, base::Handle},
     config::Config,
     control::{Control, serve_operator},
     fault::Fault,
@@ -73,9 +73,6 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
     supervisor.publish(Some(address.clone()));
-    if let Err(error) = cache.ask(WarmStart).await {
-        tracing::warn!(%error, "warming cannot begin");
-    }
     let shutdown = Arc::new(Notify::new());
     let control = Control {
         supervisor: supervisor.clone(),

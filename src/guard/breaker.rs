@@ -125,14 +125,27 @@ impl Breaker {
         };
         if let Some(retry_in) = refused_for {
             state.refused += 1;
-            return Err(BreakerOpen {
-                dependency: self.dependency.clone(),
-                cause: state.cause,
-                last_failure: state.last_failure.clone().unwrap_or_default(),
-                retry_in,
-            });
+            return Err(self.open(&state, retry_in));
         }
         Ok(Permit { breaker: self, period: state.period, trial, began: now })
+    }
+
+    /// What a call would be refused with while it is open, for whoever wants no leave: once its time is up, nothing.
+    pub fn refusal(&self) -> Option<BreakerOpen> {
+        let (now, state) = (self.clock.now(), self.lock());
+        match &state.mode {
+            Mode::Open { until } if now < *until => Some(self.open(&state, until.duration_since(now))),
+            _ => None,
+        }
+    }
+
+    fn open(&self, state: &State, retry_in: Duration) -> BreakerOpen {
+        BreakerOpen {
+            dependency: self.dependency.clone(),
+            cause: state.cause,
+            last_failure: state.last_failure.clone().unwrap_or_default(),
+            retry_in,
+        }
     }
 
     /// What it does now and what it has done.

@@ -34,6 +34,8 @@ mod guarded_tests;
 #[cfg(test)]
 mod servers;
 #[cfg(test)]
+mod tls_tests;
+#[cfg(test)]
 mod urza_tests;
 
 pub use directory::{DirectoryOptions, DirectoryOrigin};

@@ -209,8 +209,10 @@ fn same(published: &Metadata, publication: &Publication) -> Result<Published, Pu
     Err(PublishError::Taken { id, published })
 }
 
+/// By the digest, so that of two who publish different bytes under one name neither writes over the other's: the
+/// entry alone decides who was first.
 fn blob_name(publication: &Publication) -> String {
-    format!("kernels/{}/compiled.{}", publication.metadata.id, publication.ending)
+    format!("kernels/{}/{}.{}", publication.metadata.id, publication.digest, publication.ending)
 }
 
 /// Writes the bytes below a folder and gives their name within it.

@@ -46,6 +46,8 @@ pub struct S3Options {
     pub credentials_file: PathBuf,
     /// Which profile of it.
     pub profile: String,
+    /// Whether to ask without credentials, as public buckets allow.
+    pub anonymous: bool,
     /// Larger blobs are read in parts of this size.
     pub part_bytes: u64,
     /// How many parts at a time.
@@ -60,6 +62,7 @@ impl From<&config::OriginS3> for S3Options {
             path_style: settings.path_style,
             credentials_file: settings.credentials_file.clone(),
             profile: settings.profile.clone(),
+            anonymous: settings.anonymous,
             part_bytes: settings.part_size.0,
             parallel_parts: settings.parallel_parts as usize,
         }
@@ -271,7 +274,9 @@ async fn connect(options: &S3Options, want: &Want<'_>) -> Result<Client, OriginE
     if !options.region.is_empty() {
         loader = loader.region(Region::new(options.region.clone()));
     }
-    if !options.credentials_file.as_os_str().is_empty() {
+    if options.anonymous {
+        loader = loader.no_credentials();
+    } else if !options.credentials_file.as_os_str().is_empty() {
         let files = EnvConfigFiles::builder()
             .with_file(EnvConfigFileKind::Credentials, options.credentials_file.clone())
             .build();

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -59,6 +60,7 @@ pub(super) async fn s3(folder: &Path, credentials: &Path) -> S3Options {
         path_style: true,
         credentials_file: credentials.to_owned(),
         profile: "team".to_owned(),
+        anonymous: false,
         part_bytes: 1000,
         parallel_parts: 3,
     }
@@ -134,6 +136,29 @@ impl Scripted {
     pub(super) fn api(&self) -> String {
         api(self.address)
     }
+}
+
+/// TLS before a server, as the certificates in `folder` have it: for `localhost`.
+pub(super) async fn behind_tls(server: SocketAddr, folder: &Path) -> SocketAddr {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let chain = CertificateDer::pem_file_iter(folder.join("server.pem")).unwrap().map(Result::unwrap);
+    let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder().with_no_client_auth();
+    let config = config.with_single_cert(chain.collect(), key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(SocketAddr::from(ANYWHERE)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut client) = acceptor.accept(stream).await else { return };
+                let mut server = TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    address
 }
 
 pub(super) fn api(address: SocketAddr) -> String {

@@ -1,6 +1,6 @@
 //! Urza: a REST catalogue whose entries refer to blobs elsewhere.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use reqwest::Url;
@@ -77,6 +77,20 @@ impl From<&config::Config> for UrzaOptions {
 }
 
 impl UrzaOptions {
+    /// A token is as good as its way is closed.
+    fn warn_of_open_tokens(&self) {
+        if self.token_file.as_os_str().is_empty() {
+            return;
+        }
+        for endpoint in self.endpoints.iter().filter(|endpoint| is_open(endpoint)) {
+            tracing::warn!(
+                endpoint,
+                "the token in origin.urza.token_file goes to this endpoint unencrypted, and whoever reads it on its \
+                 way can use it: write https://"
+            );
+        }
+    }
+
     /// What references may lead to: what is listed, and the endpoints' own hosts.
     pub(super) fn allow(&self) -> Allow {
         let urls = || self.endpoints.iter().filter_map(|base| Url::parse(base).ok());
@@ -110,6 +124,7 @@ impl UrzaOrigin {
     /// Blocking: reads that file.
     pub fn new(options: UrzaOptions, clock: Arc<dyn Clock>) -> Result<Self, OriginError> {
         let allow = Arc::new(options.allow());
+        options.warn_of_open_tokens();
         let web = Web::new(allow, &options.ca_file, options.max_redirects).map_err(|reason| {
             OriginError::Unavailable { origin: NAME.to_owned(), place: options.ca_file.clone(), reason }
         })?;
@@ -150,5 +165,32 @@ impl Origin for UrzaOrigin {
 
     fn breakers(&self) -> Vec<BreakerStatus> {
         self.catalogue.breakers().into_iter().chain(self.blobs.breakers()).collect()
+    }
+}
+
+/// Whether what goes to an endpoint can be read on its way: not within this machine.
+fn is_open(endpoint: &str) -> bool {
+    let Ok(url) = Url::parse(endpoint) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let is_loopback = |address: IpAddr| address.is_loopback();
+    url.scheme() == "http" && host != "localhost" && !host.parse().is_ok_and(is_loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_open_but_within_the_machine() {
+        for (endpoint, open) in [
+            ("http://urza.example/api/v1", true),
+            ("http://10.0.0.1:8000/api/v1", true),
+            ("https://urza.example/api/v1", false),
+            ("http://localhost:8000/api/v1", false),
+            ("http://127.0.0.1:8000/api/v1", false),
+            ("http://[::1]:8000/api/v1", false),
+        ] {
+            assert_eq!(is_open(endpoint), open, "{endpoint}");
+        }
     }
 }

@@ -128,6 +128,25 @@ async fn s3_says_what_is_missing_and_what_is_not_allowed() {
 }
 
 #[tokio::test]
+async fn a_public_bucket_is_read_without_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = "s3://kernels/k.pt";
+    fill(folder.path(), |_| reference.to_owned(), b"artifact", "");
+    let public = Scripted::start(|_, head| match head.to_lowercase().contains("authorization:") {
+        true => Reply::ok("403 Forbidden", "", b""),
+        false => Reply::ok("206 Partial", "etag: \"1\"\r\ncontent-range: bytes 0-7/8\r\n", b"artifact"),
+    })
+    .await;
+    let s3 = s3(folder.path(), &folder.path().join("credentials")).await;
+    let s3 = S3Options { endpoint: format!("http://{}", public.address), ..s3 };
+    let endpoints = vec![api(stand_in(folder.path()).await)];
+    let options = UrzaOptions { allowed_buckets: vec!["kernels".to_owned()], s3, ..options(endpoints) };
+    assert!(fetch(&origin(options.clone()), "good").await.is_err());
+    let s3 = S3Options { anonymous: true, credentials_file: "".into(), ..options.s3.clone() };
+    assert_eq!(fetch(&origin(UrzaOptions { s3, ..options }), "good").await.unwrap(), b"artifact");
+}
+
+#[tokio::test]
 async fn s3_says_that_it_is_the_clock_that_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path(), |_| "s3://kernels/k.pt".to_owned(), b"artifact", "");
@@ -282,7 +301,8 @@ async fn publishing_is_repeatable_and_kernels_are_immutable() {
     let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
     let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: "team/".to_owned() };
     let first = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap();
-    assert_eq!((first.new, first.reference.as_str()), (true, "s3://kernels/team/kernels/k/compiled.pt"));
+    let reference = format!("s3://kernels/team/kernels/k/{}.pt", first.digest);
+    assert_eq!((first.new, first.reference.as_str()), (true, reference.as_str()));
     let again = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap();
     assert_eq!((again.new, again.digest), (false, first.digest));
     let other = publish_to_urza(&options, &to, &publication("k", b"others")).await.unwrap_err();
@@ -293,6 +313,29 @@ async fn publishing_is_repeatable_and_kernels_are_immutable() {
     let fetched = urza.fetch(&id("k")).await.unwrap().stored;
     assert_eq!((&fetched.bytes[..], fetched.digest), (&b"artifact"[..], first.digest));
     assert_eq!(fetched.metadata.signature.as_deref(), Some("signed"), "it stands in the entry");
+}
+
+#[tokio::test]
+async fn of_those_who_publish_other_bytes_under_one_name_at_once_one_is_first_and_whole() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(store.path().join("kernels")).unwrap();
+    let s3 = s3(store.path(), &folder.path().join("credentials")).await;
+    let allowed_buckets = vec!["kernels".to_owned()];
+    let endpoints = vec![api(stand_in(&folder.path().join("urza")).await)];
+    let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
+    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: String::new() };
+    for round in 0..10 {
+        let name = format!("k{round}");
+        let publications: Vec<_> = (0..4).map(|n| publication(&name, &[n; 100])).collect();
+        let all = publications.iter().map(|publication| publish_to_urza(&options, &to, publication));
+        let results = futures_util::future::join_all(all).await;
+        let first: Vec<_> = results.iter().flatten().collect();
+        assert!(matches!(first[..], [published] if published.new), "{results:?}");
+        let taken = results.iter().filter(|result| matches!(result, Err(PublishError::Taken { .. })));
+        assert_eq!(taken.count(), 3, "{results:?}");
+        let fetched = fetch(&origin(options.clone()), &name).await.unwrap();
+        assert_eq!(Digest::of(&fetched), first[0].digest);
+    }
 }
 
 #[tokio::test]

@@ -54,6 +54,9 @@ impl Web {
                 .map_err(|error| format!("authorities {} cannot be read: {error}", ca.display()))?;
             let authorities = reqwest::Certificate::from_pem_bundle(&pem)
                 .map_err(|error| format!("{} holds no certificates in PEM: {error}", ca.display()))?;
+            if authorities.is_empty() {
+                return Err(format!("{} holds no certificates in PEM", ca.display()));
+            }
             builder = builder.tls_certs_merge(authorities);
         }
         let client =
@@ -139,11 +142,22 @@ pub(super) fn failed(error: &reqwest::Error, url: &Url, asker: Asker<'_>) -> Ori
         }
         cause = error.source();
     }
+    let advice = if is_distrusted(error) { " (authorities of one's own: origin.urza.ca_file)" } else { "" };
     OriginError::Unavailable {
         origin: asker.origin.to_owned(),
         place: url.as_str().into(),
-        reason: chain(error),
+        reason: format!("{}{advice}", chain(error)),
     }
+}
+
+/// Whether it is the server's certificate that is not believed.
+fn is_distrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // What an I/O error holds is not its source.
+    let held = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    held.is_some_and(|held| is_distrusted(held)) || error.source().is_some_and(is_distrusted)
 }
 
 /// What an answer that is no success means, a 404 aside.

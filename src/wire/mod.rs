@@ -47,8 +47,9 @@ pub use message::{
     SessionLimits, SetAlpha, TensorEntry,
 };
 pub use operator::{
-    ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, OperatorRequest, RuleReport,
-    SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, ValidationReport,
+    ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FleetReport, LookupReport,
+    OperatorRequest, RuleReport, SeedReport, SeedsReport, SessionReport, StatusReport, TierReport,
+    ValidationReport,
 };
 pub use peer::Peer;
 pub use supply::{

@@ -221,12 +221,48 @@ pub struct CacheReport {
     pub kernels: Vec<CachedKernel>,
     /// What the places below were measured at, and which of them are passed by.
     pub routes: Vec<RouteReport>,
+    /// What look-ups below memory came to.
+    pub lookups: LookupReport,
+    /// How this node hears of what is to be forgotten everywhere; null without a Redis.
+    pub fleet: Option<FleetReport>,
     /// Copies given although the origin, asked about them, did not answer.
     pub stale: u64,
     /// Kernels known not to be had, remembered in memory.
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.
     pub writes_skipped: u64,
+}
+
+/// Look-ups below memory since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupReport {
+    /// Those that found a kernel.
+    pub found: u64,
+    /// Those that found none.
+    pub not_found: u64,
+    /// Those of them that were answered by what is remembered of an absence or a rejection.
+    pub negative_hits: u64,
+    /// Those that waited for another's instead of running one.
+    pub joined: u64,
+    /// Those under way.
+    pub in_flight: u64,
+    /// Old copies that the origin was asked about.
+    pub confirmations: u64,
+}
+
+/// A node among those that share a Redis.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetReport {
+    /// Whether it is listening now.
+    pub listening: bool,
+    /// Kernels that it has told the others to forget.
+    pub announced: u64,
+    /// Kernels that it was told to forget.
+    pub heard: u64,
+    /// How often it has begun to listen anew.
+    pub reconnects: u64,
+    /// How often it may have missed something, because the log no longer held what it had read last.
+    pub gaps: u64,
 }
 
 /// One tier of the cache.
@@ -240,14 +276,24 @@ pub struct TierReport {
     pub misses: u64,
     /// Look-ups that failed, corrupt copies included.
     pub errors: u64,
+    /// Corrupt copies, which were dropped.
+    pub corrupt: u64,
+    /// Look-ups answered with "known not to be had"; among the misses.
+    pub negative_hits: u64,
+    /// Kernels taken in.
+    pub admissions: u64,
+    /// Kernels too large for it, which it did not take in.
+    pub passed_over: u64,
     /// Kernels dropped to make room.
     pub evictions: u64,
     /// Kernels held; null where the tier cannot tell.
     pub entries: Option<u64>,
     /// Bytes held; null where the tier cannot tell.
     pub bytes: Option<u64>,
-    /// The most bytes it may hold; null where it has no limit.
+    /// The most bytes it may hold; null where it has no limit, or cannot tell.
     pub limit_bytes: Option<u64>,
+    /// Why it does not say what it holds.
+    pub error: Option<String>,
 }
 
 /// One resident kernel.

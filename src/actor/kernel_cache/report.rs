@@ -2,11 +2,11 @@
 
 use super::KernelCacheParts;
 use crate::{
-    cache::{EntryStats, Eviction, RouteStats, TierStats},
+    cache::{EntryStats, Eviction, FleetStats, RouteStats, TierStats},
     id::KernelId,
     wire::{
-        CacheReport, CachedKernel, CopyReport, EvictionReport, NegativeReport, RouteReport, RuleReport,
-        TierReport, WhyReport,
+        CacheReport, CachedKernel, CopyReport, EvictionReport, FleetReport, LookupReport, NegativeReport,
+        RouteReport, RuleReport, TierReport, WhyReport,
     },
 };
 
@@ -33,6 +33,15 @@ impl KernelCacheParts {
             tiers,
             kernels: entries.into_iter().filter_map(|entry| self.cached(entry)).collect(),
             routes: below.routes.into_iter().map(route_report).collect(),
+            lookups: LookupReport {
+                found: below.found.values().sum(),
+                not_found: below.not_found,
+                negative_hits: below.negative_hits,
+                joined: below.joined,
+                in_flight: below.in_flight,
+                confirmations: below.confirmations,
+            },
+            fleet: self.fleet.as_ref().map(|fleet| fleet_report(fleet.stats())),
             stale: below.stale,
             negatives: below.negatives,
             writes_skipped: below.writes_skipped,
@@ -100,16 +109,27 @@ impl KernelCacheParts {
 }
 
 fn tier_report(stats: TierStats) -> TierReport {
+    let answers = stats.error.is_none();
     TierReport {
         hits: stats.hits,
         misses: stats.misses + stats.negative_hits,
         errors: stats.failures + stats.corrupt,
+        corrupt: stats.corrupt,
+        negative_hits: stats.negative_hits,
+        admissions: stats.admissions,
+        passed_over: stats.passed_over,
         evictions: stats.evictions,
-        entries: Some(stats.entries),
-        bytes: Some(stats.bytes),
-        limit_bytes: Some(stats.max_bytes),
+        entries: answers.then_some(stats.entries),
+        bytes: answers.then_some(stats.bytes),
+        limit_bytes: answers.then_some(stats.max_bytes),
+        error: stats.error,
         name: stats.tier,
     }
+}
+
+fn fleet_report(stats: FleetStats) -> FleetReport {
+    let FleetStats { listening, announced, heard, reconnects, gaps } = stats;
+    FleetReport { listening, announced, heard, reconnects, gaps }
 }
 
 fn route_report(stats: RouteStats) -> RouteReport {

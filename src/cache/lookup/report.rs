@@ -114,7 +114,7 @@ pub struct LookupStats {
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.
     pub writes_skipped: u64,
-    /// The tiers in the order they are asked; one that does not answer shows its failure alone.
+    /// The tiers in the order they are asked.
     pub tiers: Vec<TierStats>,
     /// What each place was measured at, where it was.
     pub routes: Vec<RouteStats>,

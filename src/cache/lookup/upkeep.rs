@@ -128,8 +128,10 @@ impl Lookup {
     pub async fn stats(&self) -> LookupStats {
         let mut tiers = Vec::with_capacity(self.tiers.len());
         for tier in &self.tiers {
-            let failed = || TierStats { tier: tier.name().to_owned(), failures: 1, ..TierStats::default() };
-            tiers.push(tier.stats().await.unwrap_or_else(|_| failed()));
+            let stats = tier.stats().await;
+            tiers.push(
+                stats.unwrap_or_else(|error| TierStats { error: Some(error.to_string()), ..tier.counters() }),
+            );
         }
         let names = self.tiers.iter().map(|tier| tier.name().to_owned());
         let names: Vec<_> = names.chain(self.source.iter().map(|source| source.name().to_owned())).collect();

@@ -297,6 +297,10 @@ impl Tier for RedisTier {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
+    fn counters(&self) -> TierStats {
+        self.counters.read(self.name())
+    }
+
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
         Box::pin(self.request("sum its contents up", self.contents()))
     }

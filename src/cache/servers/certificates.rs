@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 /// A certificate authority, and by it a server named localhost and a client.
-pub(in crate::cache) fn certificates(folder: &Path) {
+pub(crate) fn certificates(folder: &Path) {
     let openssl = |arguments: &[&str]| {
         let output = Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -6,6 +6,6 @@ mod postgres;
 mod process;
 mod redis;
 
-pub(super) use certificates::certificates;
+pub(crate) use certificates::certificates;
 pub(super) use postgres::PostgresServer;
 pub(super) use redis::RedisServer;

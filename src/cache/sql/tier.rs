@@ -399,12 +399,15 @@ impl Tier for SqlTier {
         })
     }
 
+    fn counters(&self) -> TierStats {
+        self.0.counters.read(self.name())
+    }
+
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
         Box::pin(async move {
             let work = async { Ok(statements::contents(&self.0.pool().await?).await?) };
             let (entries, bytes) = self.0.request("sum its contents up", work).await?;
-            let counted = self.0.counters.read(self.name());
-            Ok(TierStats { entries, bytes, max_bytes: self.0.database.max_bytes(), ..counted })
+            Ok(TierStats { entries, bytes, max_bytes: self.0.database.max_bytes(), ..self.counters() })
         })
     }
 }
