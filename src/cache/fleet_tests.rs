@@ -126,17 +126,15 @@ async fn what_is_no_announcement_is_passed_over() {
 
 #[tokio::test]
 async fn nodes_of_a_cluster_hear_each_other() {
-    let server = RedisServer::start(&["--cluster-enabled", "yes"]);
-    server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
-    server.until(&["CLUSTER", "INFO"], "cluster_state:ok");
-    let fleet = |name: &str| {
+    let servers = RedisServer::cluster(3);
+    let fleet = |name: &str, server: &RedisServer| {
         let options = RedisOptions {
             cluster: true,
             ..RedisOptions::new(format!("redis://127.0.0.1:{}", server.port()))
         };
         Arc::new(Fleet::new(options, name.to_owned(), None))
     };
-    let (speaker, ear) = (fleet("a"), fleet("b"));
+    let (speaker, ear) = (fleet("a", &servers[0]), fleet("b", &servers[2]));
     let mut listener = Listener::start(&ear).await;
     speaker.announce(&id("k1")).await.unwrap();
     assert_eq!(listener.next().await, id("k1"));

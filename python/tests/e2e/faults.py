@@ -1,6 +1,10 @@
 """What tests of faults share: settings that give up soon, kernels asked for while something is broken, and what holds
 all the while."""
 
+import contextlib
+import subprocess
+
+import pytest
 import torch
 
 import kasmina.torch
@@ -67,3 +71,23 @@ def comes(trainer, kernel):
     except kasmina.KasminaError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A disk of so many bytes; the test is skipped where none can be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder):
+    """Leaves no room on the disk of a folder but what ``filler`` takes there."""
+    with contextlib.suppress(OSError), open(folder / "filler", "wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass

@@ -148,6 +148,17 @@ class Postgres(Server):
         (self.folder / "log").unlink()
         self.begin()
 
+    def keep_tables_in(self, folder):
+        """From now on new tables are made there."""
+        if self.user:
+            shutil.chown(folder, self.user, self.group)
+        for statement in (
+            f"CREATE TABLESPACE elsewhere LOCATION '{folder}'",
+            "ALTER ROLE kasmina SET default_tablespace = elsewhere",
+        ):
+            command = [binary("psql"), "-h", "127.0.0.1", "-p", str(self.port), "-U", "kasmina", "postgres", "-c", statement]
+            subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PGPASSWORD": PASSWORD})
+
     def refuse_auth(self):
         (self.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 reject\n")
         self.restart()

@@ -15,7 +15,20 @@ import torch
 
 import kasmina.torch
 from .conftest import settled
-from .faults import ALONE, BREAKERS, QUICK, comes, forget, graft_elsewhere, holds, rides_through, tier
+from .faults import (
+    ALONE,
+    BREAKERS,
+    QUICK,
+    breaker,
+    comes,
+    fill,
+    forget,
+    graft_elsewhere,
+    holds,
+    rides_through,
+    small_disk,
+    tier,
+)
 from .modules import TOKENS
 from .proxy import Proxy
 from .servers import PASSWORD, Postgres, Redis, Urza, binary
@@ -102,6 +115,31 @@ def test_redis_out_of_memory_still_reads(serve, start, origin):
         forget(daemon, "cold-0")
         trainer.ask("cold-0").result(60)
         assert tier(daemon, "redis")["hits"] == hits + 1
+
+
+def test_postgresql_out_of_disk_still_reads(serve, start, origin):
+    server = serve(Postgres)
+    with small_disk(server.folder / "disk", "1m") as disk:
+        server.keep_tables_in(disk)
+        daemon = start(origin, settings=server.settings() + ALONE + BREAKERS)
+        with Trainer(daemon) as trainer:
+            trainer.ask("cold-0").result(60)
+            holds(daemon, "postgres", 2)
+            fill(disk)
+            # More than the pages have room for that are there already.
+            for n in range(1, 8):
+                rides_through(trainer, f"cold-{n}")
+            settled(lambda: tier(daemon, "postgres")["errors"] > 0)
+            assert breaker(daemon, "postgres")["opened"] == 0, "what it holds can still be read"
+            hits = tier(daemon, "postgres")["hits"]
+            forget(daemon, "cold-0")
+            trainer.ask("cold-0").result(60)
+            assert tier(daemon, "postgres")["hits"] == hits + 1
+            (disk / "filler").unlink()
+            entries = tier(daemon, "postgres")["entries"]
+            trainer.ask("cold-8").result(60)
+            holds(daemon, "postgres", entries + 1)
+            trainer.steps()
 
 
 @pytest.mark.parametrize("fault", ["latency", "reset", "truncate", "corrupt", "drip", "hang"])
@@ -203,29 +241,16 @@ def test_a_locked_database_costs_no_step(start, origin):
 
 
 def test_a_full_disk_costs_no_step(start, origin, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "400k") as disk:
         daemon = start(origin, settings=f'[cache.sqlite]\npath = "{disk}/cache.sqlite"\n' + BREAKERS)
         with Trainer(daemon) as trainer:
             trainer.ask("cold-0").result(60)
-            (disk / "filler").write_bytes(b"")
-            with open(disk / "filler", "wb", buffering=0) as filler:
-                try:
-                    while filler.write(bytes(4096)):
-                        pass
-                except OSError:
-                    pass
+            fill(disk)
             for n in range(1, 5):
                 rides_through(trainer, f"cold-{n}")
             (disk / "filler").unlink()
             rides_through(trainer, "cold-5")
         assert daemon.terminate() == 0
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_daemon_killed_while_it_writes_leaves_a_readable_store(start, origin):

@@ -41,10 +41,53 @@ async fn redis_keeps_the_contract() {
 
 #[tokio::test]
 async fn a_redis_cluster_keeps_the_contract() {
-    let server = RedisServer::start(&["--cluster-enabled", "yes"]);
-    server.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
-    server.until(&["CLUSTER", "INFO"], "cluster_state:ok");
-    keeps_the_contract(RedisOptions { cluster: true, ..options(&server) }).await;
+    let servers = RedisServer::cluster(3);
+    keeps_the_contract(RedisOptions { cluster: true, ..options(&servers[0]) }).await;
+}
+
+#[tokio::test]
+async fn a_cluster_whose_slots_move_and_whose_nodes_leave_serves_what_it_has() {
+    let mut servers = RedisServer::cluster(3);
+    let tier = tier(RedisOptions { cluster: true, ..options(&servers[0]) });
+    let names: Vec<String> = (0..30).map(|n| format!("k{n}")).collect();
+    for name in &names {
+        tier.put(&artifact(name, 500)).await.unwrap();
+    }
+    let held = |server: &RedisServer| server.cli(&["DBSIZE"]).parse::<usize>().unwrap();
+    assert_eq!(servers.iter().map(held).sum::<usize>(), names.len());
+    assert!(servers.iter().all(|server| held(server) > 0), "no node has them all");
+
+    // One kernel's slot goes from the second node to the first: the tier is told at the next request.
+    let moved =
+        names.iter().find(|name| servers[1].cli(&["EXISTS", &format!("kasmina:v1:{{{name}}}")]) == "1");
+    let moved = moved.expect("the second node has some");
+    let key = format!("kasmina:v1:{{{moved}}}");
+    let slot = servers[0].cli(&["CLUSTER", "KEYSLOT", &key]);
+    let [to, from] = [&servers[0], &servers[1]].map(|server| server.cli(&["CLUSTER", "MYID"]));
+    servers[0].cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from]);
+    servers[1].cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to]);
+    servers[1].cli(&["MIGRATE", "127.0.0.1", &servers[0].port().to_string(), &key, "0", "5000"]);
+    for server in &servers {
+        server.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &to]);
+    }
+    for name in &names {
+        assert!(matches!(tier.get(&id(name)).await, Ok(Answer::Hit(_))), "{name}");
+    }
+
+    // With a node gone, what the others have is still had; what it had is asked for elsewhere.
+    let own = |name: &&String| servers[2].cli(&["EXISTS", &format!("kasmina:v1:{{{name}}}")]) == "1";
+    let (gone, stays): (Vec<&String>, Vec<&String>) = names.iter().partition(own);
+    servers
+        .iter()
+        .for_each(|server| drop(server.cli(&["CONFIG", "SET", "cluster-require-full-coverage", "no"])));
+    servers[2].kill();
+    for name in gone {
+        let error = tier.get(&id(name)).await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
+    }
+    for name in stays {
+        assert!(matches!(tier.get(&id(name)).await, Ok(Answer::Hit(_))), "{name}");
+    }
 }
 
 #[tokio::test]

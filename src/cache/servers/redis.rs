@@ -1,11 +1,14 @@
 //! A Redis server, empty at every start.
 
-use std::{process::Command, time::Duration};
+use std::{net::TcpListener, process::Command, time::Duration};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::process::{Process, free_port};
+
+/// The slots of a cluster.
+const SLOTS: u32 = 16_384;
 
 /// A server that keeps nothing on disk.
 pub(in crate::cache) struct RedisServer {
@@ -19,10 +22,36 @@ impl RedisServer {
     /// With arguments of `redis-server` beside those that every test needs.
     pub(in crate::cache) fn start(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        Self::start_at(free_port(), arguments)
+    }
+
+    fn start_at(port: u16, arguments: Vec<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut server = Self { folder, port: free_port(), arguments, process: None };
+        let mut server = Self { folder, port, arguments, process: None };
         server.restart();
         server
+    }
+
+    /// A cluster of so many primaries, each with its share of the slots.
+    pub(in crate::cache) fn cluster(nodes: u16) -> Vec<Self> {
+        let arguments = ["--cluster-enabled", "yes"].map(str::to_owned);
+        // Beside its port, each needs the one 10,000 above, where they talk with each other.
+        let ports = std::iter::repeat_with(free_port).filter(|port| {
+            port.checked_add(10_000).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok())
+        });
+        let servers: Vec<Self> =
+            ports.take(nodes.into()).map(|port| Self::start_at(port, arguments.to_vec())).collect();
+        for (n, server) in (0..).zip(&servers) {
+            let first = |n: u16| (u32::from(n) * SLOTS / u32::from(nodes)).to_string();
+            let last = (u32::from(n + 1) * SLOTS / u32::from(nodes) - 1).to_string();
+            server.cli(&["CLUSTER", "ADDSLOTSRANGE", &first(n), &last]);
+            server.cli(&["CLUSTER", "MEET", "127.0.0.1", &servers[0].port.to_string()]);
+        }
+        for server in &servers {
+            server.until(&["CLUSTER", "INFO"], "cluster_state:ok");
+            server.until(&["CLUSTER", "INFO"], &format!("cluster_size:{nodes}"));
+        }
+        servers
     }
 
     /// Starts it again, empty.
