@@ -6,6 +6,7 @@ machine. Prints a table for docs/reliability.md.
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import sqlite3
@@ -25,7 +26,7 @@ import kasmina  # noqa: E402
 from e2e import modules  # noqa: E402
 from e2e.conftest import Daemon  # noqa: E402
 from e2e.modules import TOKENS  # noqa: E402
-from e2e.servers import Postgres, Redis  # noqa: E402
+from e2e.servers import S3, Postgres, Redis, Urza  # noqa: E402
 from e2e.trainer import Trainer  # noqa: E402
 
 STEPS, TURNS, COLD = 150, 4, 400
@@ -71,12 +72,13 @@ def percentiles(times):
     return f"{times[len(times) // 2]:.2f} | {times[len(times) * 99 // 100]:.2f}"
 
 
-def measure(kernels, row, settings, breaks, heals, server=None):
+def measure(kernels, row, settings, breaks, heals, server=None, origin=None):
     folder = Path(tempfile.mkdtemp(prefix="kasmina-"))
-    origin = folder / "origin"
-    shutil.copytree(kernels, origin)
+    directory = folder / "origin"
+    shutil.copytree(kernels, directory)
     # A cache of few entries, so that what is asked for is cold.
-    daemon = Daemon(folder, origin, settings=settings.replace("[cache.", "[cache]\nmax_entries = 4\n[cache.", 1))
+    settings = settings.replace("[cache.", "[cache]\nmax_entries = 4\n[cache.", 1)
+    daemon = Daemon(folder, directory, settings=settings, origin=origin)
     calm, broken = [], []
     try:
         with Trainer(daemon) as trainer:
@@ -130,6 +132,29 @@ def rows(kernels):
             server.start()
             act = lambda action, server=server: lambda _: action(server)
             measure(kernels, f"{name} {fault}", server.settings() + ALONE, act(breaks), act(heals), server)
+
+
+    urza = Urza(kernels).start()
+    act = lambda action: lambda _: action()
+    for fault, breaks, heals in [
+        ("killed", urza.kill, urza.start),
+        ("paused", urza.pause, urza.resume),
+    ]:
+        measure(kernels, f"Urza {fault}", ALONE, act(breaks), act(heals), origin=urza.settings())
+    urza.resume()
+    urza.close()
+    s3, catalogue = S3(), kernels / "catalogue"
+    catalogue.mkdir()
+    for artifact in kernels.glob("*.pt2"):
+        shutil.copy(artifact, s3.bucket)
+        entry = {"id": artifact.stem, "status": "validated", "kernel_binary_ref": f"s3://kernels/{artifact.name}"}
+        (catalogue / f"{artifact.stem}.json").write_text(json.dumps(entry))
+    s3.start()
+    urza = Urza(catalogue).start()
+    origin = urza.settings() + s3.settings()
+    measure(kernels, "S3 paused", ALONE, act(s3.pause), act(s3.resume), origin=origin)
+    for server in (s3, urza):
+        server.close()
 
 
 def main():

@@ -291,15 +291,21 @@ fn publication(name: &str, bytes: &[u8]) -> Publication {
     Publication { metadata, bytes: bytes.into(), digest, ending: "pt" }
 }
 
+/// An empty Urza and an empty bucket, and where in it to publish.
+async fn publishing(folder: &Path) -> (UrzaOptions, Destination) {
+    let buckets = folder.join("buckets");
+    fs::create_dir_all(buckets.join("kernels")).unwrap();
+    let s3 = s3(&buckets, &folder.join("credentials")).await;
+    let allowed_buckets = vec!["kernels".to_owned()];
+    let endpoints = vec![api(stand_in(&folder.join("urza")).await)];
+    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: "team/".to_owned() };
+    (UrzaOptions { allowed_buckets, s3, ..options(endpoints) }, to)
+}
+
 #[tokio::test]
 async fn publishing_is_repeatable_and_kernels_are_immutable() {
-    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::create_dir(store.path().join("kernels")).unwrap();
-    let s3 = s3(store.path(), &folder.path().join("credentials")).await;
-    let allowed_buckets = vec!["kernels".to_owned()];
-    let endpoints = vec![api(stand_in(&folder.path().join("urza")).await)];
-    let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
-    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: "team/".to_owned() };
+    let folder = tempfile::tempdir().unwrap();
+    let (options, to) = publishing(folder.path()).await;
     let first = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap();
     let reference = format!("s3://kernels/team/kernels/k/{}.pt", first.digest);
     assert_eq!((first.new, first.reference.as_str()), (true, reference.as_str()));
@@ -317,13 +323,8 @@ async fn publishing_is_repeatable_and_kernels_are_immutable() {
 
 #[tokio::test]
 async fn of_those_who_publish_other_bytes_under_one_name_at_once_one_is_first_and_whole() {
-    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    fs::create_dir(store.path().join("kernels")).unwrap();
-    let s3 = s3(store.path(), &folder.path().join("credentials")).await;
-    let allowed_buckets = vec!["kernels".to_owned()];
-    let endpoints = vec![api(stand_in(&folder.path().join("urza")).await)];
-    let options = UrzaOptions { allowed_buckets, s3, ..options(endpoints) };
-    let to = Destination::S3 { bucket: "kernels".to_owned(), prefix: String::new() };
+    let folder = tempfile::tempdir().unwrap();
+    let (options, to) = publishing(folder.path()).await;
     for round in 0..10 {
         let name = format!("k{round}");
         let publications: Vec<_> = (0..4).map(|n| publication(&name, &[n; 100])).collect();
