@@ -11,6 +11,7 @@ from ._version import __version__
 from .errors import (
     ArenaFull,
     ConnectionLost,
+    ConnectionWarning,
     KasminaError,
     KernelError,
     OriginError,
@@ -24,6 +25,7 @@ __all__ = [
     "ArenaFull",
     "Client",
     "ConnectionLost",
+    "ConnectionWarning",
     "Gradients",
     "KasminaError",
     "KernelError",

@@ -71,6 +71,11 @@ class Lane:
     def alive(self) -> bool:
         return not self._lost and not self._forked
 
+    @property
+    def lost(self) -> str:
+        """Why it has ended, or nothing."""
+        return self._lost
+
     def run(
         self,
         verb: int,
@@ -111,7 +116,10 @@ class Lane:
     def close(self, reason: str) -> None:
         """Ends the data path."""
         self._lost = self._lost or reason
-        self._doorbell.close()
+        try:
+            self._doorbell.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the daemon was first
 
     def _try_flush(self) -> None:
         # Whoever holds the lock flushes after it; it may be this very thread, interrupted by a collection.
@@ -178,7 +186,7 @@ class Lane:
                 # session.
                 interrupts += 1
                 if interrupts == 3:
-                    self._lost = "the session was interrupted in the middle of a pass"
+                    self.close("the session was interrupted in the middle of a pass")
                     raise
                 if self._head > sequence:
                     raise
@@ -198,7 +206,7 @@ class Lane:
             if not self._spin_s or not self._spin(head):
                 self._sleep(head)
         if tail - head > RING_ENTRIES or tail < head:
-            self._lost = f"the completion ring's counters are impossible: head {head}, tail {tail}"
+            self.close(f"the completion ring's counters are impossible: head {head}, tail {tail}")
             raise SessionError(self._lost, code="session.protocol")
         offset = self._completions + (head & _MASK) * DESCRIPTOR_BYTES
         completion = Completion._make(COMPLETION.unpack_from(self._buffer, offset))

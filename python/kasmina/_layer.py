@@ -24,10 +24,10 @@ from ._layout import (
     WANT_GRAD_INPUT,
     WANT_GRAD_PARAMETERS,
 )
-from .errors import SessionError, TicketError, UsageError
+from .errors import ConnectionLost, KasminaError, SessionError, TicketError, UsageError
 
 if TYPE_CHECKING:
-    from ._session import Client
+    from ._connection import Connection
 
 
 class Entry(NamedTuple):
@@ -51,7 +51,10 @@ class Entry(NamedTuple):
 class Grafted:
     """A kernel in a seed: its tables, and its memory, mapped as long as anything looks at it."""
 
-    def __init__(self, reply: Dict[str, Any], memory: Any) -> None:
+    def __init__(self, reply: Dict[str, Any], memory: Any, asked: Dict[str, Any], client: Connection) -> None:
+        #: How it was asked for, but for the layer, and on which connection.
+        self.asked = asked
+        self.client = client
         self.kernel: str = reply["kernel"]
         self.generation: int = reply["generation"]
         self.gradient_bytes: int = reply["gradient_bytes"]
@@ -66,18 +69,21 @@ class Grafted:
 
 
 class Layer:
-    """A layer opened in the daemon. Closed there when this dies or by ``close``."""
+    """A layer opened in the daemon. Closed there when this dies or by ``close``, and gone with its connection."""
 
-    def __init__(
-        self, client: Client, number: int, name: str, seeds: int, blend: str, dtype: str
-    ) -> None:
+    def __init__(self, client: Connection, number: int, spec: Dict[str, Any]) -> None:
+        #: The connection it was opened on.
         self.client = client
         self.number = number
-        self.name = name
-        self.seeds = seeds
-        self.blend = blend
-        self.dtype = dtype
-        self.grafted: List[Optional[Grafted]] = [None] * seeds
+        #: How it was asked for.
+        self.spec = spec
+        self.name: str = spec["name"]
+        self.seeds: int = spec["seeds"]
+        self.blend: str = spec["blend"]
+        self.dtype: str = spec["dtype"]
+        self.grafted: List[Optional[Grafted]] = [None] * self.seeds
+        #: Grafts under way that nobody waits for: by seed, how they were asked for.
+        self.begun: Dict[int, Dict[str, Any]] = {}
         self._open = True
 
     def graft(
@@ -87,10 +93,10 @@ class Layer:
 
         Raises ``KernelError``, ``OriginError`` or ``SessionError`` and leaves the seed as it was.
         """
-        reply, descriptors = self.client.request_with_descriptors(
-            "graft", **self._graft(seed, kernel, input_shape, dtype)
-        )
-        grafted = self._take(seed, reply, descriptors)
+        asked = self._graft(seed, kernel, input_shape, dtype)
+        reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
+        self.begun.pop(seed, None)
+        grafted = self._take(asked, reply, descriptors)
         if alpha != 0:
             self.set_alpha(seed, alpha)
         return grafted
@@ -99,7 +105,9 @@ class Layer:
         self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str] = None
     ) -> None:
         """Begins a graft and returns at once. What runs in the seed goes on until ``finish_graft``."""
-        self.client.request("begin_graft", **self._graft(seed, kernel, input_shape, dtype))
+        asked = self._graft(seed, kernel, input_shape, dtype)
+        self.begin(asked)
+        self.begun[seed] = asked
 
     def finish_graft(self, seed: int) -> Optional[Grafted]:
         """Puts the kernel of ``begin_graft`` into its seed, with a blend factor of 0, if it is ready.
@@ -107,17 +115,34 @@ class Layer:
         None while it loads, and while another thread waits for the daemon. Raises what ``graft`` would.
         """
         self._check_seed(seed)
-        answer = self.client.request_if_free("finish_graft", layer=self.number, seed=seed)
+        asked = self.begun.get(seed, {"seed": seed})
+        try:
+            grafted = self.finish(asked)
+        except ConnectionLost:
+            raise  # another daemon may be asked again
+        except KasminaError:
+            self.begun.pop(seed, None)
+            raise
+        if grafted is not None:
+            self.begun.pop(seed, None)
+        return grafted
+
+    def begin(self, asked: Dict[str, Any]) -> None:
+        """``begin_graft`` by the fields of an earlier one, of this layer or of one that was like it."""
+        self.client.request("begin_graft", layer=self.number, **asked)
+
+    def finish(self, asked: Dict[str, Any]) -> Optional[Grafted]:
+        """``finish_graft`` of what was asked by ``begin``."""
+        answer = self.client.request_if_free("finish_graft", layer=self.number, seed=asked["seed"])
         if answer is None or answer[0] is None:
             return None
-        return self._take(seed, *answer)
+        return self._take(asked, *answer)
 
     def _graft(
         self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str]
     ) -> Dict[str, Any]:
         self._check_seed(seed)
         return {
-            "layer": self.number,
             "seed": seed,
             "kernel": str(kernel),
             # With a weight of 0 at first no pass runs it before its tables are known here.
@@ -126,17 +151,18 @@ class Layer:
             "dtype": dtype or self.dtype,
         }
 
-    def _take(self, seed: int, reply: Dict[str, Any], descriptors: List[int]) -> Grafted:
+    def _take(self, asked: Dict[str, Any], reply: Dict[str, Any], descriptors: List[int]) -> Grafted:
+        from ._connection import map_sealed
         from ._frames import close_all
-        from ._session import map_sealed
 
         try:
             if len(descriptors) != 1:
                 raise SessionError("one memory file was expected beside the reply", code="session.protocol")
-            grafted = Grafted(reply, map_sealed(descriptors[0], reply["memory_bytes"]))
+            memory = map_sealed(descriptors[0], reply["memory_bytes"])
+            grafted = Grafted(reply, memory, asked, self.client)
         finally:
             close_all(descriptors)
-        self.grafted[seed] = grafted
+        self.grafted[asked["seed"]] = grafted
         return grafted
 
     def set_alpha(self, seed: int, alpha: float) -> Dict[str, Any]:
@@ -147,6 +173,7 @@ class Layer:
         """Takes a seed's kernel out. Passes whose backward is due finish with it."""
         reply = self._ask("prune", seed)
         self.grafted[seed] = None
+        self.begun.pop(seed, None)
         return reply
 
     def seed_state(self, seed: int) -> Dict[str, Any]:
@@ -219,11 +246,11 @@ class Layer:
 class Ticket:
     """A forward pass awaiting its backward. Given back when this dies."""
 
-    __slots__ = ("_lane", "_layer", "number", "held", "__weakref__")
+    __slots__ = ("layer", "number", "held", "__weakref__")
 
-    def __init__(self, lane: Any, layer: int, number: int, held: Any) -> None:
-        self._lane = lane
-        self._layer = layer
+    def __init__(self, layer: Layer, number: int, held: Any) -> None:
+        #: The layer it was taken from, on the connection it was taken on.
+        self.layer = layer
         self.number = number
         #: x's memory, which the daemon reads again in the backward.
         self.held = held
@@ -235,13 +262,13 @@ class Ticket:
             raise TicketError(
                 "this pass has had its backward: run the forward again (retain_graph does not reach the seeds)",
                 code="ticket.spent",
-                layer=self._layer,
+                layer=self.layer.number,
             )
         return number
 
     def __del__(self) -> None:
         if self.number:
-            self._lane.release(self._layer, self.number)
+            self.layer.client._lane.release(self.layer.number, self.number)
 
 
 class Pass:
@@ -264,7 +291,7 @@ class Pass:
         self._grafted = [(seed, layer.grafted[seed]) for seed in self.live]
         self._ticket = None
         if completion.ticket:
-            self._ticket = Ticket(layer.client._lane, layer.number, completion.ticket, source)
+            self._ticket = Ticket(layer, completion.ticket, source)
 
     def backward(self, grad_output: np.ndarray) -> Gradients:
         """The gradients of what ``output`` led to. Spends the pass."""

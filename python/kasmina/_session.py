@@ -1,105 +1,78 @@
-"""A session: the control connection, the arena and the lane."""
+"""A trainer's session, which outlives the daemon: one connection after the other."""
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
-import socket
 import sys
 import threading
 import weakref
-from collections import deque
-from typing import Any, Deque, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-import numpy as np
-
-from . import _frames
-from ._heap import Block, Heap
-from ._lane import Lane
+from . import _reattach
+from ._connection import Connection
 from ._layer import Layer
-from ._layout import ARENA_MAGIC, PROTOCOL
-from ._version import __version__
-from .errors import ConnectionLost, SessionError, UsageError, from_reply
+from .errors import UsageError
 
 DEFAULT_SOCKET = "/run/kasmina/kasmina.sock"
 DEFAULT_ARENA_BYTES = 256 << 20
-_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
-_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
-
-_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 
 
-def connect(path: Optional[str] = None, *, arena_bytes: int = DEFAULT_ARENA_BYTES) -> Client:
+def connect(
+    path: Optional[str] = None, *, arena_bytes: int = DEFAULT_ARENA_BYTES, reconnect: bool = True
+) -> Client:
     """Opens a session at ``path``, by default ``$KASMINA_SOCKET``, else ``/run/kasmina/kasmina.sock``.
 
-    ``arena_bytes`` is how much shared memory to ask for; memory is taken as it is first used. Raises
-    ``SessionError``: ``session.unavailable`` when nobody answers, ``session.quota`` and others when the daemon
-    does not want this process.
+    ``arena_bytes`` is how much shared memory to ask for; memory is taken as it is first used. With ``reconnect``
+    a thread notices when the daemon is gone, and when it is back opens the layers of ``kasmina.torch`` anew with
+    their kernels, blend factors and the values that their parameters have here. Raises ``SessionError``:
+    ``session.unavailable`` when nobody answers, ``session.quota`` and others when the daemon does not want this
+    process.
     """
-    return Client(path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET, arena_bytes)
+    return Client(path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET, arena_bytes, reconnect)
 
 
 class Client:
     """A session with the daemon. Threads may share it. It ends with ``close`` or with the process."""
 
-    def __init__(self, path: str, arena_bytes: int) -> None:
+    def __init__(self, path: str, arena_bytes: int, reconnect: bool = True) -> None:
         if sys.byteorder != "little":
             raise UsageError("shared memory is little endian, this machine is not")
         self.path = path
-        self._lock = threading.Lock()
-        self._forked = False
-        self._closings: Deque[int] = deque()
-        self._unread = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            try:
-                self._socket.connect(path)
-            except OSError as error:
-                raise SessionError(
-                    f"cannot connect to {path}: {error}; is kasminad running, and may this user connect?",
-                    code="session.unavailable",
-                ) from error
-            hello, descriptors = self._ask(
-                {
-                    "verb": "hello",
-                    "protocol": PROTOCOL,
-                    "client": f"kasmina-python/{__version__}",
-                    "pid": os.getpid(),
-                    "arena_bytes": arena_bytes,
-                }
-            )
-            doorbell = None
-            try:
-                if len(descriptors) != 2:
-                    raise SessionError("an arena and a doorbell were expected", code="session.protocol")
-                self._memory = map_sealed(descriptors[0], hello["arena"]["arena_bytes"])
-                doorbell = socket.socket(fileno=os.dup(descriptors[1]))
-            finally:
-                _frames.close_all(descriptors)
-        except BaseException:
-            self._socket.close()
-            raise
-        self.session: int = hello["session"]
-        self.server: str = hello["server"]
-        self.device: str = hello["device"]
-        self.limits: Dict[str, int] = hello["limits"]
-        arena = hello["arena"]
-        if int.from_bytes(self._memory[:8], "little") != ARENA_MAGIC:
-            raise SessionError("the arena's layout is not known here", code="session.protocol")
-        self._heap = Heap(arena["heap_offset"], arena["heap_bytes"])
-        self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"])
-        self._bytes = np.frombuffer(self._memory, np.uint8)
-        self._base = self._bytes.ctypes.data
-        self._held: Dict[int, _Holder] = {}
-        #: Tensors over blocks, kept by kasmina.torch.
-        self._views: Dict[Any, Any] = {}
-        _clients.add(self)
+        self._arena_bytes = arena_bytes
+        #: Whether a daemon that is gone is waited for.
+        self.reconnects = reconnect
+        #: The connection; after the daemon's return another.
+        self.connection = Connection(path, arena_bytes)
+        self._restored: "weakref.WeakSet[Any]" = weakref.WeakSet()
+        self._restored_lock = threading.Lock()
+        self._stop = threading.Event()
+        if reconnect:
+            _reattach.watch(self)
 
     @property
     def connected(self) -> bool:
-        """Whether the session is open, as far as this side has noticed."""
-        return self._lane.alive
+        """Whether there is a daemon, as far as this side has noticed."""
+        return self.connection.connected
+
+    @property
+    def session(self) -> int:
+        """The session's number in the daemon."""
+        return self.connection.session
+
+    @property
+    def server(self) -> str:
+        """The daemon's name and version."""
+        return self.connection.server
+
+    @property
+    def device(self) -> str:
+        """Where the daemon runs kernels."""
+        return self.connection.device
+
+    @property
+    def limits(self) -> Dict[str, int]:
+        """What the daemon lets a session hold."""
+        return self.connection.limits
 
     def open_layer(
         self,
@@ -111,20 +84,28 @@ class Client:
     ) -> Layer:
         """Opens a layer with dormant seeds. ``input_shape`` is without the batch, if it is known."""
         shape = None if input_shape is None else [int(size) for size in input_shape]
-        reply = self.request(
-            "open_layer", name=name, seeds=seeds, blend=blend, input_shape=shape, dtype=dtype
-        )
-        return Layer(self, reply["layer"], name, seeds, blend, dtype)
+        return self.connection.open_layer(name=name, seeds=seeds, blend=blend, input_shape=shape, dtype=dtype)
 
     def prefetch(self, kernels: Iterable[str]) -> int:
         """Has kernels fetched and proven, so that a later graft finds them resident. Returns how many were
         not."""
         return self.request("prefetch", kernels=list(kernels))["started"]
 
+    def restore(self, each: Any) -> None:
+        """Has ``each._restoration(connection)`` asked for after the daemon's return: what it gives is moved on by
+        the client's thread, by ``advance()``, until that returns None."""
+        with self._restored_lock:
+            self._restored.add(each)
+
+    def _restorations(self, connection: Connection) -> List[Any]:
+        with self._restored_lock:
+            return [each._restoration(connection) for each in self._restored]
+
     def close(self) -> None:
         """Ends the session. Tensors that lie in its memory stay valid."""
-        self._lane.close("the session was closed")
-        self._socket.close()
+        self.reconnects = False
+        self._stop.set()
+        self.connection.end("the session was closed")
 
     def __enter__(self) -> Client:
         return self
@@ -144,115 +125,8 @@ class Client:
 
     def request(self, verb: str, **fields: Any) -> Any:
         """Asks on the control connection. Raises what the daemon refuses."""
-        reply, descriptors = self.request_with_descriptors(verb, **fields)
-        _frames.close_all(descriptors)
-        return reply
+        return self.connection.request(verb, **fields)
 
     def request_with_descriptors(self, verb: str, **fields: Any) -> Tuple[Any, List[int]]:
         """The same, with the file descriptors beside the reply, which are the caller's to close."""
-        with self._lock:
-            self._post_closings()
-            return self._ask({"verb": verb, **fields})
-
-    def request_if_free(self, verb: str, **fields: Any) -> Optional[Tuple[Any, List[int]]]:
-        """The same, unless another thread is waiting for a reply: then None, at once."""
-        if not self._lock.acquire(False):
-            return None
-        try:
-            self._post_closings()
-            return self._ask({"verb": verb, **fields})
-        finally:
-            self._lock.release()
-
-    def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
-        if self._forked:
-            raise UsageError(
-                "this process was forked from the one that connected: call kasmina.connect again here"
-            )
-        if self._socket.fileno() < 0:
-            raise ConnectionLost("the session was closed", in_flight=False)
-        try:
-            _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
-            while self._unread:
-                _, unasked = _frames.receive(self._socket)
-                _frames.close_all(unasked)
-                self._unread -= 1
-            reply, descriptors = _frames.receive(self._socket)
-        except KeyboardInterrupt:
-            # The reply to this request would be taken for the next one's.
-            self._socket.close()
-            raise
-        if isinstance(reply, dict) and "ok" in reply:
-            return reply["ok"], descriptors
-        _frames.close_all(descriptors)
-        raise from_reply(reply.get("error", {}) if isinstance(reply, dict) else {})
-
-    def _close_layer(self, layer: int) -> None:
-        """Closes a layer now or later. Never blocks and never raises: finalizers call it, at any moment."""
-        self._closings.append(layer)
-        if self._lock.acquire(False):
-            try:
-                self._post_closings()
-            finally:
-                self._lock.release()
-
-    def _post_closings(self) -> None:
-        """Sends what finalizers have queued; the replies are read before the next request's."""
-        while self._closings and self._socket.fileno() >= 0 and not self._forked:
-            frame = _frames.encode(_frames.REQUEST, {"verb": "close_layer", "layer": self._closings[0]})
-            try:
-                # A frame this small is taken whole or not at all.
-                self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError:
-                return  # its buffer is full, or the daemon is gone and its layers with it
-            self._closings.popleft()
-            self._unread += 1
-
-    def _allocate(self, count: int) -> Block:
-        return self._heap.allocate(count)
-
-    def _array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
-        """A block as an array. The block must be kept alive beside it."""
-        dtype = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return self._bytes[block.offset : block.offset + count].view(dtype).reshape(shape)
-
-    def _owning_array(self, block: Block, dtype: Any, count: int) -> np.ndarray:
-        """A block's first elements as an array that holds the block as long as anything looks at it."""
-        array = np.frombuffer(self._memory, dtype, count, block.offset)
-        holder = _Holder(array, self._drop)
-        holder.block = block
-        self._held[id(holder)] = holder
-        return array
-
-    def _drop(self, holder: _Holder) -> None:
-        self._held.pop(id(holder), None)
-
-
-class _Holder(weakref.ref):
-    """A weak reference that holds a block until its array is gone."""
-
-    __slots__ = ("block",)
-
-
-def map_sealed(descriptor: int, size: int) -> mmap.mmap:
-    """Maps a memory file that nobody can shrink under our feet. Raises ``SessionError`` for any other."""
-    try:
-        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
-    except OSError as error:
-        raise SessionError(f"the daemon sent no memory file: {error}", code="session.protocol") from error
-    if not seals & _F_SEAL_SHRINK or os.fstat(descriptor).st_size != size:
-        raise SessionError("the daemon sent a memory file that is not sealed or not as long as it said",
-                           code="session.protocol")
-    return mmap.mmap(descriptor, size)
-
-
-def _after_fork() -> None:
-    """In the child: let go of the socket, so that the parent's death does not go unnoticed."""
-    for client in list(_clients):
-        client._forked = True
-        client._lock = threading.Lock()
-        client._socket.close()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+        return self.connection.request_with_descriptors(verb, **fields)

@@ -79,6 +79,10 @@ class UsageError(KasminaError, ValueError):
         super().__init__(message, **where)
 
 
+class ConnectionWarning(RuntimeWarning):
+    """The daemon is gone and layers go on without their seeds, or it is back."""
+
+
 class SeedFailureWarning(RuntimeWarning):
     """A seed failed in a pass and was left out; the pass went on with the rest."""
 

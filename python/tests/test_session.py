@@ -72,7 +72,7 @@ def test_dropped_passes_give_their_tickets_and_memory_back(peer, client):
     gc.collect()
     layer.forward(x)
     assert peer.tickets == {}
-    assert client._heap.free_bytes == client._heap.size
+    assert client.connection._heap.free_bytes == client.connection._heap.size
 
 
 def test_threads_share_a_session(client):

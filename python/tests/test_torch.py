@@ -185,7 +185,7 @@ def test_layers_in_a_row_pass_tensors_without_copies(client):
     second, _ = both(client, ["mlp"], [0.5], "convex")
     x = torch.randn(4, 3, requires_grad=True)
     middle = first(x)
-    assert client._base <= middle.data_ptr() < client._base + len(client._memory)
+    assert client.connection._base <= middle.data_ptr() < client.connection._base + len(client.connection._memory)
     second(middle).sum().backward()
     assert x.grad is not None and first.seeds[0].weight.grad is not None
 
@@ -280,15 +280,15 @@ def test_memory_is_flat_over_many_steps(peer, client):
         optimizer.step()
     optimizer.zero_grad()
     gc.collect()
-    assert client._heap.free_bytes == client._heap.size
-    assert client._held == {} and peer.tickets == {}
+    assert client.connection._heap.free_bytes == client.connection._heap.size
+    assert client.connection._held == {} and peer.tickets == {}
 
 
 def test_a_crowded_arena_hands_out_ordinary_tensors(client):
     layer, _ = both(client, ["linear"], [0.5], "convex")
-    held = client._allocate(3 << 20)
+    held = client.connection._allocate(3 << 20)
     y = layer(torch.randn(4, 3))
-    assert not client._base <= y.data_ptr() < client._base + len(client._memory)
+    assert not client.connection._base <= y.data_ptr() < client.connection._base + len(client.connection._memory)
     y.sum().backward()
     del held
 

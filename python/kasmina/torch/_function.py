@@ -25,7 +25,7 @@ from .._layout import (
 from ..errors import ConnectionLost
 
 if TYPE_CHECKING:
-    from .._session import Client
+    from .._connection import Connection
     from ._layer import SeededLayer
 
 _I64_MAX = (1 << 63) - 1
@@ -102,7 +102,9 @@ def _forward(
     layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, want: int
 ) -> Tuple[torch.Tensor, Completion, Optional[Ticket], Optional[torch.Tensor]]:
     """y, what the daemon said, the ticket, and P of a multiplying blend."""
-    client = layer.client
+    # Looked at once: after the daemon's return a layer is another, on another connection.
+    remote = layer.remote
+    client = remote.client
     flags = TRAIN if layer.training else 0
     if want:
         flags |= want | TAKE_TICKET
@@ -112,8 +114,8 @@ def _forward(
     completion = client._lane.run(
         FORWARD,
         flags,
-        layer.remote.number,
-        DTYPE_CODES[layer.remote.dtype],
+        remote.number,
+        DTYPE_CODES[remote.dtype],
         0,
         int(layer._random.random_(0, _I64_MAX)) if layer.training else 0,
         (offset, x.numel() * x.element_size(), target.offset, out_bytes, 0, 0, 0, 0, 0, 0, 0, 0),
@@ -122,7 +124,7 @@ def _forward(
     ticket = None
     if completion.ticket:
         # Where x lies in the arena it is the tensor itself that must live on.
-        ticket = Ticket(client._lane, layer.remote.number, completion.ticket, x if held is None else held)
+        ticket = Ticket(remote, completion.ticket, x if held is None else held)
     if completion.failed_mask or layer.last_failures:
         layer._note_failures(failures_of(completion))
     out = _owning_tensor(client, target, h.dtype, h.numel()).view(h.shape)
@@ -142,7 +144,9 @@ def _backward(
 ) -> None:
     """Runs the daemon's backward and puts what it yields where autograd expects it."""
     layer: SeededLayer = ctx.layer
-    client, want = layer.client, ctx.want
+    # A ticket of before the daemon's return is of a connection that is gone, and says so.
+    remote, want = ctx.ticket.layer, ctx.want
+    client = remote.client
     grad_bytes = grad.numel() * grad.element_size()
     offset, held = _in_arena(client, grad)
     ran = [ran for ran in ctx.ran if ctx.live_mask >> ran[0].index & 1]
@@ -151,7 +155,7 @@ def _backward(
         x_elements *= size
     x_bytes = x_elements * grad.element_size()
     parameter_bytes = sum(grafted.gradient_bytes for _, grafted, _ in ran)
-    seeds = layer.remote.seeds
+    seeds = remote.seeds
     places = [0, 0, 0, 0, offset, grad_bytes, 0, 0, 0, 0, 0, 0]
     to_x = to_parameters = to_alphas = None
     if want & WANT_GRAD_INPUT:
@@ -164,7 +168,7 @@ def _backward(
         to_alphas = client._allocate(seeds * 4)
         places[10:12] = to_alphas.offset, seeds * 4
     number = ctx.ticket.spend()
-    completion = client._lane.run(BACKWARD, want, layer.remote.number, 0, number, 0, tuple(places))
+    completion = client._lane.run(BACKWARD, want, remote.number, 0, number, 0, tuple(places))
     ctx.ticket.held = held = None  # x and the gradient may go now
     if completion.failed_mask:
         layer._note_failures(failures_of(completion))
@@ -204,7 +208,7 @@ def _part(block: torch.Tensor, offset: int, entry: Entry) -> torch.Tensor:
     return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
 
 
-def _in_arena(client: Client, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
+def _in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
     """Where a tensor lies in the arena, and the block it was copied to; none where it lay there already."""
     offset = tensor.data_ptr() - client._base
     if 0 <= offset < len(client._memory) and not offset % ALIGNMENT and tensor.is_contiguous():
@@ -214,7 +218,7 @@ def _in_arena(client: Client, tensor: torch.Tensor) -> Tuple[int, Optional[Block
     return block.offset, block
 
 
-def _view(client: Client, block: Block, like: torch.Tensor) -> torch.Tensor:
+def _view(client: Connection, block: Block, like: torch.Tensor) -> torch.Tensor:
     """A tensor over a block that does not hold it, for use on the spot. Training asks for the same again and
     again, so they are kept."""
     key = (block.offset, like.shape, like.dtype)
@@ -228,6 +232,6 @@ def _view(client: Client, block: Block, like: torch.Tensor) -> torch.Tensor:
     return view
 
 
-def _owning_tensor(client: Client, block: Block, dtype: torch.dtype, elements: int) -> torch.Tensor:
+def _owning_tensor(client: Connection, block: Block, dtype: torch.dtype, elements: int) -> torch.Tensor:
     """A flat tensor over a block, which is given back when nothing looks at it any more."""
     return torch.from_numpy(client._owning_array(block, _NUMPY[dtype], elements)).view(dtype)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
+from .._connection import Connection
 from .._layer import Layer
 from .._session import Client
-from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
+from ..errors import (
+    ConnectionLost,
+    ConnectionWarning,
+    KasminaError,
+    SeedFailureWarning,
+    SessionError,
+    UsageError,
+)
 from ._function import run
+from ._return import Return
 from ._seed import Seed
 
 _BLENDS = ("convex", "residual", "multiply")
@@ -26,8 +36,9 @@ class SeededLayer(nn.Module):
 
     Without a live seed (a kernel and alpha above 0) calling it is calling the host. If a seed fails in a pass
     it is left out of that pass, ``last_failures`` names it and a ``SeedFailureWarning`` is given once. If the
-    daemon dies, a pass under way raises ``ConnectionLost``; from then on the layer is its host alone.
-    It is that too while the daemon shuts down, and passes that were run before can still have their backward.
+    daemon dies, a pass under way raises ``ConnectionLost``; until it is back the layer is its host alone. Then
+    the next call runs the seeds again, with the parameters as they are here. It is the host alone too while the
+    daemon shuts down, and passes that were run before can still have their backward.
     """
 
     def __init__(
@@ -50,6 +61,10 @@ class SeededLayer(nn.Module):
         self._loading: List[Seed] = []
         # Whether a call is the host's own and nothing is to be learned from it.
         self._quiet = False
+        # Whether the daemon is gone or leaving, what comes from the next one, and whether to look at it.
+        self._alone = False
+        self._return: Optional[Return] = None
+        self._arrived = False
         self.host = host
         self.client = client
         self.name = name
@@ -60,16 +75,19 @@ class SeededLayer(nn.Module):
         self.last_failures: Dict[int, str] = {}
         self._warned: Set[Tuple[int, str]] = set()
         self._random = torch.empty((), dtype=torch.int64)
-        #: The layer in the daemon.
-        self.remote: Layer = client.open_layer(name, seeds, blend, input_shape, str(dtype).split(".")[-1])
         self.seeds = nn.ModuleList(Seed(self, index) for index in range(seeds))
+        #: The layer in the daemon; after the daemon's return another.
+        self.remote: Layer = None  # type: ignore[assignment]
+        # First, so that a daemon that dies between the two finds the layer on its list.
+        client.restore(self)
+        self.remote = client.open_layer(name, seeds, blend, input_shape, str(dtype).split(".")[-1])
         if input_shape is not None:
             self.input_shape = tuple(int(size) for size in input_shape)
 
     @property
     def connected(self) -> bool:
-        """Whether the daemon is there, as far as this process has noticed."""
-        return self.client.connected
+        """Whether the layer is in a daemon that is there, as far as this process has noticed."""
+        return self.remote.client.connected
 
     @property
     def input_shape(self) -> Optional[Tuple[int, ...]]:
@@ -106,12 +124,14 @@ class SeededLayer(nn.Module):
         """The host's output, blended with the live seeds'. Further arguments are the host's."""
         if self._input_shape is None and isinstance(x, torch.Tensor):
             self.input_shape = tuple(x.shape[1:])
+        if self._arrived:
+            self._take_over()
         if self._loading:
             self._finish_grafts()
         h = self._host(x, *args, **kwargs)
         if not self._live:
             return h
-        if not self.client.connected:
+        if not self.remote.client.connected:
             self._go_on_alone()
             return h
         self._check(x, h)
@@ -138,11 +158,14 @@ class SeededLayer(nn.Module):
 
     def _refresh(self) -> None:
         """Settles what the next calls do, after a seed or the connection changed."""
-        seeds = list(self._modules["seeds"]) if "seeds" in self._modules else []
-        self._grafted = [seed for seed in seeds if seed._grafted is not None]
+        seeds = list(self._modules["seeds"]) if "seeds" in self._modules and not self._alone else []
+        self._grafted = [seed for seed in seeds if seed.present]
         self._live = [seed for seed in self._grafted if seed._alpha > 0.0]
-        self._loading = [seed for seed in seeds if seed._loading is not None]
+        self._loading = [s for s in seeds if s._loading is not None and s.index in self.remote.begun]
         self._quiet = not self._live and not self._loading and self._input_shape is not None
+        # The client's thread may have shown something meanwhile.
+        if self._arrived:
+            self._quiet = False
 
     def _finish_grafts(self) -> None:
         """Takes over kernels that have become ready. Waits for none."""
@@ -153,13 +176,70 @@ class SeededLayer(nn.Module):
             self._go_on_alone()
 
     def _go_on_alone(self, why: str = "is gone") -> None:
-        self._live, self._loading = [], []
-        self._quiet = True
-        if ("lost",) not in self._warned:
-            self._warned.add(("lost",))  # type: ignore[arg-type]
+        connection = self.remote.client
+        if why == "is gone" and connection.connected:
+            return  # a ticket of before has failed, and the layer has come back meanwhile
+        self._alone = True
+        self._refresh()
+        if not connection.told_lost:
+            connection.told_lost = True
             warnings.warn(
-                f"layer {self.name!r} goes on without its seeds: the daemon {why}", RuntimeWarning, stacklevel=4
+                f"the daemon {why}: layer {self.name!r} goes on without its seeds, like every other of its session",
+                ConnectionWarning,
+                stacklevel=4,
             )
+
+    def _restoration(self, connection: Connection) -> Return:
+        return Return(self, connection)
+
+    def _show(self, came: Return) -> None:
+        """Has the next call look at what has come back. The client's thread calls it, at any moment."""
+        self._return = came
+        self._arrived = True
+        self._quiet = False
+
+    def _take_over(self) -> None:
+        """Puts what has come back from the daemon's death into its place. Waits for nothing."""
+        self._arrived = False
+        came = self._return
+        if came is None or came.remote is None or not came.remote.client.connected:
+            return self._refresh()  # gone again
+        if self.remote is not came.remote:
+            self.remote = came.remote
+            self._alone = False
+        back = False
+        while came.arrived:
+            arrival = came.arrived.popleft()
+            try:
+                back |= arrival.seed._arrive(arrival)
+            except ConnectionLost:
+                return self._go_on_alone()
+        self._refresh()
+        if back and not self.remote.client.told_back:
+            self.remote.client.told_back = True
+            warnings.warn(
+                f"the daemon is back: layer {self.name!r} runs its seeds again, and so will every other of its session",
+                ConnectionWarning,
+                stacklevel=4,
+            )
+
+    @contextlib.contextmanager
+    def _owning(self, index: int) -> Iterator[None]:
+        """While a seed is given another kernel or none. If that succeeds, what was on its way back to it after
+        the daemon's death is not wanted any more."""
+        if self._arrived:
+            self._take_over()
+        came = self._return
+        if came is None:
+            yield
+            return
+        came.hold(index)
+        try:
+            yield
+        except BaseException:
+            came.let_go(index)
+            raise
+        came.forget(index)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
         if x.dtype is not self.dtype or h.dtype is not self.dtype:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional,
 import torch
 from torch import nn
 
-from .._layer import Entry, Grafted, check_alpha
-from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, UsageError
+from .._layer import Entry, Grafted, Layer, check_alpha
+from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
+    from ._return import Arrival
 
 
 class _Shared(nn.Module):
@@ -105,25 +106,28 @@ class Seed(_Shared):
                 kernel=str(kernel),
             )
         self.load_error = None
-        if not wait:
-            layer.remote.begin_graft(self.index, kernel, layer.input_shape)
-            self._loading = (str(kernel), float(alpha), on_live)
+        with layer._owning(self.index):
+            if not wait:
+                layer.remote.begin_graft(self.index, kernel, layer.input_shape)
+                self._loading = (str(kernel), float(alpha), on_live)
+            else:
+                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
+                self._loading = None
+        if wait:
+            self._settle(grafted, alpha, on_live)
+        else:
             layer._refresh()
-            return self
-        self._loading = None
-        self._settle(layer.remote.graft(self.index, kernel, 0.0, layer.input_shape), alpha, on_live)
         return self
 
     def _settle(
         self, grafted: Grafted, alpha: float, on_live: Optional[Callable[[Seed], Any]]
     ) -> None:
-        layer = self._layer
         self._clear()
         self._register(grafted)
         if alpha != 0:
-            layer.remote.set_alpha(self.index, alpha)
+            self._weigh(alpha)
         self._alpha = float(alpha)
-        layer._refresh()
+        self._layer._refresh()
         if on_live is not None:
             on_live(self)
 
@@ -151,10 +155,24 @@ class Seed(_Shared):
 
     def prune(self) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
-        self._layer.remote.prune(self.index)
+        layer = self._layer
+        with layer._owning(self.index):
+            try:
+                layer.remote.prune(self.index)
+            except ConnectionLost:
+                # The kernel is gone with the daemon; that it does not come back is for this side to see to.
+                if not layer.client.reconnects:
+                    raise
+                layer.remote.begun.pop(self.index, None)
         self._loading = None
         self._clear()
-        self._layer._refresh()
+        layer._refresh()
+
+    @property
+    def present(self) -> bool:
+        """Whether the seed has a kernel that is in the daemon: it has one and is not present while it is on its way
+        back after the daemon's death."""
+        return self._grafted is not None and self._grafted.client is self._layer.remote.client
 
     @property
     def kernel(self) -> Optional[str]:
@@ -168,13 +186,16 @@ class Seed(_Shared):
 
     @property
     def alpha(self) -> float:
-        """The blend factor, in [0, 1]. Setting it takes effect with the next pass."""
+        """The blend factor, in [0, 1]. Setting it takes effect with the next pass; while the daemon is away, with
+        the first after its return."""
         return self._alpha
 
     @alpha.setter
     def alpha(self, value: float) -> None:
         value = check_alpha(value)
-        self._layer.remote.set_alpha(self.index, value)
+        if self._layer._arrived:
+            self._layer._take_over()
+        self._weigh(value)
         self._alpha = value
         self._layer._refresh()
 
@@ -211,6 +232,78 @@ class Seed(_Shared):
         for entry in grafted.buffers:
             owner, name = self._container(entry.name)
             owner._buffers[name] = shared_tensor(grafted, entry)
+        self._grafted = grafted
+
+    def _weigh(self, alpha: float) -> None:
+        try:
+            self._layer.remote.set_alpha(self.index, alpha)
+        except ConnectionLost:
+            # The next daemon is told with the rest.
+            if not self._layer.client.reconnects:
+                raise
+
+    def _restore(self, remote: Layer) -> float:
+        """Has the kernel that was grafted anew be as it was: its weight, which is returned. The client's thread
+        calls it."""
+        alpha = self._alpha
+        if alpha != 0:
+            remote.set_alpha(self.index, alpha)
+        return alpha
+
+    def _arrive(self, arrival: Arrival) -> bool:
+        """Takes over what came of this seed's kernel after the daemon's death; whether it is here again."""
+        remote = self._layer.remote
+        error, grafted = arrival.error, arrival.grafted
+        try:
+            if self._grafted is not arrival.before:
+                # It was pruned while the daemon was away.
+                if grafted is not None:
+                    remote.prune(self.index)
+                return False
+            if grafted is not None:
+                self._rebind(grafted)
+                self.load_error = None
+                if self._alpha != arrival.alpha:
+                    remote.set_alpha(self.index, self._alpha)
+                return True
+        except ConnectionLost:
+            raise
+        except KasminaError as failed:
+            error = failed
+        self.load_error = error
+        if not arrival.again:
+            # The parameters stay where they are, for whoever wants to save them.
+            self._grafted, self._alpha = None, 0.0
+        warnings.warn(
+            f"seed {self.index} of layer {self._layer.name!r} is left out after the daemon's return"
+            f"{' until its kernel can be had' if arrival.again else ''}: {error}",
+            SeedFailureWarning,
+            stacklevel=5,
+        )
+        return False
+
+    def _rebind(self, grafted: Grafted) -> None:
+        """Has the same parameters and buffers, with the values they have, lie in another memory file."""
+        before = self._grafted
+        assert before is not None
+        for old, new in ((before.parameters, grafted.parameters), (before.buffers, grafted.buffers)):
+            if [entry[:3] for entry in old] != [entry[:3] for entry in new]:
+                self._layer.remote.prune(self.index)
+                raise KernelError(
+                    f"kernel {grafted.kernel} has come back with other parameters or buffers than it had",
+                    code="kernel.shape",
+                    seed=self.index,
+                    kernel=grafted.kernel,
+                )
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = list(zip(self._tensors, grafted.parameters))
+            for entry in grafted.buffers:
+                owner, name = self._container(entry.name)
+                tensors.append((owner._buffers[name], entry))
+            for tensor, entry in tensors:
+                place = shared_tensor(grafted, entry)
+                place.copy_(tensor)
+                tensor.data = place
         self._grafted = grafted
 
     def _container(self, dotted: str) -> Any:

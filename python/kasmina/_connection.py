@@ -1,0 +1,257 @@
+"""One connection to one daemon: control socket, arena and lane. It ends once and is never made whole again."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import threading
+import weakref
+from collections import deque
+from typing import Any, Deque, Dict, List, Optional, Tuple
+
+import numpy as np
+
+from . import _frames
+from ._heap import Block, Heap
+from ._lane import Lane
+from ._layer import Layer
+from ._layout import ARENA_MAGIC, PROTOCOL
+from ._version import __version__
+from .errors import ConnectionLost, SessionError, UsageError, from_reply
+
+_F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
+_F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+
+_CLOSED = "the session was closed"
+
+_connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
+
+
+class Connection:
+    """A session with a daemon. Threads may share it. What was made on it (layers, tickets, blocks of its arena)
+    is of no use on another; its memory stays mapped as long as anything looks at it."""
+
+    def __init__(self, path: str, arena_bytes: int) -> None:
+        self._lock = threading.Lock()
+        self._forked = False
+        self._closings: Deque[int] = deque()
+        self._unread = 0
+        #: Whether people were told that it is lost, and that it came after one that was.
+        self.told_lost = self.told_back = False
+        self.ends: Optional[Ends] = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            try:
+                self._socket.connect(path)
+            except OSError as error:
+                raise SessionError(
+                    f"cannot connect to {path}: {error}; is kasminad running, and may this user connect?",
+                    code="session.unavailable",
+                ) from error
+            hello, descriptors = self._ask(
+                {
+                    "verb": "hello",
+                    "protocol": PROTOCOL,
+                    "client": f"kasmina-python/{__version__}",
+                    "pid": os.getpid(),
+                    "arena_bytes": arena_bytes,
+                }
+            )
+            doorbell = None
+            try:
+                if len(descriptors) != 2:
+                    raise SessionError("an arena and a doorbell were expected", code="session.protocol")
+                self._memory = map_sealed(descriptors[0], hello["arena"]["arena_bytes"])
+                doorbell = socket.socket(fileno=os.dup(descriptors[1]))
+            finally:
+                _frames.close_all(descriptors)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.ends = Ends(self._socket, doorbell)
+        self.session: int = hello["session"]
+        self.server: str = hello["server"]
+        self.device: str = hello["device"]
+        self.limits: Dict[str, int] = hello["limits"]
+        arena = hello["arena"]
+        if int.from_bytes(self._memory[:8], "little") != ARENA_MAGIC:
+            raise SessionError("the arena's layout is not known here", code="session.protocol")
+        self._heap = Heap(arena["heap_offset"], arena["heap_bytes"])
+        self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"])
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._base = self._bytes.ctypes.data
+        self._held: Dict[int, _Holder] = {}
+        #: Tensors over blocks, kept by kasmina.torch.
+        self._views: Dict[Any, Any] = {}
+        _connections.add(self)
+
+    def __del__(self) -> None:
+        # Whoever watches over the sockets holds them, and not this.
+        ends = getattr(self, "ends", None)
+        if ends is not None:
+            ends.end()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the session is open, as far as this side has noticed."""
+        return self._lane.alive
+
+    def open_layer(self, **spec: Any) -> Layer:
+        """Opens a layer, by the fields of the wire's ``open_layer``."""
+        return Layer(self, self.request("open_layer", **spec)["layer"], spec)
+
+    def end(self, reason: str) -> None:
+        """Ends the session, and so whatever waits for it."""
+        self._lane.close(reason)
+        self.ends.end()
+
+    def request(self, verb: str, **fields: Any) -> Any:
+        """Asks on the control connection. Raises what the daemon refuses."""
+        reply, descriptors = self.request_with_descriptors(verb, **fields)
+        _frames.close_all(descriptors)
+        return reply
+
+    def request_with_descriptors(self, verb: str, **fields: Any) -> Tuple[Any, List[int]]:
+        """The same, with the file descriptors beside the reply, which are the caller's to close."""
+        with self._lock:
+            self._post_closings()
+            return self._ask({"verb": verb, **fields})
+
+    def request_if_free(self, verb: str, **fields: Any) -> Optional[Tuple[Any, List[int]]]:
+        """The same, unless another thread is waiting for a reply: then None, at once."""
+        if not self._lock.acquire(False):
+            return None
+        try:
+            self._post_closings()
+            return self._ask({"verb": verb, **fields})
+        finally:
+            self._lock.release()
+
+    def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
+        if self._forked:
+            raise UsageError(
+                "this process was forked from the one that connected: call kasmina.connect again here"
+            )
+        if self.ends is not None and not self._lane.alive:
+            raise ConnectionLost(self._lane.lost or _CLOSED, in_flight=False)
+        try:
+            _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+            while self._unread:
+                _, unasked = _frames.receive(self._socket)
+                _frames.close_all(unasked)
+                self._unread -= 1
+            reply, descriptors = _frames.receive(self._socket)
+        except KeyboardInterrupt:
+            # The reply to this request would be taken for the next one's.
+            self._end_here("the session was interrupted in the middle of a request")
+            raise
+        except ConnectionLost as lost:
+            self._end_here(lost.message)
+            raise
+        if isinstance(reply, dict) and "ok" in reply:
+            return reply["ok"], descriptors
+        _frames.close_all(descriptors)
+        raise from_reply(reply.get("error", {}) if isinstance(reply, dict) else {})
+
+    def _end_here(self, reason: str) -> None:
+        if self.ends is None:
+            self._socket.close()  # it was not greeted yet
+        else:
+            self.end(reason)
+
+    def _close_layer(self, layer: int) -> None:
+        """Closes a layer now or later. Never blocks and never raises: finalizers call it, at any moment."""
+        self._closings.append(layer)
+        if self._lock.acquire(False):
+            try:
+                self._post_closings()
+            finally:
+                self._lock.release()
+
+    def _post_closings(self) -> None:
+        """Sends what finalizers have queued; the replies are read before the next request's."""
+        while self._closings and not self._forked:
+            frame = _frames.encode(_frames.REQUEST, {"verb": "close_layer", "layer": self._closings[0]})
+            try:
+                # A frame this small is taken whole or not at all.
+                self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                return  # its buffer is full, or the daemon is gone and its layers with it
+            self._closings.popleft()
+            self._unread += 1
+
+    def _allocate(self, count: int) -> Block:
+        return self._heap.allocate(count)
+
+    def _array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
+        """A block as an array. The block must be kept alive beside it."""
+        dtype = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self._bytes[block.offset : block.offset + count].view(dtype).reshape(shape)
+
+    def _owning_array(self, block: Block, dtype: Any, count: int) -> np.ndarray:
+        """A block's first elements as an array that holds the block as long as anything looks at it."""
+        array = np.frombuffer(self._memory, dtype, count, block.offset)
+        holder = _Holder(array, self._drop)
+        holder.block = block
+        self._held[id(holder)] = holder
+        return array
+
+    def _drop(self, holder: _Holder) -> None:
+        self._held.pop(id(holder), None)
+
+
+class _Holder(weakref.ref):
+    """A weak reference that holds a block until its array is gone."""
+
+    __slots__ = ("block",)
+
+
+class Ends:
+    """A session's two sockets. Closed when nobody holds this any more, so that no thread that waits at one of
+    them ever finds another file under its number."""
+
+    def __init__(self, control: socket.socket, doorbell: socket.socket) -> None:
+        self.control = control
+        self.doorbell = doorbell
+
+    def end(self) -> None:
+        """Wakes whoever waits at them, here and in the daemon."""
+        for end in (self.control, self.doorbell):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the other side was first
+
+    def close(self) -> None:
+        self.control.close()
+        self.doorbell.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def map_sealed(descriptor: int, size: int) -> mmap.mmap:
+    """Maps a memory file that nobody can shrink under our feet. Raises ``SessionError`` for any other."""
+    try:
+        seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
+    except OSError as error:
+        raise SessionError(f"the daemon sent no memory file: {error}", code="session.protocol") from error
+    if not seals & _F_SEAL_SHRINK or os.fstat(descriptor).st_size != size:
+        raise SessionError("the daemon sent a memory file that is not sealed or not as long as it said",
+                           code="session.protocol")
+    return mmap.mmap(descriptor, size)
+
+
+def _after_fork() -> None:
+    """In the child: let go of the sockets, so that the parent's death does not go unnoticed."""
+    for connection in list(_connections):
+        connection._forked = True
+        connection._lock = threading.Lock()
+        if connection.ends is not None:
+            connection.ends.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,188 @@
+"""A layer's way to the daemon that came after its own.
+
+The client's thread opens the layer anew and grafts its kernels again; until all that is there the layer is its host
+alone. Its next call then takes over what has arrived: the values that parameters and buffers have here are copied to
+where the new daemon reads them, and the same ``nn.Parameter`` objects lie there from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Deque, Dict, NamedTuple, Optional
+
+from .._connection import Connection
+from .._layer import Grafted, Layer
+from ..errors import ConnectionLost, KasminaError, OriginError
+
+if TYPE_CHECKING:
+    from ._layer import SeededLayer
+    from ._seed import Seed
+
+_log = logging.getLogger("kasmina")
+
+#: How long a layer waits for the last of its kernels before it goes on with those that are there.
+PATIENCE_S = 1.0
+#: Between two looks whether a kernel is ready.
+SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.02
+#: Between two tries to get a kernel whose origin does not answer.
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 5.0
+
+
+class Arrival(NamedTuple):
+    """What became of a seed."""
+
+    seed: Seed
+    #: What was in it when its daemon died.
+    before: Grafted
+    #: The same kernel in the new daemon, with the weight that it has there.
+    grafted: Optional[Grafted] = None
+    alpha: float = 0.0
+    #: Why it cannot be had, and whether it is asked for again.
+    error: Optional[KasminaError] = None
+    again: bool = False
+
+
+class _Awaited:
+    """A seed whose kernel is on its way back."""
+
+    def __init__(self, before: Grafted) -> None:
+        self.before = before
+        self.is_asked = False
+        self.ask_at = 0.0
+        self.pause = FIRST_RETRY_S
+        #: Whether it was told that it does not come yet.
+        self.is_late = False
+        #: Whether the seed is being given another kernel.
+        self.is_held = False
+
+
+class Return:
+    """Moved on by the client's thread, looked at by the layer."""
+
+    def __init__(self, layer: SeededLayer, connection: Connection) -> None:
+        self._layer = weakref.ref(layer)
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._awaited: Dict[int, _Awaited] = {}
+        self._begun: Dict[int, Dict[str, Any]] = {}
+        self._look = SHORTEST_LOOK_S
+        self._since = time.monotonic()
+        self._refusal = ""
+        self._is_shown = False
+        #: The layer in the new daemon.
+        self.remote: Optional[Layer] = None
+        #: What the layer has not yet taken over.
+        self.arrived: Deque[Arrival] = deque()
+
+    def advance(self) -> Optional[float]:
+        """Does what can be done now. How long until the next time; None when there is nothing more to do."""
+        layer = self._layer()
+        if layer is None:
+            return None
+        if self.remote is None:
+            if layer.remote is None:
+                return LONGEST_LOOK_S  # it is being made, on one connection or the other
+            if layer.remote.client is self._connection:
+                return None
+            if not self._open(layer):
+                return LONGEST_RETRY_S
+        for index in list(self._awaited):
+            # Not all the while: whoever calls `forget` waits for one short question at most.
+            with self._lock:
+                awaited = self._awaited.get(index)
+                if awaited is not None and self._is_over(layer.seeds[index], awaited):
+                    del self._awaited[index]
+        is_settled = all(awaited.is_late or awaited.is_held for awaited in list(self._awaited.values()))
+        if is_settled or time.monotonic() - self._since > PATIENCE_S:
+            if not self._is_shown or self.arrived:
+                self._is_shown = True
+                layer._show(self)
+        if not self._awaited:
+            return None
+        self._look = min(self._look * 1.5, LONGEST_LOOK_S)
+        return self._look
+
+    def hold(self, index: int) -> None:
+        """Leaves a seed alone, until `let_go` or `forget`: its place in the daemon is its owner's."""
+        with self._lock:
+            if index in self._awaited:
+                self._awaited[index].is_held = True
+
+    def let_go(self, index: int) -> None:
+        """Goes on with a seed that is as it was after all; what was asked for it may be over."""
+        with self._lock:
+            if index in self._awaited:
+                self._awaited[index].is_held = self._awaited[index].is_asked = False
+
+    def forget(self, index: int) -> None:
+        """A seed is not wanted any more as it was."""
+        with self._lock:
+            self._awaited.pop(index, None)
+
+    def _open(self, layer: SeededLayer) -> bool:
+        try:
+            self.remote = self._connection.open_layer(**layer.remote.spec)
+        except ConnectionLost:
+            raise
+        except KasminaError as error:
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                _log.warning("layer %r cannot be opened again: %s", layer.name, error)
+            return False
+        self._begun = dict(layer.remote.begun)
+        for seed in layer.seeds:
+            if seed._grafted is not None:
+                self._awaited[seed.index] = _Awaited(seed._grafted)
+            else:
+                self._begin_loading(seed.index)
+        return True
+
+    def _is_over(self, seed: Seed, awaited: _Awaited) -> bool:
+        """Moves one seed on; whether there is nothing more to do for it."""
+        before, remote = awaited.before, self.remote
+        assert remote is not None
+        if awaited.is_held:
+            return False
+        if seed._grafted is not before:
+            return True  # pruned, or given another kernel, while the daemon was away
+        try:
+            if not awaited.is_asked:
+                if time.monotonic() < awaited.ask_at:
+                    return False
+                remote.begin(before.asked)
+                awaited.is_asked = True
+                self._look = SHORTEST_LOOK_S
+            grafted = remote.finish(before.asked)
+            if grafted is None:
+                return False
+            alpha = seed._restore(remote)
+        except ConnectionLost:
+            raise
+        except KasminaError as error:
+            # An origin that does not answer, or room that others have taken, may be there later.
+            again = isinstance(error, OriginError) or error.code == "session.quota"
+            if not awaited.is_late:
+                self.arrived.append(Arrival(seed, before, error=error, again=again))
+            awaited.is_late, awaited.is_asked = True, False
+            awaited.ask_at = time.monotonic() + awaited.pause
+            awaited.pause = min(awaited.pause * 2, LONGEST_RETRY_S)
+            return not again
+        self.arrived.append(Arrival(seed, before, grafted, alpha))
+        self._begin_loading(seed.index)
+        return True
+
+    def _begin_loading(self, index: int) -> None:
+        """Asks again for a kernel that was on its way in when the daemon died."""
+        asked, remote = self._begun.get(index), self.remote
+        if asked is not None and remote is not None:
+            try:
+                remote.begin(asked)
+            except ConnectionLost:
+                raise
+            except KasminaError as error:
+                _log.warning("kernel %s cannot be loaded again: %s", asked["kernel"], error)
+            remote.begun[index] = asked
