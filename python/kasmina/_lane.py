@@ -42,6 +42,7 @@ _MASK = RING_ENTRIES - 1
 _RING_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _TSO = platform.machine() in ("x86_64", "AMD64", "i686")
 _NO_DIMS: Tuple[int, ...] = (0,) * 18
+_NO_EXTRA: Tuple[int, ...] = (0,) * 4
 
 _lanes: "weakref.WeakSet[Lane]" = weakref.WeakSet()
 
@@ -86,11 +87,13 @@ class Lane:
         rng_seed: int = 0,
         blocks: Tuple[int, ...] = (0,) * 12,
         dims: Tuple[int, ...] = _NO_DIMS,
+        extra: Tuple[int, ...] = _NO_EXTRA,
     ) -> Completion:
         """Publishes a submission and waits for its completion. Every submission has one, in order.
 
         ``blocks`` are offset and bytes of input, output, grad_output, grad_input, grad_parameters and
-        grad_alphas; ``dims`` are both ranks, then eight sizes of the input and eight of the output.
+        grad_alphas; ``dims`` are both ranks, then eight sizes of the input and eight of the output; ``extra``
+        are offset and bytes of alphas given with a forward and of a gradient for seeds in training.
 
         Raises the refusal's exception; ``ConnectionLost`` when the daemon is gone, whose ``in_flight`` tells
         whether it was when the submission was already on its way.
@@ -98,7 +101,7 @@ class Lane:
         with self._lock:
             if self._releases:
                 self._flush()
-            sequence = self._publish(verb, flags, layer, dtype, ticket, rng_seed, blocks, dims)
+            sequence = self._publish(verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
             completion = self._wait(sequence)
         if self._releases:
             self._try_flush()
@@ -135,7 +138,7 @@ class Lane:
     def _flush(self) -> None:
         while self._releases:
             layer, ticket = self._releases.popleft()
-            self._publish(RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS)
+            self._publish(RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
 
     def _publish(
         self,
@@ -147,6 +150,7 @@ class Lane:
         rng_seed: int,
         blocks: Tuple[int, ...],
         dims: Tuple[int, ...],
+        extra: Tuple[int, ...],
     ) -> int:
         if self._lost or self._forked:
             self._refuse()
@@ -156,7 +160,18 @@ class Lane:
         tail = self._tail
         offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
         SUBMISSION.pack_into(
-            self._buffer, offset, verb, flags, tail, layer, dtype, ticket, rng_seed, *blocks, *dims
+            self._buffer,
+            offset,
+            verb,
+            flags,
+            tail,
+            layer,
+            dtype,
+            ticket,
+            rng_seed,
+            *blocks,
+            *dims,
+            *extra,
         )
         self._tail = tail + 1
         self._words[_SUBMISSION_TAIL] = tail + 1

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ._connection import Connection
 
 
+#: What a kernel does from its graft on.
+ROLES = ("blend", "train")
+
+
 class Entry(NamedTuple):
     """One parameter or buffer of a grafted kernel."""
 
@@ -81,31 +85,47 @@ class Layer:
         self.seeds: int = spec["seeds"]
         self.blend: str = spec["blend"]
         self.dtype: str = spec["dtype"]
-        self.grafted: List[Optional[Grafted]] = [None] * self.seeds
+        #: The slot of the layer's own transform, where the daemon runs it.
+        self.host: Optional[int] = self.seeds if spec.get("host") else None
+        self.grafted: List[Optional[Grafted]] = [None] * (self.seeds + (self.host is not None))
         #: Grafts under way that nobody waits for: by seed, how they were asked for.
         self.begun: Dict[int, Dict[str, Any]] = {}
         self._open = True
 
     def graft(
-        self, seed: int, kernel: str, alpha: float, input_shape: Sequence[int], dtype: Optional[str] = None
+        self,
+        seed: int,
+        kernel: str,
+        alpha: float,
+        input_shape: Sequence[int],
+        dtype: Optional[str] = None,
+        role: str = "blend",
     ) -> Grafted:
         """Puts a kernel into a seed; returns when it is live. ``input_shape`` is without the batch.
 
+        With the role ``train`` it learns behind the layer: it runs in training passes alone, and the output is
+        the same without it.
+
         Raises ``KernelError``, ``OriginError`` or ``SessionError`` and leaves the seed as it was.
         """
-        asked = self._graft(seed, kernel, input_shape, dtype)
+        asked = self._graft(seed, kernel, input_shape, dtype, role)
         reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
         self.begun.pop(seed, None)
         grafted = self._take(asked, reply, descriptors)
-        if alpha != 0:
+        if alpha != 0 and seed != self.host:
             self.set_alpha(seed, alpha)
         return grafted
 
     def begin_graft(
-        self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str] = None
+        self,
+        seed: int,
+        kernel: str,
+        input_shape: Sequence[int],
+        dtype: Optional[str] = None,
+        role: str = "blend",
     ) -> None:
         """Begins a graft and returns at once. What runs in the seed goes on until ``finish_graft``."""
-        asked = self._graft(seed, kernel, input_shape, dtype)
+        asked = self._graft(seed, kernel, input_shape, dtype, role)
         self.begin(asked)
         self.begun[seed] = asked
 
@@ -139,9 +159,11 @@ class Layer:
         return self._take(asked, *answer)
 
     def _graft(
-        self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str]
+        self, seed: int, kernel: str, input_shape: Sequence[int], dtype: Optional[str], role: str
     ) -> Dict[str, Any]:
         self._check_seed(seed)
+        if role not in ROLES:
+            raise UsageError(f"a kernel is grafted to {' or to '.join(ROLES)}, not to {role!r}")
         return {
             "seed": seed,
             "kernel": str(kernel),
@@ -149,6 +171,7 @@ class Layer:
             "alpha": 0.0,
             "input_shape": [int(size) for size in input_shape],
             "dtype": dtype or self.dtype,
+            "role": role,
         }
 
     def _take(self, asked: Dict[str, Any], reply: Dict[str, Any], descriptors: List[int]) -> Grafted:
@@ -207,10 +230,13 @@ class Layer:
         train: bool = False,
         gradients: bool = False,
         rng_seed: Optional[int] = None,
+        alphas: Optional[Sequence[float]] = None,
     ) -> Pass:
         """Runs the live seeds on a batch. ``output_shape`` is the host's own output's, by default x's.
 
-        With ``gradients`` a backward may follow, for x, the parameters and the alphas.
+        With ``gradients`` a backward may follow, for x, the parameters and the alphas. ``alphas`` are blend
+        factors for this pass alone, one for each seed, NaN for the seed's own; a seed with a factor of 0 runs
+        then.
         """
         if x.dtype != self.dtype:
             raise UsageError(f"the layer is for {self.dtype}, the array is of {x.dtype}", layer=self.number)
@@ -218,6 +244,12 @@ class Layer:
         client, itemsize = self.client, x.dtype.itemsize
         source, target = client._allocate(x.nbytes), client._allocate(math.prod(shape) * itemsize)
         client._array(source, x.dtype, x.shape)[...] = x
+        extra, factors = (0, 0, 0, 0), None
+        if alphas is not None:
+            given = check_alphas(alphas, self.seeds)
+            factors = client._allocate(given.nbytes)
+            client._array(factors, given.dtype, given.shape)[...] = given
+            extra = (factors.offset, given.nbytes, 0, 0) if given.nbytes else extra
         flags = TRAIN if train else 0
         if gradients:
             flags |= TAKE_TICKET | WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
@@ -231,6 +263,7 @@ class Layer:
             seed,
             (source.offset, x.nbytes, target.offset, math.prod(shape) * itemsize) + (0,) * 8,
             dims(tuple(x.shape), shape),
+            extra,
         )
         return Pass(self, completion, source, tuple(x.shape), client._array(target, x.dtype, shape).copy())
 
@@ -239,8 +272,9 @@ class Layer:
         return self.client.request(verb, layer=self.number, seed=seed, **fields)
 
     def _check_seed(self, seed: int) -> None:
-        if not 0 <= seed < self.seeds:
-            raise UsageError(f"layer {self.name!r} has the seeds 0 to {self.seeds - 1}, not {seed}")
+        if not 0 <= seed < len(self.grafted):
+            host = "" if self.host is None else f" and its host in slot {self.host}"
+            raise UsageError(f"layer {self.name!r} has the seeds 0 to {self.seeds - 1}{host}, not {seed}")
 
 
 class Ticket:
@@ -286,19 +320,24 @@ class Pass:
         #: A, the total blend weight of the seeds that ran, and T, the sum of their alphas.
         self.blend_weight: float = completion.blend_weight
         self.alpha_total: float = completion.alpha_total
-        #: S (convex, residual) or P (multiply).
+        #: S (convex, residual), P (multiply), or y of a layer whose host the daemon runs.
         self.output = output
         self._grafted = [(seed, layer.grafted[seed]) for seed in self.live]
         self._ticket = None
         if completion.ticket:
             self._ticket = Ticket(layer, completion.ticket, source)
 
-    def backward(self, grad_output: np.ndarray) -> Gradients:
-        """The gradients of what ``output`` led to. Spends the pass."""
+    def backward(self, grad_output: np.ndarray, straight: Optional[np.ndarray] = None) -> Gradients:
+        """The gradients of what ``output`` led to. Spends the pass.
+
+        ``straight`` is the gradient of y for seeds in training, by default ``grad_output``. A multiplying
+        layer whose host is not in the daemon needs it where such a seed ran: there the two differ.
+        """
         if self._ticket is None:
             raise TicketError("the pass was run without gradients=True", code="ticket.unknown")
-        if grad_output.shape != self.output.shape or grad_output.dtype != self.output.dtype:
-            raise UsageError(f"a gradient of {self.output.shape}, {self.output.dtype} is needed")
+        for gradient in (grad_output, grad_output if straight is None else straight):
+            if gradient.shape != self.output.shape or gradient.dtype != self.output.dtype:
+                raise UsageError(f"a gradient of {self.output.shape}, {self.output.dtype} is needed")
         layer, client, dtype = self._layer, self._layer.client, self.output.dtype
         sizes = [(seed, grafted) for seed, grafted in self._grafted if grafted is not None]
         parameter_bytes = sum(grafted.gradient_bytes for _, grafted in sizes)
@@ -310,8 +349,15 @@ class Pass:
         client._array(blocks[0], dtype, grad_output.shape)[...] = grad_output
         places = (0, 0, 0, 0, blocks[0].offset, grad_output.nbytes, blocks[1].offset, input_bytes)
         places += (blocks[2].offset, parameter_bytes, blocks[3].offset, layer.seeds * 4)
+        extra = (0, 0, 0, 0)
+        if straight is not None:
+            blocks.append(client._allocate(straight.nbytes))
+            client._array(blocks[4], dtype, straight.shape)[...] = straight
+            extra = (0, 0, blocks[4].offset, straight.nbytes)
         flags = WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
-        client._lane.run(BACKWARD, flags, layer.number, 0, self._ticket.spend(), 0, places)
+        client._lane.run(
+            BACKWARD, flags, layer.number, 0, self._ticket.spend(), 0, places, extra=extra
+        )
         self._ticket.held = None
         parameters: Dict[int, Dict[str, np.ndarray]] = {}
         gradients = client._array(blocks[2], np.uint8, (parameter_bytes,))
@@ -340,7 +386,8 @@ class Gradients(NamedTuple):
     input: np.ndarray
     #: By seed, then by the parameter's name.
     parameters: Dict[int, Dict[str, np.ndarray]]
-    #: By seed, the daemon's part: for a convex blend with T at most 1 subtract <h, g>.
+    #: By seed, the daemon's part: for a convex blend with T at most 1 subtract <h, g>, unless the daemon runs
+    #: the host.
     alphas: np.ndarray
 
 
@@ -350,6 +397,16 @@ def check_alpha(alpha: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise UsageError(f"alpha must lie in [0, 1], {alpha} does not")
     return value
+
+
+def check_alphas(alphas: Sequence[float], seeds: int) -> np.ndarray:
+    """Blend factors of a pass, NaN for a seed's own, or ``UsageError``."""
+    values = np.asarray(alphas, np.float32)
+    if values.shape != (seeds,):
+        raise UsageError(f"one alpha for each of {seeds} seeds is needed, not {list(values.shape)}")
+    if not np.all(np.isnan(values) | ((values >= 0.0) & (values <= 1.0))):
+        raise UsageError(f"alphas must lie in [0, 1] or be NaN, {values.tolist()} do not")
+    return values
 
 
 @lru_cache(maxsize=4096)

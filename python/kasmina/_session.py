@@ -81,10 +81,25 @@ class Client:
         blend: str = "convex",
         input_shape: Optional[Iterable[int]] = None,
         dtype: str = "float32",
+        *,
+        host: bool = False,
+        recompute: bool = False,
     ) -> Layer:
-        """Opens a layer with dormant seeds. ``input_shape`` is without the batch, if it is known."""
+        """Opens a layer with dormant seeds. ``input_shape`` is without the batch, if it is known.
+
+        With ``host`` the daemon runs the layer's own transform too: graft it into the slot ``seeds``. With
+        ``recompute`` a backward runs its forward again, and nothing is kept in between.
+        """
         shape = None if input_shape is None else [int(size) for size in input_shape]
-        return self.connection.open_layer(name=name, seeds=seeds, blend=blend, input_shape=shape, dtype=dtype)
+        return self.connection.open_layer(
+            name=name,
+            seeds=seeds,
+            blend=blend,
+            input_shape=shape,
+            dtype=dtype,
+            host=host,
+            recompute=recompute,
+        )
 
     def prefetch(self, kernels: Iterable[str]) -> int:
         """Has kernels fetched and proven, so that a later graft finds them resident. Returns how many were

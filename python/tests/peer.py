@@ -19,7 +19,7 @@ import torch
 
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 FAIL = {"kernel.runtime": 3, "kernel.non_finite": 5}
-SUBMISSION = struct.Struct("<IIQIIQQ12QII8I8I48x")
+SUBMISSION = struct.Struct("<IIQIIQQ12QII8I8I4Q16x")
 COMPLETION = struct.Struct("<QIfQQQ64sQQQIf64s56x")
 HEAP = 36864
 
@@ -117,7 +117,7 @@ class Peer:
                     os.close(descriptor)
 
     def _hello(self, protocol, client, pid, arena_bytes):
-        assert protocol == 1 and client.startswith("kasmina-python/") and pid == os.getpid()
+        assert protocol == 2 and client.startswith("kasmina-python/") and pid == os.getpid()
         size = min(arena_bytes, self.arena_bytes)
         descriptor, self.memory = sealed(size)
         arena = {
@@ -132,11 +132,11 @@ class Peer:
         self.lane.start()
         limits = {"max_arena_bytes": size, "max_layers": 8, "max_seeds_per_layer": 64,
                   "max_tickets": 64, "max_saved_bytes": 1 << 30}
-        reply = {"session": 1, "server": "peer/0", "protocol": 1, "device": "cpu", "arena": arena,
+        reply = {"session": 1, "server": "peer/0", "protocol": 2, "device": "cpu", "arena": arena,
                  "limits": limits, "spin_us": self.spin_us}
         return reply, [descriptor, theirs.detach()]
 
-    def _open_layer(self, name, seeds, blend, input_shape, dtype):
+    def _open_layer(self, name, seeds, blend, input_shape, dtype, host=False, recompute=False):
         number = len(self.layers) + 1
         self.layers[number] = (blend, [SeedSlot() for _ in range(seeds)])
         return {"layer": number}, []
@@ -145,7 +145,7 @@ class Peer:
         self.closed_layers.append(layer)
         return {}, []
 
-    def _graft(self, layer, seed, kernel, alpha, input_shape, dtype):
+    def _graft(self, layer, seed, kernel, alpha, input_shape, dtype, role="blend"):
         if kernel not in self.kernels:
             raise Refused("kernel.not_found", f"no kernel {kernel}")
         slot = self.layers[layer][1][seed]
@@ -230,7 +230,7 @@ class Peer:
 
     def _answer(self, fields):
         verb, flags, sequence, layer, dtype, ticket, seed, *rest = fields
-        blocks, ranks, dims = rest[:12], rest[12:14], rest[14:]
+        blocks, ranks, dims = rest[:12] + rest[30:], rest[12:14], rest[14:30]
         places = list(zip(blocks[::2], blocks[1::2]))
         for offset, size in places:
             assert (offset, size) == (0, 0) or (offset >= HEAP and offset % 64 == 0)

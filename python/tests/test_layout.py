@@ -37,11 +37,11 @@ def test_the_page_has_every_number():
 
 
 def test_packers_follow_the_exported_offsets():
-    packed = _layout.SUBMISSION.pack(*range(1, 8), *range(100, 112), 2, 3, *range(20, 36))
+    packed = _layout.SUBMISSION.pack(*range(1, 8), *range(100, 112), 2, 3, *range(20, 36), *range(50, 54))
     for field in _layout.LAYOUT["submission"]:
         value = int.from_bytes(packed[field["offset"] : field["offset"] + min(field["size"], 8)], "little")
         expected = {"verb": 1, "ticket": 6, "rng_seed": 7, "input_offset": 100, "grad_alphas_bytes": 111,
-                    "output_rank": 3, "reserved": 0}
+                    "output_rank": 3, "alphas_offset": 50, "straight_bytes": 53, "reserved": 0}
         if field["name"] in expected:
             assert value == expected[field["name"]], field["name"]
     values = _layout.COMPLETION.unpack(bytes(256))

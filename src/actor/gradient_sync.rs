@@ -11,7 +11,7 @@ use super::ActorError;
 use crate::{
     engine::{
         Alpha, Answer, EngineError, LaneCommand, LaneEvent, LaneGauges, LaneHandle, LaneParts, LayerSpec,
-        LiveSeed,
+        LiveSeed, Role,
     },
     id::{Generation, LayerId, SeedIndex},
 };
@@ -61,8 +61,9 @@ impl LaneLink {
         seed: SeedIndex,
         live: Arc<LiveSeed>,
         alpha: Alpha,
+        role: Role,
     ) -> Result<(), ActorError> {
-        self.ask(|answer| LaneCommand::Attach { layer, seed, live, alpha, answer }).await
+        self.ask(|answer| LaneCommand::Attach { layer, seed, live, alpha, role, answer }).await
     }
 
     /// Takes the kernel out of a slot.
@@ -79,6 +80,14 @@ impl LaneLink {
     /// The lane's refusal.
     pub async fn set_alpha(&self, layer: LayerId, seed: SeedIndex, alpha: Alpha) -> Result<(), ActorError> {
         self.ask(|answer| LaneCommand::SetAlpha { layer, seed, alpha, answer }).await
+    }
+
+    /// Sets what a slot's kernel does in passes.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn set_role(&self, layer: LayerId, seed: SeedIndex, role: Role) -> Result<(), ActorError> {
+        self.ask(|answer| LaneCommand::SetRole { layer, seed, role, answer }).await
     }
 
     /// From now on the lane refuses forward passes and goes on with backward ones. Returns once the pass that

@@ -10,8 +10,8 @@ use crate::{
     id::{KernelId, LayerId, SeedIndex},
     tensor::{DType, Shape},
     wire::{
-        Blend, CloseLayer, Empty, ErrorReply, Graft, GraftReply, LastErrorReply, Request, SeedRef, SeedReply,
-        SeedStats, SetAlpha, SharedFloats, SharedMemory, TensorEntry, WireError,
+        Blend, CloseLayer, Empty, ErrorReply, Graft, GraftReply, GraftRole, LastErrorReply, Request, SeedRef,
+        SeedReply, SeedStats, SetAlpha, SharedFloats, SharedMemory, TensorEntry, WireError,
     },
 };
 
@@ -105,6 +105,7 @@ impl Layer {
             alpha,
             input_shape: input_shape.clone(),
             dtype: DType::F32,
+            role: GraftRole::Blend,
         }
     }
 

@@ -117,7 +117,9 @@ impl Client {
     ) -> Result<Layer, ClientError> {
         let dtype = DType::F32;
         let name = name.to_owned();
-        let request = Request::OpenLayer(OpenLayer { name, seeds, blend, input_shape, dtype });
+        let (host, recompute) = (false, false);
+        let request =
+            Request::OpenLayer(OpenLayer { name, seeds, blend, input_shape, dtype, host, recompute });
         let LayerReply { layer } = self.shared.ask(&request)?;
         Ok(Layer::new(self.shared.clone(), layer, seeds, blend))
     }

@@ -160,6 +160,19 @@ pub enum EngineError {
         /// How many there are.
         seeds: usize,
     },
+    /// The host's slot has one role, and no other slot has it.
+    #[error(
+        "slot {seed} of layer {layer} is {}: only the slot after the seeds of a layer opened with a host is the host",
+        if *is_host { "the host" } else { "a seed" }
+    )]
+    Role {
+        /// The layer.
+        layer: LayerId,
+        /// Which slot.
+        seed: SeedIndex,
+        /// Whether it is the host's.
+        is_host: bool,
+    },
     /// The session never took this ticket.
     #[error("ticket {ticket} was never taken in this session")]
     TicketUnknown {
@@ -241,6 +254,7 @@ impl Fault for EngineError {
             Self::NonFinite { .. } => "kernel.non_finite",
             Self::LayerUnknown { .. } => "layer.unknown",
             Self::SeedUnknown { .. } => "seed.unknown",
+            Self::Role { .. } => "seed.role",
             Self::TicketUnknown { .. } => "ticket.unknown",
             Self::TicketSpent { .. } => "ticket.spent",
             Self::Request { .. } | Self::LaneGone => "session.protocol",

@@ -17,6 +17,7 @@ mod live;
 mod plan_set;
 mod pool;
 mod program;
+mod role;
 mod state;
 mod stats;
 mod synchronizer;
@@ -35,6 +36,7 @@ pub use lane::{
 pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
 pub use program::Program;
+pub use role::Role;
 pub use state::{is_active, transition};
 pub use stats::{RanOn, SeedCounters};
 pub use synchronizer::{

@@ -116,10 +116,12 @@ pub struct Forward {
     pub input: Block,
     /// The sizes of x, the batch first.
     pub input_shape: Shape,
-    /// Where S or P is to be written.
+    /// Where S, P or, in a layer with a host, y is to be written.
     pub output: Block,
     /// The sizes the client expects of it, the batch first.
     pub output_shape: Shape,
+    /// Where alphas for this pass lie, one f32 for each seed of the layer, NaN for the daemon's own.
+    pub alphas: Option<Block>,
 }
 
 /// The backward of a ticket.
@@ -131,7 +133,7 @@ pub struct Backward {
     pub layer: LayerId,
     /// The ticket.
     pub ticket: TicketId,
-    /// Where the gradient of S or P lies.
+    /// Where the gradient of S, P or y lies.
     pub grad_output: Block,
     /// Where the gradient of x is to be written.
     pub grad_input: Option<Block>,
@@ -139,6 +141,8 @@ pub struct Backward {
     pub grad_parameters: Option<Block>,
     /// Where the alphas' gradients are to be written, one f32 for each seed of the layer.
     pub grad_alphas: Option<Block>,
+    /// Where the gradient of y lies for seeds in training, where it is another than that of the output.
+    pub straight: Option<Block>,
 }
 
 /// The end of a ticket without a backward.
@@ -199,7 +203,7 @@ impl Submission {
     /// # Errors
     /// [`WireError::Descriptor`] and [`WireError::Block`], on either of which the session ends.
     pub fn check(&self, arena: &ArenaLayout) -> Result<Command, WireError> {
-        if self.reserved != [0; 6] {
+        if self.reserved != [0; 2] {
             return Err(refused("reserved bytes are not 0"));
         }
         let (sequence, layer, ticket) = (self.sequence, LayerId(self.layer), TicketId(self.ticket));
@@ -233,7 +237,8 @@ impl Submission {
                 return Err(refused(format!("{name} {shape} of {dtype} takes {needed} bytes, not {bytes}")));
             }
         }
-        disjoint(&[("input", Some(input)), ("output", Some(output))])?;
+        let alphas = given(arena, "alphas", self.alphas_offset, self.alphas_bytes)?;
+        disjoint(&[("input", Some(input)), ("output", Some(output)), ("alphas", alphas)])?;
         Ok(Forward {
             sequence: self.sequence,
             layer: LayerId(self.layer),
@@ -246,6 +251,7 @@ impl Submission {
             input_shape,
             output,
             output_shape,
+            alphas,
         })
     }
 
@@ -269,11 +275,13 @@ impl Submission {
         )?;
         let grad_alphas =
             wanted(wants.alphas, "grad_alphas", self.grad_alphas_offset, self.grad_alphas_bytes)?;
+        let straight = given(arena, "straight", self.straight_offset, self.straight_bytes)?;
         disjoint(&[
             ("grad_output", Some(grad_output)),
             ("grad_input", grad_input),
             ("grad_parameters", grad_parameters),
             ("grad_alphas", grad_alphas),
+            ("straight", straight),
         ])?;
         Ok(Backward {
             sequence: self.sequence,
@@ -283,6 +291,7 @@ impl Submission {
             grad_input,
             grad_parameters,
             grad_alphas,
+            straight,
         })
     }
 }
@@ -367,6 +376,16 @@ fn block(arena: &ArenaLayout, name: &'static str, offset: u64, bytes: u64) -> Re
     }
 }
 
+/// A block that a client may leave out, with 0 in both words.
+fn given(
+    arena: &ArenaLayout,
+    name: &'static str,
+    offset: u64,
+    bytes: u64,
+) -> Result<Option<Block>, WireError> {
+    if (offset, bytes) == (0, 0) { Ok(None) } else { block(arena, name, offset, bytes).map(Some) }
+}
+
 fn disjoint(blocks: &[(&str, Option<Block>)]) -> Result<(), WireError> {
     for (i, (first, a)) in blocks.iter().enumerate() {
         for (second, b) in &blocks[i + 1..] {
@@ -430,7 +449,12 @@ mod tests {
         assert_eq!(read.wants, Wants { parameters: true, ..Wants::default() });
         assert_eq!((read.sequence, read.layer, read.dtype), (9, LayerId(3), DType::F32));
         assert_eq!((read.input_shape, read.output_shape), (Shape::from([2, 3]), Shape::from([4])));
+        assert_eq!(read.alphas, None);
         assert_eq!(Submission::from_words(forward().to_words()), forward());
+        let offset = arena().heap_offset + 128;
+        let with = Submission { alphas_offset: offset, alphas_bytes: 8, ..forward() };
+        let Command::Forward(read) = with.check(&arena()).unwrap() else { panic!() };
+        assert_eq!(read.alphas, Some(Block { offset, bytes: 8 }));
     }
 
     #[test]
@@ -438,6 +462,11 @@ mod tests {
         let Command::Backward(read) = backward().check(&arena()).unwrap() else { panic!() };
         assert_eq!(read.ticket, TicketId(5));
         assert!(read.grad_input.is_some() && read.grad_parameters.is_none() && read.grad_alphas.is_none());
+        assert_eq!(read.straight, None);
+        let offset = arena().heap_offset + 128;
+        let with = Submission { straight_offset: offset, straight_bytes: 16, ..backward() };
+        let Command::Backward(read) = with.check(&arena()).unwrap() else { panic!() };
+        assert_eq!(read.straight, Some(Block { offset, bytes: 16 }));
         let unwanted = Submission { flags: 0, ..backward() };
         assert!(unwanted.check(&arena()).is_err());
     }
@@ -463,7 +492,21 @@ mod tests {
             ("misaligned", Submission { input_offset: heap + 128 + 4, ..forward() }),
             ("overlap", Submission { output_offset: heap, ..forward() }),
             ("overflow", Submission { input_dims: [u32::MAX; 8], input_rank: 8, ..forward() }),
-            ("reserved", Submission { reserved: [0, 0, 0, 0, 0, 1], ..forward() }),
+            ("reserved", Submission { reserved: [0, 1], ..forward() }),
+            ("alphas in the header", Submission { alphas_bytes: 8, ..forward() }),
+            ("alphas misaligned", Submission { alphas_offset: heap + 132, alphas_bytes: 8, ..forward() }),
+            ("alphas past the end", Submission { alphas_offset: end - 64, alphas_bytes: 65, ..forward() }),
+            ("alphas over the input", Submission { alphas_offset: heap, alphas_bytes: 8, ..forward() }),
+            ("alphas over the output", Submission { alphas_offset: heap + 64, alphas_bytes: 8, ..forward() }),
+            ("straight in the header", Submission { straight_bytes: 16, ..backward() }),
+            (
+                "straight wrapping",
+                Submission { straight_offset: u64::MAX - 63, straight_bytes: 128, ..backward() },
+            ),
+            (
+                "straight over a gradient",
+                Submission { straight_offset: heap + 64, straight_bytes: 16, ..backward() },
+            ),
             ("overlap", Submission { grad_input_offset: heap, ..backward() }),
             ("train", Submission { flags: FLAG_WANT_GRAD_INPUT | FLAG_TRAIN, ..backward() }),
             ("release", Submission { verb: VERB_RELEASE, flags: 1, ..Submission::default() }),
@@ -480,7 +523,7 @@ mod tests {
             let mut submission = Submission::from_words(words.clone().try_into().unwrap());
             let _ = submission.check(&arena());
             submission.verb = verb;
-            submission.reserved = [0; 6];
+            submission.reserved = [0; 2];
             let _ = submission.check(&arena());
             let completion = Completion::from_words(words.try_into().unwrap());
             let _ = (completion.message(), completion.failed_seeds().count(), completion.live_seeds().count());

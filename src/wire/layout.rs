@@ -133,11 +133,11 @@ shared! {
         input_offset: u64,
         /// Bytes of x.
         input_bytes: u64,
-        /// Forward: where S (convex, residual) or P (multiply) is to be written.
+        /// Forward: where S (convex, residual), P (multiply) or, in a layer with a host, y is to be written.
         output_offset: u64,
-        /// Bytes of S or P.
+        /// Bytes of S, P or y.
         output_bytes: u64,
-        /// Backward: where the gradient of S or P lies.
+        /// Backward: where the gradient of S, P or y lies.
         grad_output_offset: u64,
         /// Bytes of it.
         grad_output_bytes: u64,
@@ -156,14 +156,24 @@ shared! {
         grad_alphas_bytes: u64,
         /// Forward: how many dimensions x has.
         input_rank: u32,
-        /// Forward: how many dimensions S or P has.
+        /// Forward: how many dimensions S, P or y has.
         output_rank: u32,
         /// Sizes of x, the batch first.
         input_dims: [u32; 8],
-        /// Sizes of S or P, the batch first.
+        /// Sizes of S, P or y, the batch first.
         output_dims: [u32; 8],
+        /// Forward: where alphas for this pass lie, one f32 for each seed of the layer, NaN for the daemon's
+        /// own; 0 where none are given.
+        alphas_offset: u64,
+        /// Bytes of them, or 0.
+        alphas_bytes: u64,
+        /// Backward: where the gradient of y lies for seeds in training, where it is another than that of the
+        /// output; 0 where none is given.
+        straight_offset: u64,
+        /// Bytes of it, or 0.
+        straight_bytes: u64,
         /// 0.
-        reserved: [u64; 6],
+        reserved: [u64; 2],
     }
 
     /// What became of a submission: 256 bytes in the completion ring. Every submission has exactly one, in
@@ -173,7 +183,7 @@ shared! {
         sequence: u64,
         /// 0, or the number of an error code.
         status: u32,
-        /// Forward: A, the total blend weight of the seeds that ran.
+        /// Forward: A, the total blend weight of the seeds that went into the blend.
         blend_weight: f32,
         /// Forward: the ticket that was taken, or 0.
         ticket: u64,
@@ -191,7 +201,7 @@ shared! {
         generation: u64,
         /// Bytes of the message.
         message_bytes: u32,
-        /// Forward: T, the sum of the alphas of the seeds that ran.
+        /// Forward: T, the sum of the alphas of the seeds that went into the blend.
         alpha_total: f32,
         /// What went wrong, in UTF-8, cut to fit.
         message: [u8; 64],

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArenaLayout, Blend, FailureKind, SeedState};
+use super::{ArenaLayout, Blend, FailureKind, GraftRole, SeedState};
 use crate::{
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The protocol this build speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a trainer asks of its session. Its first request must be [`Request::Hello`], and only that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -207,6 +207,13 @@ pub struct OpenLayer {
     pub input_shape: Option<Shape>,
     /// The input's element type.
     pub dtype: DType,
+    /// Whether the daemon runs the layer's own transform too. It is grafted into one more slot, whose number
+    /// is `seeds`.
+    #[serde(default)]
+    pub host: bool,
+    /// Whether a backward runs its forward again, so that a ticket holds next to nothing.
+    #[serde(default)]
+    pub recompute: bool,
 }
 
 /// Answers [`Request::OpenLayer`].
@@ -230,7 +237,7 @@ pub struct CloseLayer {
 pub struct SeedRef {
     /// Its layer.
     pub layer: LayerId,
-    /// Its place there, from 0.
+    /// Its place there, from 0; the host's is the number of seeds.
     pub seed: SeedIndex,
 }
 
@@ -250,6 +257,9 @@ pub struct Graft {
     pub input_shape: Shape,
     /// The input's element type.
     pub dtype: DType,
+    /// What the kernel does from now on. In the slot of a layer's host it is the host, whatever this says.
+    #[serde(default)]
+    pub role: GraftRole,
 }
 
 /// Answers [`Request::Graft`]. The descriptor beside it is a sealed memory file of `memory_bytes` bytes:
@@ -410,6 +420,7 @@ mod tests {
         let request: Request = serde_json::from_str(text).unwrap();
         let Request::Graft(graft) = &request else { panic!("{request:?}") };
         assert_eq!((graft.layer, graft.seed, graft.alpha), (LayerId(1), SeedIndex(0), 0.25));
+        assert_eq!(graft.role, GraftRole::Blend);
         assert_eq!(graft.input_shape, Shape::from([8, 4, 4]));
         assert_eq!(serde_json::to_value(&request).unwrap()["verb"], request.verb());
     }
@@ -422,6 +433,7 @@ mod tests {
             r#"{"verb":"prune","layer":-1,"seed":0}"#,
             r#"{"verb":"prune","layer":1,"seed":65536}"#,
             r#"{"verb":"prefetch","kernels":["../x"]}"#,
+            r#"{"verb":"graft","layer":1,"seed":0,"kernel":"k","alpha":0,"input_shape":[1],"dtype":"float32","role":"host"}"#,
         ] {
             assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
         }

@@ -55,4 +55,4 @@ pub use peer::Peer;
 pub use supply::{
     CopyReport, EvictionReport, LoadReport, NegativeReport, RouteReport, StepReport, WarmReport, WhyReport,
 };
-pub use words::{Blend, FailureKind, SeedState, Status};
+pub use words::{Blend, FailureKind, GraftRole, SeedState, Status};

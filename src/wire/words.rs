@@ -17,6 +17,17 @@ pub enum Blend {
     Multiply,
 }
 
+/// What a kernel does in its layer from its graft on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GraftRole {
+    /// Its output goes into the layer's, by its alpha.
+    #[default]
+    Blend,
+    /// It learns behind the layer: it runs in training passes, and the output is the same without it.
+    Train,
+}
+
 /// Where a seed stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -149,11 +160,13 @@ pub enum Status {
     Draining = 11,
     /// A defect of the daemon.
     Bug = 12,
+    /// The layer was opened with a host, and none is grafted.
+    NoHost = 13,
 }
 
 impl Status {
     /// Every status, in the order of the numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::Protocol,
         Self::Quota,
@@ -167,6 +180,7 @@ impl Status {
         Self::KernelDeserialize,
         Self::Draining,
         Self::Bug,
+        Self::NoHost,
     ];
 
     /// The status a number stands for.
@@ -190,6 +204,7 @@ impl Status {
             Self::KernelDeserialize => "kernel.deserialize",
             Self::Draining => "shutdown.draining",
             Self::Bug => "internal.bug",
+            Self::NoHost => "layer.no_host",
         }
     }
 
@@ -261,7 +276,7 @@ mod tests {
             assert_eq!(Status::from_number(i as u32), Some(status));
             assert_eq!(Status::from_code(status.code()), status);
         }
-        assert_eq!(Status::from_number(13), None);
+        assert_eq!(Status::from_number(14), None);
         assert_eq!(Status::from_code("no.such"), Status::Bug);
     }
 }

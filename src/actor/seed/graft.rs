@@ -10,7 +10,7 @@ use crate::{
     engine::{Alpha, LiveSeed, PlanKey, Weight, is_active},
     id::{Generation, KernelId},
     tensor::{DType, PackedLayout, Shape},
-    wire::{GraftReply, SeedState, SharedMemory, TensorEntry},
+    wire::{GraftReply, GraftRole, SeedState, SharedMemory, TensorEntry},
 };
 
 /// The batch that a graft is planned for, to learn early whether the kernel fits. Two, because batch
@@ -29,6 +29,8 @@ pub struct GraftSeed {
     pub input_shape: Shape,
     /// The input's element type.
     pub dtype: DType,
+    /// What the kernel does from then on.
+    pub role: GraftRole,
 }
 
 /// A kernel that is live now, and the memory its parameters are in.
@@ -121,8 +123,9 @@ impl Seed {
     /// Puts a prepared kernel into the lane.
     fn attach(&mut self, epoch: u64, graft: GraftSeed, prepared: Prepared) -> Grafting {
         let (parts, live, alpha) = (self.parts.clone(), prepared.live.clone(), graft.alpha);
+        let role = graft.role.into();
         let attached =
-            async move { parts.lane.attach(parts.layer, parts.seed, live, Alpha::new(alpha)?).await };
+            async move { parts.lane.attach(parts.layer, parts.seed, live, Alpha::new(alpha)?, role).await };
         Box::pin(attached.into_actor(self).map(move |attached, seed, _| {
             let settled = attached.and_then(|()| seed.settle(&graft, Generation(epoch), prepared));
             settled.inspect_err(|error| seed.load_failed(epoch, error, &graft))
@@ -147,7 +150,10 @@ impl Seed {
         prepared: Prepared,
     ) -> Result<Grafted, ActorError> {
         if self.state == SeedState::Loading {
-            self.step(SeedState::Holding)?;
+            self.step(match graft.role {
+                GraftRole::Blend => SeedState::Holding,
+                GraftRole::Train => SeedState::Training,
+            })?;
         }
         let kernel = prepared.live.kernel().clone();
         let memory_bytes = kernel.memory_bytes() as u64;

@@ -191,15 +191,18 @@ impl Session {
         if self.layers.len() >= limits.max_layers as usize {
             return Err(ActorError::Quota { what: "layers", limit: limits.max_layers.into() });
         }
-        let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS);
+        // The host takes a bit of the masks too.
+        let host = usize::from(open.host);
+        let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS - host);
         if usize::from(open.seeds) > most {
             return Err(ActorError::Quota { what: "seeds in a layer", limit: most as u64 });
         }
         let id = self.layers.number();
         let seeds =
-            vec![(); usize::from(open.seeds)].iter().map(|()| SeedSlot::default()).collect::<Vec<_>>();
+            vec![(); usize::from(open.seeds) + host].iter().map(|()| SeedSlot::default()).collect::<Vec<_>>();
         let counters = seeds.iter().map(|slot| slot.counters.clone()).collect();
-        let spec = LayerSpec { id, blend: open.blend, counters };
+        let OpenLayer { blend, host, recompute, .. } = open;
+        let spec = LayerSpec { id, blend, counters, host, recompute };
         let name = open.name.chars().filter(|c| !c.is_control()).take(128).collect();
         let opened = async move { lane.open(spec).await };
         Ok(Box::pin(opened.into_actor(self).map(move |result, session, _| {
@@ -237,9 +240,9 @@ impl Session {
     }
 
     fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype } = graft;
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
         let actor = self.seed(layer, seed)?;
-        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype };
+        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role };
         let grafted = async move { actor.send(message).await };
         Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
             let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
@@ -251,9 +254,9 @@ impl Session {
     }
 
     fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype } = graft;
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
         let actor = self.seed(layer, seed)?;
-        let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype });
+        let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role });
         Ok(self.later(async move {
             let begun = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
             begun.map(|()| Empty {}).map_err(|error| refusal(&error).at(layer, seed).about(&kernel))

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    engine::{Alpha, EngineError, LayerSpec, LiveSeed},
+    engine::{Alpha, EngineError, LayerSpec, LiveSeed, Role},
     id::{Generation, LayerId, SeedIndex},
 };
 
@@ -38,6 +38,8 @@ pub enum LaneCommand {
         live: Arc<LiveSeed>,
         /// Its blend factor.
         alpha: Alpha,
+        /// What it does in passes; in the host's slot it is the host all the same.
+        role: Role,
         /// Whether it runs now.
         answer: Answer<Result<(), EngineError>>,
     },
@@ -61,6 +63,17 @@ pub enum LaneCommand {
         /// Whether there is such a slot.
         answer: Answer<Result<(), EngineError>>,
     },
+    /// Sets what a slot's kernel does in the passes from now on.
+    SetRole {
+        /// The layer.
+        layer: LayerId,
+        /// The slot; not the host's.
+        seed: SeedIndex,
+        /// What it does.
+        role: Role,
+        /// Whether there is such a slot, and it may have that role.
+        answer: Answer<Result<(), EngineError>>,
+    },
     /// Tells what the lane holds.
     Snapshot {
         /// Its layers, tickets and bytes.
@@ -80,6 +93,7 @@ impl fmt::Debug for LaneCommand {
             Self::Attach { layer, seed, live, .. } => write!(f, "Attach({layer}/{seed}, {live:?})"),
             Self::Detach { layer, seed, .. } => write!(f, "Detach({layer}/{seed})"),
             Self::SetAlpha { layer, seed, alpha, .. } => write!(f, "SetAlpha({layer}/{seed}, {alpha})"),
+            Self::SetRole { layer, seed, role, .. } => write!(f, "SetRole({layer}/{seed}, {role:?})"),
             Self::Snapshot { .. } => f.write_str("Snapshot"),
             Self::Drain => f.write_str("Drain"),
             Self::Stop => f.write_str("Stop"),

@@ -6,7 +6,7 @@ use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot};
 use crate::{
     backend::{Backend, Memory},
     engine::{
-        Alpha, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, SeedFailure,
+        Alpha, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, Role, SeedFailure,
     },
     id::{Generation, LayerId, SeedIndex},
     wire::{Backward, Completion, Forward, MAX_SEEDS, Release},
@@ -72,9 +72,10 @@ impl Layers {
         seed: SeedIndex,
         live: Arc<LiveSeed>,
         alpha: Alpha,
+        role: Role,
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, layer)?;
-        layer.synchronizer.attach(seed, live, alpha)?;
+        layer.synchronizer.attach(seed, live, alpha, role)?;
         layer.told &= !bit(seed);
         Ok(())
     }
@@ -95,6 +96,15 @@ impl Layers {
         alpha: Alpha,
     ) -> Result<(), EngineError> {
         find(&mut self.open, layer)?.synchronizer.set_alpha(seed, alpha)
+    }
+
+    pub(super) fn set_role(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+        role: Role,
+    ) -> Result<(), EngineError> {
+        find(&mut self.open, layer)?.synchronizer.set_role(seed, role)
     }
 
     pub(super) fn snapshot(&self) -> LaneSnapshot {

@@ -103,13 +103,14 @@ impl Service {
         match command {
             LaneCommand::OpenLayer { spec, answer } => answer(layers.open(spec)),
             LaneCommand::CloseLayer { layer, answer } => answer(layers.close(layer)),
-            LaneCommand::Attach { layer, seed, live, alpha, answer } => {
-                answer(layers.attach(layer, seed, live, alpha));
+            LaneCommand::Attach { layer, seed, live, alpha, role, answer } => {
+                answer(layers.attach(layer, seed, live, alpha, role));
             }
             LaneCommand::Detach { layer, seed, answer } => answer(layers.detach(layer, seed)),
             LaneCommand::SetAlpha { layer, seed, alpha, answer } => {
                 answer(layers.set_alpha(layer, seed, alpha));
             }
+            LaneCommand::SetRole { layer, seed, role, answer } => answer(layers.set_role(layer, seed, role)),
             LaneCommand::Snapshot { answer } => answer(layers.snapshot()),
             LaneCommand::Drain => self.is_draining = true,
             LaneCommand::Stop => {}

@@ -14,7 +14,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Alpha, EngineConfig, EngineError, LiveSeed, Quota, SeedCounters,
+    Alpha, EngineConfig, EngineError, LiveSeed, Quota, Role, SeedCounters,
     blend::{BlendKey, BlendPlan, Factors},
     executor::SeedExecutor,
     job::{Done, Job, Scratch, Target},
@@ -42,8 +42,12 @@ pub struct LayerSpec {
     pub id: LayerId,
     /// How its seeds' outputs are put together.
     pub blend: Blend,
-    /// By seed: where its passes are counted.
+    /// By slot, the seeds first and then the host if there is one: where its passes are counted.
     pub counters: Vec<Arc<SeedCounters>>,
+    /// Whether the last slot is the layer's own transform.
+    pub host: bool,
+    /// Whether a backward runs its forward again.
+    pub recompute: bool,
 }
 
 /// A seed that failed in a pass and was left out.
@@ -102,6 +106,8 @@ type SumKey = (usize, Shape, DType);
 pub struct GradientSynchronizer {
     id: LayerId,
     blend: Blend,
+    /// The slot of the layer's own transform: the last one, if there is any.
+    host: Option<usize>,
     backend: Arc<dyn Backend>,
     config: Arc<EngineConfig>,
     slots: Vec<Slot>,
@@ -148,6 +154,7 @@ impl GradientSynchronizer {
             blocks: Vec::with_capacity(slots.len()),
             id: spec.id,
             blend: spec.blend,
+            host: slots.len().checked_sub(1).filter(|_| spec.host),
             backend,
             config,
             slots,
@@ -161,14 +168,24 @@ impl GradientSynchronizer {
     }
 
     /// Puts a live seed into its place; one that is there already serves the tickets it has and no more.
+    /// In the host's slot it is the host, whatever the role.
     ///
     /// # Errors
-    /// [`EngineError::SeedUnknown`], and [`EngineError::Thread`] when the system gives no thread for it;
-    /// nothing has changed then.
-    pub fn attach(&mut self, seed: SeedIndex, live: Arc<LiveSeed>, alpha: Alpha) -> Result<(), EngineError> {
+    /// [`EngineError::SeedUnknown`], [`EngineError::Role`] for a host elsewhere, and [`EngineError::Thread`]
+    /// when the system gives no thread for it; nothing has changed then.
+    pub fn attach(
+        &mut self,
+        seed: SeedIndex,
+        live: Arc<LiveSeed>,
+        alpha: Alpha,
+        role: Role,
+    ) -> Result<(), EngineError> {
+        self.slot(seed)?;
+        let is_host = self.host == Some(usize::from(seed.0));
+        let role = if is_host { Role::Host } else { self.seeds_role(seed, role)? };
         // The failures of the kernel before are not this one's.
         self.slot(seed)?.counters.end_row();
-        let mut newcomer = Attached::new(live, alpha);
+        let mut newcomer = Attached::new(live, alpha, role);
         let others = |(i, slot): (usize, &Slot)| i != usize::from(seed.0) && slot.attached.is_some();
         if self.slots.iter().enumerate().any(others) {
             newcomer.executor = Some(self.executor(seed)?);
@@ -203,6 +220,20 @@ impl GradientSynchronizer {
     pub fn set_alpha(&mut self, seed: SeedIndex, alpha: Alpha) -> Result<(), EngineError> {
         if let Some(attached) = &mut self.slot(seed)?.attached {
             attached.alpha = alpha;
+        }
+        Ok(())
+    }
+
+    /// Sets what a live seed does in passes from now on; without a live seed there, nothing happens.
+    ///
+    /// # Errors
+    /// [`EngineError::SeedUnknown`]; [`EngineError::Role`] for the host, which has one role, and for a seed
+    /// that is to be one.
+    pub fn set_role(&mut self, seed: SeedIndex, role: Role) -> Result<(), EngineError> {
+        self.slot(seed)?;
+        let role = self.seeds_role(seed, role)?;
+        if let Some(attached) = &mut self.slot(seed)?.attached {
+            attached.role = role;
         }
         Ok(())
     }
@@ -248,6 +279,15 @@ impl GradientSynchronizer {
     fn slot(&mut self, seed: SeedIndex) -> Result<&mut Slot, EngineError> {
         let (layer, seeds) = (self.id, self.slots.len());
         self.slots.get_mut(usize::from(seed.0)).ok_or(EngineError::SeedUnknown { layer, seed, seeds })
+    }
+
+    /// A role for a slot that is not the host's.
+    fn seeds_role(&self, seed: SeedIndex, role: Role) -> Result<Role, EngineError> {
+        let is_host = self.host == Some(usize::from(seed.0));
+        if is_host || role == Role::Host {
+            return Err(EngineError::Role { layer: self.id, seed, is_host });
+        }
+        Ok(role)
     }
 
     fn executor(&self, seed: SeedIndex) -> Result<SeedExecutor, EngineError> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::{
     backend::Backend,
     engine::{
-        Alpha, EngineConfig, EngineError, LiveSeed, PlanKey, PlanSet, SeedCounters, executor::SeedExecutor,
-        job::Scratch,
+        Alpha, EngineConfig, EngineError, LiveSeed, PlanKey, PlanSet, Role, SeedCounters,
+        executor::SeedExecutor, job::Scratch,
     },
 };
 
@@ -25,6 +25,7 @@ pub(super) struct Slot {
 pub(super) struct Attached {
     pub(super) live: Arc<LiveSeed>,
     pub(super) alpha: Alpha,
+    pub(super) role: Role,
     /// Absent while a late job has it.
     pub(super) scratch: Option<Box<Scratch>>,
     /// Started when the layer has a second live seed.
@@ -33,9 +34,9 @@ pub(super) struct Attached {
 }
 
 impl Attached {
-    pub(super) fn new(live: Arc<LiveSeed>, alpha: Alpha) -> Self {
+    pub(super) fn new(live: Arc<LiveSeed>, alpha: Alpha, role: Role) -> Self {
         let scratch = Some(Box::new(Scratch::new()));
-        Self { live, alpha, scratch, executor: None, plans: Vec::with_capacity(REMEMBERED_PLANS) }
+        Self { live, alpha, role, scratch, executor: None, plans: Vec::with_capacity(REMEMBERED_PLANS) }
     }
 
     /// The plans for a key: most of the time without a lock.

@@ -7,7 +7,7 @@ use crate::{
     digest::Digest,
     engine::{
         Alpha, BackwardReport, EngineConfig, EngineError, ForwardReport, GradientSynchronizer, Kernel,
-        KernelParts, LayerSpec, LiveSeed, PlanKey, Program, Quota, SeedCounters, Weight,
+        KernelParts, LayerSpec, LiveSeed, PlanKey, Program, Quota, Role, SeedCounters, Weight,
     },
     fault::Fault,
     graph::{Binary, Builder, Graph, GraphError, Limits, Op, Sink, Source, Unary},
@@ -158,7 +158,8 @@ impl Layer {
 
     pub(super) fn on(backend: Arc<dyn Backend>, blend: Blend, seeds: usize, config: EngineConfig) -> Self {
         let counters: Vec<Arc<SeedCounters>> = (0..seeds).map(|_| Arc::default()).collect();
-        let spec = LayerSpec { id: LayerId(1), blend, counters: counters.clone() };
+        let (counters_too, host, recompute) = (counters.clone(), false, false);
+        let spec = LayerSpec { id: LayerId(1), blend, counters: counters_too, host, recompute };
         Self {
             sync: GradientSynchronizer::new(spec, backend, Arc::new(config)),
             quota: Quota::new(100, 1 << 20),
@@ -168,7 +169,7 @@ impl Layer {
     }
 
     pub(super) fn attach(&mut self, index: usize, live: &Arc<LiveSeed>, value: f32) {
-        self.sync.attach(SeedIndex(index as u16), live.clone(), alpha(value)).unwrap();
+        self.sync.attach(SeedIndex(index as u16), live.clone(), alpha(value), Role::Blended).unwrap();
     }
 
     pub(super) fn write(&self, room: Room, values: &[f32]) {
@@ -197,6 +198,7 @@ impl Layer {
             input_shape: [BATCH, WIDTH].into(),
             output: block(Room::Output, 4 * ELEMENTS),
             output_shape: [BATCH, WIDTH].into(),
+            alphas: None,
         }
     }
 
@@ -227,6 +229,7 @@ impl Layer {
             grad_input: Some(block(Room::GradInput, 4 * ELEMENTS)),
             grad_parameters: Some(block(Room::GradParameters, 64 * ran)),
             grad_alphas: Some(block(Room::GradAlphas, 4 * seeds)),
+            straight: None,
         };
         self.sync.backward(&request, &self.arena, &mut self.quota)
     }

@@ -87,6 +87,7 @@ fn a_request_that_does_not_fit_leaves_the_ticket() {
         grad_input: None,
         grad_parameters: Some(block(Room::GradParameters, 128)),
         grad_alphas: None,
+        straight: None,
     };
     let with = |change: &dyn Fn(&mut crate::wire::Backward)| {
         let mut request = whole.clone();

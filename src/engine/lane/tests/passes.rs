@@ -260,7 +260,9 @@ fn quotas_refuse_and_the_session_goes_on() {
     let mut trainer = Trainer::new(EngineConfig::default(), limits);
     trainer.open(Blend::Convex, 1).unwrap();
     let one_more = |trainer: &mut Trainer, id| {
-        let spec = crate::engine::LayerSpec { id, blend: Blend::Convex, counters: vec![Arc::default()] };
+        let counters = vec![Arc::default()];
+        let (blend, host, recompute) = (Blend::Convex, false, false);
+        let spec = crate::engine::LayerSpec { id, blend, counters, host, recompute };
         trainer.ask(|answer| crate::engine::LaneCommand::OpenLayer { spec, answer })
     };
     assert!(matches!(one_more(&mut trainer, super::trainer::LAYER), Err(EngineError::Request { .. })));

@@ -12,7 +12,7 @@ use crate::{
     backend::cpu::CpuBackend,
     engine::{
         Alpha, Answer, EngineConfig, EngineError, LaneCommand, LaneEvent, LaneHandle, LaneLimits, LaneParts,
-        LaneSnapshot, LayerSpec, LiveSeed, SeedCounters,
+        LaneSnapshot, LayerSpec, LiveSeed, Role, SeedCounters,
     },
     id::{Generation, LayerId, SeedIndex, SessionId, TicketId},
     tensor::DType,
@@ -75,7 +75,8 @@ impl Trainer {
 
     pub(super) fn open(&mut self, blend: Blend, seeds: usize) -> Result<(), EngineError> {
         self.counters = (0..seeds).map(|_| Arc::default()).collect();
-        let spec = LayerSpec { id: LAYER, blend, counters: self.counters.clone() };
+        let counters = self.counters.clone();
+        let spec = LayerSpec { id: LAYER, blend, counters, host: false, recompute: false };
         self.ask(|answer| LaneCommand::OpenLayer { spec, answer })
     }
 
@@ -89,7 +90,8 @@ impl Trainer {
     pub(super) fn attach(&self, seed: u16, live: Arc<LiveSeed>, alpha: f32) -> Result<(), EngineError> {
         let alpha = Alpha::new(alpha).unwrap();
         let seed = SeedIndex(seed);
-        self.ask(|answer| LaneCommand::Attach { layer: LAYER, seed, live, alpha, answer })
+        let role = Role::Blended;
+        self.ask(|answer| LaneCommand::Attach { layer: LAYER, seed, live, alpha, role, answer })
     }
 
     pub(super) fn detach(&self, seed: u16) -> Result<Option<Generation>, EngineError> {
