@@ -11,6 +11,10 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 
+/// By how much the calendars of nodes may differ, in milliseconds: what one notes as later than that is not
+/// believed by another.
+pub const NODES_DIFFER_MS: i64 = 5 * 60 * 1000;
+
 /// A clock with two faces: one that never goes back, and the calendar.
 pub trait Clock: Send + Sync + fmt::Debug {
     /// The time for measuring; never goes back.

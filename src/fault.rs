@@ -52,6 +52,17 @@ impl fmt::Display for ErrorClass {
     }
 }
 
+/// Characters of somebody else's text that an error repeats.
+const REPEATED: usize = 200;
+
+/// A text of somebody else's, cut to what an error may repeat of it: errors are kept, sent and logged.
+pub fn shortened(text: &str) -> String {
+    match text.char_indices().nth(REPEATED) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}
+
 /// An error that knows its class and the stable code a client sees.
 pub trait Fault: std::error::Error {
     /// The class, for retry and breaker.
@@ -64,5 +75,17 @@ pub trait Fault: std::error::Error {
     /// would have to wait longer than its longest delay.
     fn retry_after(&self) -> Option<std::time::Duration> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_says_how_long_it_was() {
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&"ä".repeat(REPEATED)), "ä".repeat(REPEATED));
+        assert_eq!(shortened(&"ä".repeat(1000)), format!("{}… (2000 bytes)", "ä".repeat(REPEATED)));
     }
 }

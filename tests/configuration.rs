@@ -162,6 +162,20 @@ fn keys_that_must_agree_are_compared() {
 }
 
 #[test]
+fn addresses_of_shared_tiers_hold_no_secrets_and_no_options() {
+    for url in [
+        "postgres://h/db?password=hidden",
+        "postgres://h/db?user=u&password=hidden",
+        "postgres://u:hidden@h/db",
+    ] {
+        let errors = refused(&format!("[cache.postgres]\nurl = \"{url}\"\n")).to_string();
+        assert!(errors.contains("cache.postgres.url") && !errors.contains("hidden"), "{errors}");
+    }
+    let errors = refused("[cache.redis]\nurl = \"redis://h/0?protocol=resp3\"\n").to_string();
+    assert!(errors.contains("cache.redis.url"), "{errors}");
+}
+
+#[test]
 fn what_is_left_open_is_filled_in() {
     let config = Config::default();
     assert_eq!(config.sqlite_path(), Path::new("/var/lib/kasmina/cache.sqlite"));

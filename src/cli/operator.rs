@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Exit,
-    table::{self, bytes, micros},
+    table::{self, bytes, micros, say},
 };
 use crate::{
     client::Operator,
@@ -45,28 +45,29 @@ impl OperatorOptions {
 pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
     let report = options.connect()?.status()?;
     options.show(&report, |report| {
-        println!(
-            "kasminad {}, pid {}, {}, up {} s, {} resident, device {}",
+        say(&format!(
+            "kasminad {}, pid {}, {}, up {} s, {} resident, device {}\n",
             report.version,
             report.pid,
             report.phase,
             report.uptime_seconds,
             bytes(report.resident_bytes),
             report.devices.join(" "),
-        );
+        ));
         let warming = &report.warming;
         if warming.planned > 0 {
             let state = if warming.done { "warmed" } else { "warming" };
-            println!("{state}: {} of {} kernels, {} failed", warming.loaded, warming.planned, warming.failed);
+            let crate::wire::WarmReport { loaded, planned, failed, .. } = warming;
+            say(&format!("{state}: {loaded} of {planned} kernels, {failed} failed\n"));
         }
-        println!();
+        say("\n");
         let rows = report
             .actors
             .iter()
             .map(|a| vec![a.name.clone(), a.state.clone(), a.restarts.to_string()])
             .collect::<Vec<_>>();
         table::print(&["ACTOR", "STATE", " RESTARTS"], &rows);
-        println!();
+        say("\n");
         let rows: Vec<_> = report
             .breakers
             .iter()
@@ -84,7 +85,7 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
             })
             .collect();
         table::print(&["BREAKER", "STATE", " FAILURES", " OPENED", " REFUSED", " RETRY IN", "WHY"], &rows);
-        println!();
+        say("\n");
         let rows: Vec<_> = report
             .sessions
             .iter()
@@ -136,7 +137,7 @@ pub fn seeds(options: &OperatorOptions) -> Result<Exit, CliError> {
         table::print(&headings, &rows);
         for seed in report.seeds.iter().filter(|seed| seed.last_error.is_some()) {
             if let Some(error) = &seed.last_error {
-                println!("{}/{}/{}: {}", seed.session, seed.layer, seed.seed, error);
+                say(&format!("{}/{}/{}: {}\n", seed.session, seed.layer, seed.seed, error));
             }
         }
     })
@@ -173,10 +174,10 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
         table::print(&headings, &rows);
         for tier in &report.tiers {
             if let Some(error) = &tier.error {
-                println!("{}: {error}", tier.name);
+                say(&format!("{}: {error}\n", tier.name));
             }
         }
-        println!("\n{}", below_memory(report));
+        say(&format!("\n{}\n", below_memory(report)));
         let rows: Vec<_> = report
             .kernels
             .iter()
@@ -198,7 +199,7 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
         let headings = ["KERNEL", "SHA256", " BYTES", " HELD", "PINNED", " HITS", " PLANS", " AGE", " IDLE"];
         table::print(&headings, &rows);
         if !report.routes.is_empty() {
-            println!();
+            say("\n");
             let row = |r: &RouteReport| {
                 let up_to = r.up_to_bytes.map_or_else(|| "any".to_owned(), bytes);
                 let now = if r.passed_by { "passed by" } else { "asked" }.to_owned();

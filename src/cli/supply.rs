@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     CliError, Exit, OperatorOptions,
-    table::{bytes, micros, say, span},
+    table::{bytes, complain, micros, say, span},
 };
 use crate::{
     id::KernelId,
@@ -19,11 +19,18 @@ pub fn evict(options: &OperatorOptions, kernels: &[KernelId], fleet: bool) -> Re
     let mut operator = options.connect()?;
     let mut total = EvictReport::default();
     for kernel in kernels {
-        let report = operator.evict(kernel.clone(), fleet)?;
-        total.evicted.extend(report.evicted);
-        total.in_use.extend(report.in_use);
-        total.condemned.extend(report.condemned);
-        total.freed_bytes += report.freed_bytes;
+        match operator.evict(kernel.clone(), fleet) {
+            Ok(report) => {
+                total.evicted.extend(report.evicted);
+                total.in_use.extend(report.in_use);
+                total.condemned.extend(report.condemned);
+                total.freed_bytes += report.freed_bytes;
+                total.failures.extend(report.failures.iter().map(|failure| format!("{kernel}: {failure}")));
+            }
+            // Those before it are gone, with --fleet everywhere: what became of them is said all the same.
+            Err(error) if kernels.len() > 1 => total.failures.push(format!("{kernel}: {error}")),
+            Err(error) => return Err(error.into()),
+        }
     }
     show_evicted(options, &total)
 }
@@ -34,7 +41,8 @@ pub fn evict(options: &OperatorOptions, kernels: &[KernelId], fleet: bool) -> Re
 /// [`CliError::Client`] when the daemon does not answer or refuses.
 pub fn clear(options: &OperatorOptions, tiers: bool) -> Result<Exit, CliError> {
     let report = options.connect()?.clear(tiers)?;
-    show_evicted(options, &report).map(|_| Exit::Ok)
+    show_evicted(options, &report)?;
+    Ok(if report.failures.is_empty() { Exit::Ok } else { Exit::No })
 }
 
 fn show_evicted(options: &OperatorOptions, report: &EvictReport) -> Result<Exit, CliError> {
@@ -44,9 +52,17 @@ fn show_evicted(options: &OperatorOptions, report: &EvictReport) -> Result<Exit,
         report.condemned.iter().for_each(|kernel| say(&goes(kernel)));
         let stays = |kernel| format!("in use   {kernel}, by a seed or pinned: kasmina why {kernel}\n");
         report.in_use.iter().for_each(|kernel| say(&stays(kernel)));
-        say(&format!("{} freed\n", bytes(report.freed_bytes)));
+        let again =
+            |failure| format!("failed   {failure}: a copy may be left, say it again when that is mended\n");
+        report.failures.iter().for_each(|failure| say(&again(failure)));
+        let EvictReport { evicted, in_use, condemned, failures, freed_bytes } = report;
+        if evicted.is_empty() && in_use.is_empty() && condemned.is_empty() && failures.is_empty() {
+            say("nothing was here\n");
+        } else {
+            say(&format!("{} freed\n", bytes(*freed_bytes)));
+        }
     })?;
-    Ok(if report.in_use.is_empty() { Exit::Ok } else { Exit::No })
+    Ok(if report.in_use.is_empty() && report.failures.is_empty() { Exit::Ok } else { Exit::No })
 }
 
 /// Begins to load kernels.
@@ -54,10 +70,11 @@ fn show_evicted(options: &OperatorOptions, report: &EvictReport) -> Result<Exit,
 /// # Errors
 /// [`CliError::Client`] when the daemon does not answer or refuses.
 pub fn warm(options: &OperatorOptions, kernels: Vec<KernelId>) -> Result<Exit, CliError> {
+    let asked = kernels.len();
     let report = options.connect()?.warm(kernels)?;
-    options.show(&report, |report| {
-        let text = format!("warming {} kernels, {} loaded", report.planned, report.loaded);
-        say(&format!("{text}, {} failed; kasmina status tells how it goes on\n", report.failed));
+    options.show(&report, |_| {
+        let what = if asked == 1 { "1 kernel".to_owned() } else { format!("{asked} kernels") };
+        say(&format!("loading {what}; kasmina status tells how it goes on\n"));
     })
 }
 
@@ -67,10 +84,19 @@ pub fn warm(options: &OperatorOptions, kernels: Vec<KernelId>) -> Result<Exit, C
 /// [`CliError::Client`] when the daemon does not answer or refuses.
 pub fn pin(options: &OperatorOptions, kernels: &[KernelId], pinned: bool) -> Result<Exit, CliError> {
     let mut operator = options.connect()?;
+    let mut exit = Exit::Ok;
     for kernel in kernels {
-        if pinned { operator.pin(kernel.clone()) } else { operator.unpin(kernel.clone()) }?;
+        let done = if pinned { operator.pin(kernel.clone()) } else { operator.unpin(kernel.clone()) };
+        match done {
+            Ok(()) => {}
+            Err(error) if kernels.len() > 1 => {
+                complain(&format!("{kernel}: {error}"));
+                exit = Exit::Daemon;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 /// Prints all that is known of a kernel's supply.

@@ -206,10 +206,15 @@ fn shared_tiers(config: &Config, reader: &mut Reader<'_>) {
             reader.refuse(key, format!("{url:?} is no such URL: begin it with {one} or {other}"));
             continue;
         };
-        // Not repeated in the message, which goes to logs.
+        // Not repeated in the messages, which go to logs.
         let authority = rest.split('/').next().unwrap_or_default();
         if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
             let message = "holds a password, which would be seen in logs: name a file in password_file";
+            reader.refuse(key, message.to_owned());
+        }
+        // A driver reads more from there than is meant here: passwords, files, other hosts.
+        if rest.contains(['?', '#']) {
+            let message = "holds options after a \"?\" or \"#\": leave them out, each has a key of its own";
             reader.refuse(key, message.to_owned());
         }
     }

@@ -42,7 +42,8 @@ impl Addresses {
     }
 }
 
-/// The IPv4 address within an IPv6 one (mapped, compatible, NAT64, 6to4), else the address itself.
+/// The IPv4 address within an IPv6 one (mapped, compatible, translated, NAT64 with either prefix, 6to4), else the
+/// address itself.
 fn unwrapped(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let s = v6.segments();
@@ -51,7 +52,10 @@ fn unwrapped(address: IpAddr) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     };
     match s {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => pair(high, low),
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x64, 0xff9b, 1, _, _, _, high, low] => pair(high, low),
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => pair(high, low),
         [0x2002, high, low, ..] => pair(high, low),
         _ => address,
@@ -122,6 +126,9 @@ mod tests {
             "169.254.169.254",
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:2:3:4:a9fe:a9fe",
+            "::ffff:0:a9fe:a9fe",
             "2002:a9fe:a9fe::1",
             "fe80::1",
             "fd00:ec2::254",

@@ -163,7 +163,7 @@ impl Catalogue {
             return Err(too_large());
         }
         let mut json = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, &url, asker))? {
+        while let Some(piece) = response.chunk().await.map_err(|error| failed(error, &url, asker))? {
             if (json.len() + piece.len()) as u64 > limit_bytes {
                 return Err(too_large());
             }

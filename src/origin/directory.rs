@@ -128,7 +128,7 @@ impl DirectoryOrigin {
         let bytes = self.read(id, reference, "the artifact", self.options.max_artifact_bytes)?;
         let bytes = bytes.ok_or_else(|| OriginError::Reference {
             id: id.clone(),
-            reference: reference.to_owned(),
+            reference: reference.into(),
             reason: "there is no such file in the folder".to_owned(),
         })?;
         Blob::hashed(bytes).checked(metadata)
@@ -148,7 +148,7 @@ impl DirectoryOrigin {
     ) -> Result<Option<Arc<[u8]>>, OriginError> {
         let refused = |reason: &str| OriginError::Reference {
             id: id.clone(),
-            reference: name.to_owned(),
+            reference: name.into(),
             reason: reason.to_owned(),
         };
         if name.is_empty() || name.contains("://") || Path::new(name).is_absolute() {
@@ -215,5 +215,5 @@ impl Origin for DirectoryOrigin {
 }
 
 fn unavailable(place: &Path, error: &io::Error) -> OriginError {
-    OriginError::Unavailable { origin: NAME.to_owned(), place: place.to_owned(), reason: error.to_string() }
+    OriginError::Unavailable { origin: NAME.to_owned(), place: place.into(), reason: error.to_string() }
 }

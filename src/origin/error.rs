@@ -1,7 +1,8 @@
 //! Why an origin does not give a kernel.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
+use super::Place;
 use crate::{
     digest::Digest,
     fault::{ErrorClass, Fault},
@@ -58,7 +59,7 @@ pub enum OriginError {
         /// Which kernel.
         id: KernelId,
         /// The reference.
-        reference: String,
+        reference: Place,
         /// Why it is refused.
         reason: String,
     },
@@ -92,7 +93,7 @@ pub enum OriginError {
         /// Which origin.
         origin: String,
         /// The file or the address.
-        place: PathBuf,
+        place: Place,
         /// What went wrong.
         reason: String,
     },
@@ -102,7 +103,7 @@ pub enum OriginError {
         /// Which origin.
         origin: String,
         /// The address.
-        place: String,
+        place: Place,
         /// The HTTP status, 429 or 503.
         status: u16,
         /// How long it asks to be left alone.
@@ -114,7 +115,7 @@ pub enum OriginError {
         /// Which origin.
         origin: String,
         /// The address.
-        place: String,
+        place: Place,
         /// The HTTP status.
         status: u16,
         /// What to look at.
@@ -128,7 +129,7 @@ pub enum OriginError {
         /// Which kernel.
         id: KernelId,
         /// The address.
-        place: String,
+        place: Place,
         /// The HTTP status.
         status: u16,
     },

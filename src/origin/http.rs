@@ -69,7 +69,7 @@ pub(super) async fn attempt(
     let Some(begun) = state.as_mut() else { return Err(want.failed("it answered without a body")) };
     loop {
         let piece = want.in_time(response.chunk()).await?;
-        match piece.map_err(|error| failed(&error, &place, want.asker(ADVICE)))? {
+        match piece.map_err(|error| failed(error, &place, want.asker(ADVICE)))? {
             Some(piece) => begun.filling.push(&piece).map_err(|_| want.too_large())?,
             None => break,
         }

@@ -23,7 +23,7 @@ use crate::{
     digest::Digest,
     fault::{ErrorClass, Fault},
     id::KernelId,
-    validation::Metadata,
+    validation::{Metadata, Status},
 };
 
 const ORIGIN: &str = "urza";
@@ -113,8 +113,8 @@ pub enum PublishError {
 impl Fault for PublishError {
     fn class(&self) -> ErrorClass {
         match self {
+            Self::File { .. } | Self::Answer { status: 500.., .. } => ErrorClass::Unavailable,
             Self::Taken { .. } | Self::Settings { .. } | Self::Answer { .. } => ErrorClass::Invalid,
-            Self::File { .. } => ErrorClass::Unavailable,
             Self::Origin(error) => error.class(),
         }
     }
@@ -153,7 +153,7 @@ pub fn publish_to_folder(folder: &Path, publication: &Publication) -> Result<Pub
     }
 }
 
-/// Publishes the bytes to `to` and the entry to the Urza that `options` name first.
+/// Publishes the bytes to `to` and the entry to the first Urza of those that `options` name which answers.
 ///
 /// # Errors
 /// [`PublishError::Taken`] where other bytes have the name; else what a server or the system says.
@@ -162,8 +162,8 @@ pub async fn publish_to_urza(
     to: &Destination,
     publication: &Publication,
 ) -> Result<Published, PublishError> {
-    let urza = Urza::new(options, &publication.metadata.id)?;
-    if let Some(published) = urza.kernel().await? {
+    let (urza, published) = Urza::answering(options, &publication.metadata.id).await?;
+    if let Some(published) = published {
         return same(&published, publication);
     }
     let reference = upload(options, to, publication).await?;
@@ -198,6 +198,10 @@ fn report(metadata: &Metadata) -> Value {
 /// The same bytes again are no error, others are.
 fn same(published: &Metadata, publication: &Publication) -> Result<Published, PublishError> {
     let id = published.id.clone();
+    if published.status == Status::Invalid {
+        let published = "status invalid, which no daemon takes".to_owned();
+        return Err(PublishError::Taken { id, published });
+    }
     if published.checksum == Some(publication.digest) {
         let reference = published.kernel_binary_ref.clone().unwrap_or_default();
         return Ok(Published { id, digest: publication.digest, reference, new: false });
@@ -289,9 +293,27 @@ struct Urza<'a> {
 }
 
 impl<'a> Urza<'a> {
-    fn new(options: &'a UrzaOptions, id: &'a KernelId) -> Result<Self, PublishError> {
+    /// The first server that answers, and what it has under the name. Copies of one catalogue share what is
+    /// published to any of them.
+    async fn answering(
+        options: &'a UrzaOptions,
+        id: &'a KernelId,
+    ) -> Result<(Self, Option<Metadata>), PublishError> {
+        let mut failure = None;
+        for endpoint in &options.endpoints {
+            let urza = Self::new(options, endpoint, id)?;
+            match urza.kernel().await {
+                Ok(published) => return Ok((urza, published)),
+                Err(error) if error.class() == ErrorClass::Unavailable => failure = failure.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let nobody = || PublishError::Settings { reason: "name Urza's address".to_owned() };
+        Err(failure.unwrap_or_else(nobody))
+    }
+
+    fn new(options: &'a UrzaOptions, endpoint: &str, id: &'a KernelId) -> Result<Self, PublishError> {
         let settings = |reason: String| PublishError::Settings { reason };
-        let endpoint = options.endpoints.first().ok_or_else(|| settings("name Urza's address".to_owned()))?;
         let root = endpoint.trim_end_matches('/').trim_end_matches("/api/v1").to_owned();
         let web = Web::new(Arc::new(options.allow()), &options.ca_file, 0).map_err(settings)?;
         Ok(Self { web, root, id, token_file: &options.token_file, timeout: options.policy.timeout })
@@ -320,7 +342,7 @@ impl<'a> Urza<'a> {
                 return Err(answered(&response, &url, asker));
             }
             let mut text = Vec::new();
-            while let Some(piece) = response.chunk().await.map_err(|error| failed(&error, &url, asker))? {
+            while let Some(piece) = response.chunk().await.map_err(|error| failed(error, &url, asker))? {
                 text.extend_from_slice(&piece);
                 if text.len() > MAX_ANSWER_BYTES {
                     let (what, limit_bytes) = ("the answer", MAX_ANSWER_BYTES as u64);

@@ -10,7 +10,7 @@ use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::{
     Client,
     config::{ProvideCredentials as _, RequestChecksumCalculation, ResponseChecksumValidation},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     operation::get_object::GetObjectOutput,
     primitives::ByteStream,
 };
@@ -21,7 +21,7 @@ use aws_smithy_http_client::{
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::Mutex;
 
-use super::{Blob, OriginError, http::content_range, want::Want};
+use super::{Blob, OriginError, http::content_range, want::Want, web::chain};
 use crate::{config, digest::Hasher, guard::Retry};
 
 const ADVICE: &str =
@@ -247,7 +247,7 @@ impl<'a> Object<'a> {
     ) -> Result<(), OriginError> {
         let mut body = output.body;
         while let Some(piece) = self.want.in_time(body.next()).await? {
-            let piece = piece.map_err(|error| self.want.failed(DisplayErrorContext(&error).to_string()))?;
+            let piece = piece.map_err(|error| self.want.failed(chain(&error)))?;
             let end = *filled + piece.len();
             let Some(place) = part.get_mut(*filled..end) else {
                 return Err(self.want.failed("it sent more than was asked for"));
@@ -289,9 +289,7 @@ async fn connect(options: &S3Options, want: &Want<'_>) -> Result<Client, OriginE
     if let Some(provider) = shared.credentials_provider() {
         // Here, because a request that finds none says so in words that name no setting.
         let found = provider.provide_credentials().await;
-        found.map_err(|error| {
-            want.failed(format!("no credentials, {}: {ADVICE}", DisplayErrorContext(error)))
-        })?;
+        found.map_err(|error| want.failed(format!("no credentials, {ADVICE}: {}", chain(&error))))?;
     }
     let mut settings = aws_sdk_s3::config::Builder::from(&shared)
         .force_path_style(options.path_style)
@@ -313,7 +311,7 @@ where
     SdkError<E>: std::error::Error,
 {
     let status = error.raw_response().map(|response| response.status().as_u16());
-    let (origin, place) = (want.origin.to_owned(), want.reference.to_owned());
+    let (origin, place) = (want.origin.to_owned(), want.reference.into());
     match status {
         Some(404) => want.refused("there is no such blob"),
         Some(416) => want.refused("it is empty"),
@@ -326,6 +324,6 @@ where
         Some(status @ 400..=499) if status != 408 => {
             OriginError::Refused { origin, id: want.id.clone(), place, status }
         }
-        _ => want.failed(DisplayErrorContext(error).to_string()),
+        _ => want.failed(chain(error)),
     }
 }

@@ -126,7 +126,11 @@ impl UrzaOrigin {
         let allow = Arc::new(options.allow());
         options.warn_of_open_tokens();
         let web = Web::new(allow, &options.ca_file, options.max_redirects).map_err(|reason| {
-            OriginError::Unavailable { origin: NAME.to_owned(), place: options.ca_file.clone(), reason }
+            OriginError::Unavailable {
+                origin: NAME.to_owned(),
+                place: options.ca_file.clone().into(),
+                reason,
+            }
         })?;
         let limits = BlobLimits {
             max_bytes: options.max_artifact_bytes,

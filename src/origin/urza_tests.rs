@@ -322,6 +322,48 @@ async fn publishing_is_repeatable_and_kernels_are_immutable() {
 }
 
 #[tokio::test]
+async fn publishing_goes_to_the_first_endpoint_that_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, to) = publishing(folder.path()).await;
+    let failing = Scripted::start(|_, _| Reply::ok("500 Oops", "", b"")).await;
+    let endpoints = vec![format!("http://{}/api/v1", failing.address), good.endpoints[0].clone()];
+    let both = UrzaOptions { endpoints, ..good.clone() };
+    assert!(publish_to_urza(&both, &to, &publication("k", b"artifact")).await.unwrap().new);
+    assert_eq!(fetch(&origin(good), "k").await.unwrap(), b"artifact");
+    let none = UrzaOptions { endpoints: both.endpoints[..1].to_vec(), ..both };
+    let error = publish_to_urza(&none, &to, &publication("l", b"artifact")).await.unwrap_err();
+    assert_eq!(error.code(), "origin.unavailable", "{error}");
+}
+
+#[tokio::test]
+async fn what_stands_there_as_invalid_is_not_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let (options, to) = publishing(folder.path()).await;
+    fs::create_dir_all(folder.path().join("urza")).unwrap();
+    let invalid = entry("k", "invalid", "s3://kernels/k", b"artifact");
+    fs::write(folder.path().join("urza/k.json"), invalid.to_string()).unwrap();
+    let error = publish_to_urza(&options, &to, &publication("k", b"artifact")).await.unwrap_err();
+    assert!(error.to_string().contains("status invalid"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_catalogue_says_at_length_is_repeated_in_brief() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(500_000);
+    for (name, reference) in [
+        ("long", format!("https://not-allowed.example/{long}?X-Amz-Signature=secret")),
+        ("odd", format!("gopher://{long}")),
+        ("user", "https://somebody:secret@not-allowed.example/k".to_owned()),
+    ] {
+        let json = entry(name, "validated", &reference, b"artifact").to_string();
+        fs::write(folder.path().join(format!("{name}.json")), json).unwrap();
+        let urza = origin(options(vec![api(stand_in(folder.path()).await)]));
+        let error = fetch(&urza, name).await.unwrap_err().to_string();
+        assert!(error.len() < 1500 && !error.contains("secret"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn of_those_who_publish_other_bytes_under_one_name_at_once_one_is_first_and_whole() {
     let folder = tempfile::tempdir().unwrap();
     let (options, to) = publishing(folder.path()).await;

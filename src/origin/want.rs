@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{OriginError, web::Asker};
-use crate::id::KernelId;
+use crate::{fault::shortened, id::KernelId};
 
 /// One blob as it is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,8 @@ impl<'a> Want<'a> {
     pub(super) fn refused(&self, reason: impl Into<String>) -> OriginError {
         OriginError::Reference {
             id: self.id.clone(),
-            reference: self.reference.to_owned(),
-            reason: reason.into(),
+            reference: self.reference.into(),
+            reason: shortened(&reason.into()),
         }
     }
 
@@ -34,7 +34,7 @@ impl<'a> Want<'a> {
         OriginError::Unavailable {
             origin: self.origin.to_owned(),
             place: self.reference.into(),
-            reason: reason.into(),
+            reason: shortened(&reason.into()),
         }
     }
 

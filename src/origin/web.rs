@@ -9,11 +9,11 @@ use reqwest::{
 };
 
 use super::{
-    OriginError,
+    OriginError, Place,
     address::{AddressRefused, CheckedResolver},
     reference::Allow,
 };
-use crate::id::KernelId;
+use crate::{fault::shortened, id::KernelId};
 
 /// The most header lines of an answer.
 const MAX_HEADERS: usize = 64;
@@ -94,8 +94,8 @@ impl Web {
     ) -> Result<Response, OriginError> {
         let refused = |reference: &Url, reason: String| OriginError::Reference {
             id: asker.id.clone(),
-            reference: reference.to_string(),
-            reason,
+            reference: reference.into(),
+            reason: shortened(&reason),
         };
         let mut at = url.clone();
         for _ in 0..=self.max_redirects {
@@ -122,31 +122,33 @@ impl Web {
         url: &Url,
         asker: Asker<'_>,
     ) -> Result<Response, OriginError> {
-        let response = request.send().await.map_err(|error| failed(&error, url, asker))?;
+        let response = request.send().await.map_err(|error| failed(error, url, asker))?;
         let coded = response.headers().get(header::CONTENT_ENCODING);
         if let Some(coding) = coded.filter(|coding| coding.as_bytes() != b"identity") {
             let reason = format!("it sends {coding:?}, though no compression was asked for");
-            return Err(OriginError::Reference { id: asker.id.clone(), reference: url.to_string(), reason });
+            return Err(OriginError::Reference { id: asker.id.clone(), reference: url.into(), reason });
         }
         Ok(response)
     }
 }
 
 /// What a connection's failure means.
-pub(super) fn failed(error: &reqwest::Error, url: &Url, asker: Asker<'_>) -> OriginError {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
+pub(super) fn failed(error: reqwest::Error, url: &Url, asker: Asker<'_>) -> OriginError {
+    // Whose text it would be part of, whatever it holds.
+    let error = error.without_url();
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(error) = cause {
         if let Some(refused) = error.downcast_ref::<AddressRefused>() {
-            let (reference, reason) = (url.to_string(), refused.reason.clone());
+            let (reference, reason) = (url.into(), shortened(&refused.reason));
             return OriginError::Reference { id: asker.id.clone(), reference, reason };
         }
         cause = error.source();
     }
-    let advice = if is_distrusted(error) { " (authorities of one's own: origin.urza.ca_file)" } else { "" };
+    let advice = if is_distrusted(&error) { " (authorities of one's own: origin.urza.ca_file)" } else { "" };
     OriginError::Unavailable {
         origin: asker.origin.to_owned(),
-        place: url.as_str().into(),
-        reason: format!("{}{advice}", chain(error)),
+        place: url.into(),
+        reason: format!("{}{advice}", shortened(&chain(&error))),
     }
 }
 
@@ -162,7 +164,7 @@ fn is_distrusted(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// What an answer that is no success means, a 404 aside.
 pub(super) fn answered(response: &Response, url: &Url, asker: Asker<'_>) -> OriginError {
-    let (origin, place, status) = (asker.origin.to_owned(), url.to_string(), response.status());
+    let (origin, place, status) = (asker.origin.to_owned(), Place::from(url), response.status());
     match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
             let seconds = response.headers().get(header::RETRY_AFTER);
@@ -185,8 +187,8 @@ pub(super) fn answered(response: &Response, url: &Url, asker: Asker<'_>) -> Orig
     }
 }
 
-fn unavailable(origin: String, place: String, status: StatusCode) -> OriginError {
-    OriginError::Unavailable { origin, place: place.into(), reason: format!("it answered {status}") }
+fn unavailable(origin: String, place: Place, status: StatusCode) -> OriginError {
+    OriginError::Unavailable { origin, place, reason: format!("it answered {status}") }
 }
 
 /// An error with its causes: the library's own text names only the outermost.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{digest::Digest, id::KernelId, tensor::Shape};
+use crate::{digest::Digest, fault::shortened, id::KernelId, tensor::Shape};
 
 /// How far a kernel has come in the catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ impl Metadata {
     pub fn from_json(bytes: &[u8]) -> Result<Self, MetadataError> {
         // Two steps, because serde would flatten the second one's error into text.
         let entry: Entry = serde_json::from_slice(bytes)
-            .map_err(|error| MetadataError::Entry { reason: error.to_string() })?;
+            .map_err(|error| MetadataError::Entry { reason: shortened(&error.to_string()) })?;
         Self::try_from(entry)
     }
 
@@ -185,7 +185,7 @@ impl Fields<'_> {
                     return T::deserialize(value).map(Some).map_err(|error| MetadataError::Field {
                         field,
                         place,
-                        reason: error.to_string(),
+                        reason: shortened(&error.to_string()),
                     });
                 }
             }
@@ -202,6 +202,7 @@ impl TryFrom<Entry> for Metadata {
         let fields = Fields([("metadata", entry.metadata.as_ref()), ("validation_report", report)]);
         if let Some(described) = fields.get::<String>("kernel_id")?.filter(|other| other != entry.id.as_str())
         {
+            let described = shortened(&described);
             return Err(MetadataError::OtherKernel { id: entry.id, described });
         }
         Ok(Self {

@@ -331,6 +331,10 @@ pub struct EvictReport {
     pub condemned: Vec<KernelId>,
     /// Bytes of memory given back.
     pub freed_bytes: u64,
+    /// Why copies may be left: what each tier that failed to drop one says, and what `evict` of one kernel among
+    /// several came to.
+    #[serde(default)]
+    pub failures: Vec<String>,
 }
 
 /// Answers [`OperatorRequest::Validate`]; `kasmina validate` prints the same of a file.

@@ -74,8 +74,9 @@ def test_training_goes_on_until_the_kernel_is_there(slow):
         for _ in range(50):
             step(layer, optimizer)
         assert seed.loading == "late" and seed.kernel is None and seed.state == "loading" and not told
-        # The session answers meanwhile, other layers graft what is in reach of it, and both go on.
+        # The session answers meanwhile, and no pass came to where it might have waited.
         assert layer.remote.stats(0)["executions"] == 0
+        assert [session["supply_waits"] for session in daemon.status()["sessions"]] == [0]
         proxy.set(None)
         until_live(layer, optimizer)
         assert told == ["late"] and seed.kernel == "late" and seed.alpha == 0.5 and seed.state == "holding"
@@ -97,6 +98,7 @@ def test_the_old_kernel_runs_until_the_new_one_is_ready(slow):
         for _ in range(10):
             assert torch.equal(layer(x).detach(), old), "nothing has changed yet"
         settled(lambda: layer.remote.stats(0)["executions"] >= executions + 10)
+        assert [session["supply_waits"] for session in daemon.status()["sessions"]] == [0]
         assert seed.kernel == "mlp" and seed.loading == "attention" and seed.state == "holding"
         # A forward whose kernel is gone by the time of its backward finishes on that kernel.
         y = layer(x.requires_grad_())

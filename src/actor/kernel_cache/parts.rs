@@ -9,7 +9,7 @@ use std::{
 use super::{LoadLog, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
-    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, SingleFlight, SqlTier},
+    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, SingleFlight, SqlTier, TierError},
     clock::Clock,
     engine::Kernel,
     id::KernelId,
@@ -118,8 +118,7 @@ impl KernelCacheParts {
         let mut report = EvictReport::default();
         match self.device.evict(&id) {
             Ok(resident) => {
-                // A tier that fails says so in its counters; what it holds is checked when it is read.
-                let below = self.lookup.forget(&id).await.unwrap_or(false);
+                let below = self.lookup.forget(&id).await.unwrap_or_else(|error| left(&mut report, &error));
                 if resident || below {
                     report.evicted.push(id);
                     report.freed_bytes = if resident { bytes } else { 0 };
@@ -137,8 +136,9 @@ impl KernelCacheParts {
         // First from what nodes share, so that nobody who has been told finds it there.
         let below = self.lookup.forget(&id).await;
         fleet.announce(&id).await?;
-        let below = below?;
-        Ok(report_of(id, condemned, below))
+        let mut failed = EvictReport::default();
+        let below = below.unwrap_or_else(|error| left(&mut failed, &error));
+        Ok(EvictReport { failures: failed.failures, ..report_of(id, condemned, below) })
     }
 
     /// Forgets a kernel because another node said so.
@@ -154,8 +154,9 @@ impl KernelCacheParts {
     pub(super) async fn clear(&self, tiers: bool) -> Result<EvictReport, ActorError> {
         let before = self.device.entries();
         self.device.clear();
-        if tiers {
-            self.lookup.clear().await?;
+        let mut failed = EvictReport::default();
+        if tiers && let Err(error) = self.lookup.clear().await {
+            left(&mut failed, &error);
         }
         let stays: Vec<KernelId> = self.device.entries().into_iter().map(|entry| entry.id).collect();
         let gone: Vec<_> = before.into_iter().filter(|entry| !stays.contains(&entry.id)).collect();
@@ -163,7 +164,7 @@ impl KernelCacheParts {
             freed_bytes: gone.iter().map(|entry| entry.bytes).sum(),
             evicted: gone.into_iter().map(|entry| entry.id).collect(),
             in_use: stays,
-            condemned: Vec::new(),
+            ..failed
         })
     }
 
@@ -191,6 +192,12 @@ impl KernelCacheParts {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Notes that a tier may still have a copy.
+fn left(report: &mut EvictReport, error: &TierError) -> bool {
+    report.failures.push(error.to_string());
+    false
 }
 
 fn report_of(id: KernelId, condemned: Condemned, below: bool) -> EvictReport {

@@ -8,15 +8,16 @@ use crate::{
         Held, Negative, Stored,
         seal::{Described, verdict_json},
     },
+    clock::NODES_DIFFER_MS,
     digest::Digest,
     id::KernelId,
 };
 
-/// By how much the clocks of nodes may differ before a negative result from "the future" is not believed.
-const CLOCK_SLACK_MS: i64 = 5 * 60 * 1000;
-
 /// The fields of a kernel.
 const FIELDS: [&str; 7] = ["digest", "metadata", "verdict", "confirmed", "seal", "bytes", "negative"];
+
+/// The place of the seal among them.
+const SEAL: usize = 4;
 
 /// The key of a kernel. The braces make the id alone decide the slot; a change of format changes `v1`.
 pub(super) fn key(prefix: &str, id: &KernelId) -> String {
@@ -32,6 +33,18 @@ pub(super) fn every_key(prefix: &str) -> String {
 pub(super) fn read(key: &str) -> Cmd {
     let mut command = redis::cmd("HMGET");
     command.arg(key).arg(&FIELDS);
+    command
+}
+
+/// The command that drops a damaged record: only while it is the one that was read, for another node may have
+/// put a good one there. `values` is none where it was no record at all.
+pub(super) fn drop_damaged(key: &str, values: Option<&Values>) -> Cmd {
+    let script = "local seal = redis.pcall('HGET', KEYS[1], 'seal')
+                  if type(seal) ~= 'table' and (seal or '') ~= ARGV[1] then return 0 end
+                  return redis.call('UNLINK', KEYS[1])";
+    let seal = values.and_then(|values| values.get(SEAL)?.as_deref()).unwrap_or_default();
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(1).arg(key).arg(seal);
     command
 }
 
@@ -170,7 +183,7 @@ struct Noted {
 impl Noted {
     /// A clock that has been set back would otherwise believe it for as long as it was set back.
     fn is_believed(&self, now_unix_ms: i64) -> bool {
-        self.until_unix_ms > now_unix_ms && self.noted_unix_ms <= now_unix_ms.saturating_add(CLOCK_SLACK_MS)
+        self.until_unix_ms > now_unix_ms && self.noted_unix_ms <= now_unix_ms.saturating_add(NODES_DIFFER_MS)
     }
 
     fn negative(self) -> Negative {

@@ -101,22 +101,29 @@ impl RedisTier {
         work: impl Future<Output = Result<T, Failure>> + Send,
     ) -> Result<T, TierError> {
         let limit = self.options.connect_timeout.saturating_add(self.options.timeout.saturating_mul(2));
-        let error = match tokio::time::timeout(limit, work).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(Failure::Tier(error))) => error,
-            Ok(Err(Failure::Redis(error))) if is_overloaded(&error) => {
+        match tokio::time::timeout(limit, work).await {
+            Ok(result) => self.counted(action, result).await,
+            Err(_) => {
+                let reason = format!("no answer within {} ms", limit.as_millis());
+                Err(self.counters.failed(TierError::Request { tier: TIER, action, reason }))
+            }
+        }
+    }
+
+    /// Counts a request where it failed, and notes what that means.
+    async fn counted<T>(&self, action: &'static str, result: Result<T, Failure>) -> Result<T, TierError> {
+        let error = match result {
+            Ok(value) => return Ok(value),
+            Err(Failure::Tier(error)) => error,
+            Err(Failure::Redis(error)) if is_overloaded(&error) => {
                 TierError::Overloaded { tier: TIER, action, reason: explain(&error) }
             }
-            Ok(Err(Failure::Redis(error))) => {
+            Err(Failure::Redis(error)) => {
                 if is_refusal(&error) {
                     // The next request reads the password's file again.
                     *self.link.lock().await = None;
                 }
                 TierError::Request { tier: TIER, action, reason: explain(&error) }
-            }
-            Err(_) => {
-                let reason = format!("no answer within {} ms", limit.as_millis());
-                TierError::Request { tier: TIER, action, reason }
             }
         };
         Err(self.counters.failed(error))
@@ -130,6 +137,7 @@ impl RedisTier {
             result => Some(result?),
         };
         let (owned, now) = (id.clone(), self.clock.unix_ms());
+        let drop_damaged = record::drop_damaged(&key, values.as_ref());
         // Hashing some megabytes would hold up every task of this thread.
         let read = match values {
             Some(values) => {
@@ -144,7 +152,7 @@ impl RedisTier {
             Read::Negative(negative) => Answer::Negative(negative),
             Read::Damaged => {
                 // Whether it can be dropped or not, it is not given out.
-                if let Err(error) = link.query::<u64>(redis::cmd("UNLINK").arg(&key)).await {
+                if let Err(error) = link.query::<u64>(&drop_damaged).await {
                     tracing::warn!(kernel = %id, tier = TIER, %error, "damaged copy stays");
                 }
                 Answer::Corrupt
@@ -287,7 +295,10 @@ impl Tier for RedisTier {
 
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
         Box::pin(async move {
-            let gone = self.request("forget everything", self.forget_all()).await?;
+            // As long as it takes: each of its commands has the link's limit, and a server may hold millions of
+            // keys of others.
+            let gone = self.forget_all().await;
+            let gone = self.counted("forget everything", gone).await?;
             self.counters.evicted(gone);
             Ok(gone)
         })

@@ -33,7 +33,12 @@ impl Pool {
     /// A connection for single statements that change nothing.
     pub(super) async fn reader(&self) -> Result<Connection, sqlx::Error> {
         Ok(match self {
-            Self::Sqlite { readers, .. } => Connection::Sqlite(readers.acquire().await?),
+            Self::Sqlite { readers, .. } => {
+                Connection::Sqlite(readers.acquire().await.map_err(|error| match error {
+                    sqlx::Error::PoolTimedOut => sqlx::Error::Io(hanging()),
+                    error => error,
+                })?)
+            }
             Self::Postgres(pool) => Connection::Postgres(Leased::new(pool.acquire().await?)),
         })
     }
@@ -67,6 +72,12 @@ impl Pool {
             Self::Postgres(pool) => pool.close().await,
         }
     }
+}
+
+/// Two that read at once and both do not come back: unlike a writer's turn, that is nobody's business but
+/// the disk's.
+fn hanging() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "reads of the file do not end: look at its disk")
 }
 
 /// A connection, or a transaction on one.

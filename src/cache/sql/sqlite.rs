@@ -20,6 +20,9 @@ use super::{
 /// How long a request waits for others of this process, beside their own waiting for the lock.
 const OWN_QUEUE: Duration = Duration::from_secs(10);
 
+/// How long its statements may run. A disk that takes longer hangs: what waits for it goes elsewhere.
+const RUNNING: Duration = Duration::from_secs(5);
+
 /// Where the file is and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqliteOptions {
@@ -35,6 +38,17 @@ impl SqliteOptions {
     /// A file with 4 GiB and 2 s of patience.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), max_bytes: 4 << 30, busy_timeout: Duration::from_secs(2) }
+    }
+
+    /// How long a whole request may take, its waiting included.
+    pub(super) fn limit(&self) -> Duration {
+        self.patience().saturating_add(RUNNING)
+    }
+
+    /// Each connection is a thread. The wait for one is for others of this process, which may each wait for
+    /// the lock, and has nothing to do with it.
+    fn patience(&self) -> Duration {
+        self.busy_timeout.saturating_add(OWN_QUEUE)
     }
 
     /// Opens the file and brings its tables up to date.
@@ -69,11 +83,9 @@ impl SqliteOptions {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(self.busy_timeout)
             .disable_statement_logging();
-        // Each connection is a thread. The wait for one is for others of this process, which may each wait
-        // for the lock, and has nothing to do with it.
-        let patience = self.busy_timeout.saturating_add(OWN_QUEUE);
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(patience);
-        let writer = pool(1).connect_with(connection.clone()).await.map_err(Failure::from)?;
+        let pool = |most, patience| SqlitePoolOptions::new().max_connections(most).acquire_timeout(patience);
+        let writer =
+            pool(1, self.patience()).connect_with(connection.clone()).await.map_err(Failure::from)?;
         if let Err(error) = migrate(&writer, Dialect::Sqlite).await {
             writer.close().await;
             let damaged = match &error {
@@ -84,7 +96,8 @@ impl SqliteOptions {
             };
             return Err(Failure { damaged, reason: error.to_string() });
         }
-        let readers = pool(2).connect_lazy_with(connection.pragma("query_only", "ON"));
+        // Readers wait for no lock: where neither comes back, the disk hangs.
+        let readers = pool(2, RUNNING).connect_lazy_with(connection.pragma("query_only", "ON"));
         Ok(Pool::Sqlite { readers, writer })
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         Held, Negative, Stored,
         seal::{Described, verdict_json},
     },
-    clock::Clock,
+    clock::{Clock, NODES_DIFFER_MS},
     digest::Digest,
     id::KernelId,
     validation::Verdict,
@@ -20,13 +20,13 @@ use Value::{Bytes, Int, MaybeText, Text};
 /// Negative results kept; beyond that those that would end soonest go.
 const MAX_NEGATIVES: i64 = 10_000;
 
+/// Kernels forgotten in one request where all are to be: of the largest, those that a slow disk can manage.
+const PORTION: i64 = 16;
+
 /// Days for which uses are kept.
 const KEPT_DAYS: i64 = 400;
 
 const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
-
-/// By how much the clocks of nodes may differ before a negative result from "the future" is not believed.
-pub(super) const CLOCK_SLACK_MS: i64 = 5 * 60 * 1000;
 
 /// The day a time in milliseconds since 1970 falls into.
 pub(super) fn day_of(unix_ms: i64) -> i64 {
@@ -71,7 +71,7 @@ pub(super) async fn negative(pool: &Pool, id: &KernelId, now: i64) -> Result<Opt
     // A clock that has been set back would otherwise believe a result for as long as it was set back.
     let known = "SELECT code, reason, until_ms FROM negatives
                  WHERE id = $1 AND until_ms > $2 AND noted_at_ms <= $3";
-    let values = [Text(id.as_str()), Int(now), Int(now.saturating_add(CLOCK_SLACK_MS))];
+    let values = [Text(id.as_str()), Int(now), Int(now.saturating_add(NODES_DIFFER_MS))];
     let Some(row) = pool.reader().await?.row(known, &values).await? else { return Ok(None) };
     let (code, reason) = (row.text(0)?.to_owned(), row.text(1)?.to_owned());
     Ok(Some(Negative { code, reason, until_unix_ms: row.int(2)? }))
@@ -237,24 +237,25 @@ async fn write_uses(change: &mut Connection, uses: &[Noted], now: i64) -> Result
     Ok(())
 }
 
-/// Forgets one kernel or all; says how many kernels and how many negative results went.
-pub(super) async fn forget(pool: &Pool, id: Option<&KernelId>) -> Result<(u64, u64), sqlx::Error> {
+/// Forgets one kernel; says how many kernels and how many negative results went.
+pub(super) async fn forget(pool: &Pool, id: &KernelId) -> Result<(u64, u64), sqlx::Error> {
     let mut change = pool.writer().await?;
-    let (kernels, negatives) = match id {
-        Some(id) => {
-            let id = [Text(id.as_str())];
-            (
-                change.execute("DELETE FROM kernels WHERE id = $1", &id).await?,
-                change.execute("DELETE FROM negatives WHERE id = $1", &id).await?,
-            )
-        }
-        None => (
-            change.execute("DELETE FROM kernels", &[]).await?,
-            change.execute("DELETE FROM negatives", &[]).await?,
-        ),
-    };
+    let id = [Text(id.as_str())];
+    let kernels = change.execute("DELETE FROM kernels WHERE id = $1", &id).await?;
+    let negatives = change.execute("DELETE FROM negatives WHERE id = $1", &id).await?;
     change.commit().await?;
     Ok((kernels, negatives))
+}
+
+/// Forgets every negative result and a portion of the kernels; says how many of these, and whether they were
+/// the last.
+pub(super) async fn forget_some(pool: &Pool) -> Result<(u64, bool), sqlx::Error> {
+    let mut change = pool.writer().await?;
+    let portion = "DELETE FROM kernels WHERE id IN (SELECT id FROM kernels ORDER BY use_order LIMIT $1)";
+    let kernels = change.execute(portion, &[Int(PORTION)]).await?;
+    change.execute("DELETE FROM negatives", &[]).await?;
+    change.commit().await?;
+    Ok((kernels, kernels < PORTION.unsigned_abs()))
 }
 
 /// What is here of a kernel, its bytes not looked at.

@@ -198,21 +198,17 @@ impl Inner {
         Ok(pool)
     }
 
-    /// Waits for a request; gives up on a server that hangs, and notes what a failure means.
+    /// Waits for a request; gives up on a server or a disk that hangs, and notes what a failure means.
     async fn request<T>(
         &self,
         action: &'static str,
         work: impl Future<Output = Result<T, Failure>> + Send,
     ) -> Result<T, TierError> {
-        let result = match &self.database {
-            // SQLite bounds its own waiting, and a statement that runs cannot be left.
-            Database::Sqlite(_) => work.await,
-            Database::Postgres(options) => {
-                let limit = options.connect_timeout.saturating_add(options.timeout);
-                tokio::time::timeout(limit, work).await.unwrap_or(Err(Failure::TooLong))
-            }
+        let limit = match &self.database {
+            Database::Sqlite(options) => options.limit(),
+            Database::Postgres(options) => options.connect_timeout.saturating_add(options.timeout),
         };
-        match result {
+        match tokio::time::timeout(limit, work).await.unwrap_or(Err(Failure::TooLong)) {
             Ok(value) => Ok(value),
             Err(failure) => Err(self.counters.failed(self.explain(action, failure).await)),
         }
@@ -360,7 +356,7 @@ impl Tier for SqlTier {
 
     fn remove<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>> {
         Box::pin(async move {
-            let work = async { Ok(statements::forget(&self.0.pool().await?, Some(id)).await?) };
+            let work = async { Ok(statements::forget(&self.0.pool().await?, id).await?) };
             let (kernels, negatives) = self.0.request("remove a kernel", work).await?;
             self.0.counters.evicted(kernels);
             Ok(kernels + negatives > 0)
@@ -374,10 +370,18 @@ impl Tier for SqlTier {
 
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
         Box::pin(async move {
-            let work = async { Ok(statements::forget(&self.0.pool().await?, None).await?) };
-            let (kernels, _) = self.0.request("forget everything", work).await?;
-            self.0.counters.evicted(kernels);
-            Ok(kernels)
+            // In portions, each within its own limit: a store of gigabytes is not forgotten in one request, and
+            // others write in between.
+            let mut gone = 0;
+            loop {
+                let work = async { Ok(statements::forget_some(&self.0.pool().await?).await?) };
+                let (kernels, is_all) = self.0.request("forget everything", work).await?;
+                self.0.counters.evicted(kernels);
+                gone += kernels;
+                if is_all {
+                    return Ok(gone);
+                }
+            }
         })
     }
 
