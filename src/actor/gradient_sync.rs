@@ -104,7 +104,7 @@ impl LaneLink {
     }
 
     /// The lane's numbers.
-    pub fn gauges(&self) -> &LaneGauges {
+    pub fn gauges(&self) -> &Arc<LaneGauges> {
         self.0.gauges()
     }
 

@@ -8,6 +8,7 @@ pub mod base;
 mod error;
 mod gradient_sync;
 mod kernel_cache;
+mod roll;
 mod seed;
 mod session;
 mod supervisor;
@@ -18,16 +19,17 @@ pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, EvictKernel, ExplainKernel, ForgetKernel, GetKernel, KernelCache,
-    KernelCacheParts, KernelLease, Kernels, LoadLog, PinKernel, PrefetchKernels, ReportCache, ReportSupply,
-    ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
+    KernelCacheParts, KernelLease, Kernels, LoadLog, MeasureCache, PinKernel, PrefetchKernels, ReportCache,
+    ReportSupply, ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
+pub use roll::LaneNumbers;
 pub use seed::{
     BeginGraft, DescribeSeed, FinishGraft, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha,
     UnloadSeed,
 };
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
 pub use supervisor::{
-    AdmitSession, BeginDrain, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
+    AdmitSession, BeginDrain, Ping, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
     SupervisorParts,
 };
 pub use urza_fetcher::{FetchEntry, FetchKernel, FetcherSource, ReportBreakers, UrzaFetcher};

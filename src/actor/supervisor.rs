@@ -2,7 +2,6 @@
 //! orders the daemon's end.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,9 +10,10 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, Kernels, ReportBreakers, ReportSession, ReportSupply, Session, SessionParts,
-    SupplyStatus, UrzaFetcher, WarmStart,
+    ActorError, CloseCache, Kernels, LaneNumbers, ReportBreakers, ReportSession, ReportSupply, Session,
+    SessionParts, SupplyStatus, UrzaFetcher, WarmStart,
     base::{Child, Exit, Handle, StopActor},
+    roll::Roll,
     serve_session,
     session::{CountTickets, DrainSession},
 };
@@ -62,8 +62,7 @@ impl std::fmt::Debug for SupervisorParts {
 #[derive(Debug)]
 pub struct Supervisor {
     parts: SupervisorParts,
-    sessions: BTreeMap<SessionId, Addr<Session>>,
-    last_session: u64,
+    sessions: Roll,
     started: Instant,
     draining: bool,
 }
@@ -72,11 +71,11 @@ impl Supervisor {
     /// A supervisor whose children start when it does.
     pub fn new(parts: SupervisorParts) -> Self {
         let started = parts.clock.now();
-        Self { parts, sessions: BTreeMap::new(), last_session: 0, started, draining: false }
+        Self { parts, sessions: Roll::new(), started, draining: false }
     }
 
     fn addresses(&self) -> Vec<Addr<Session>> {
-        self.sessions.values().cloned().collect()
+        self.sessions.addresses()
     }
 
     fn child(&mut self, name: &str) -> Option<&mut Box<dyn Child>> {
@@ -162,7 +161,7 @@ impl Handler<AdmitSession> for Supervisor {
     type Result = Result<SessionId, RefusedSession>;
 
     fn handle(&mut self, message: AdmitSession, _: &mut Self::Context) -> Self::Result {
-        self.sessions.retain(|_, address| address.connected());
+        self.sessions.strike_absent(Addr::connected);
         if self.draining {
             return Err(RefusedSession { stream: message.stream, error: ActorError::Draining });
         }
@@ -171,8 +170,7 @@ impl Handler<AdmitSession> for Supervisor {
             let error = ActorError::Quota { what: "sessions at a time", limit };
             return Err(RefusedSession { stream: message.stream, error });
         }
-        self.last_session += 1;
-        let id = SessionId(self.last_session);
+        let (id, numbers) = (self.sessions.next(), LaneNumbers::default());
         let parts = &self.parts;
         let (session, closed) = Session::new(SessionParts {
             id,
@@ -183,9 +181,10 @@ impl Handler<AdmitSession> for Supervisor {
             engine: parts.engine.clone(),
             limits: parts.limits,
             spin_us: parts.spin_us,
+            numbers: numbers.clone(),
         });
         let address = session.start();
-        self.sessions.insert(id, address.clone());
+        self.sessions.enter(id, address.clone(), numbers);
         actix::spawn(serve_session(message.stream, address, closed));
         Ok(id)
     }
@@ -203,8 +202,19 @@ impl Handler<SessionClosed> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, SessionClosed(id): SessionClosed, _: &mut Self::Context) {
-        self.sessions.remove(&id);
+        self.sessions.strike(id);
     }
+}
+
+/// Asks whether anybody is there.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Ping;
+
+impl Handler<Ping> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) {}
 }
 
 /// Asks how the daemon does. The edge that asks adds what is its own: phase, process, version.
@@ -220,6 +230,7 @@ impl Handler<ReportStatus> for Supervisor {
             uptime_seconds: self.parts.clock.now().duration_since(self.started).as_secs(),
             devices: vec![self.parts.backend.name().to_owned()],
             actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
+            totals: self.sessions.totals(),
             ..StatusReport::default()
         };
         let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());

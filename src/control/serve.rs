@@ -13,6 +13,7 @@ use crate::{
     },
     fault::{ErrorClass, Fault},
     id::{KernelId, ParseKernelIdError},
+    telemetry::resident_bytes,
     wire::{
         Empty, ErrorReply, FrameKind, OperatorRequest, Reply, RuleReport, SeedReport, ValidationReport,
         WhyReport, WireError, decode, encode,
@@ -227,11 +228,4 @@ impl Control {
             rules: rules.collect(),
         })
     }
-}
-
-/// Resident memory of this process as the kernel counts it; 0 where that cannot be read.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }

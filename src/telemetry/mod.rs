@@ -6,9 +6,11 @@ mod counter;
 mod histogram;
 mod logging;
 mod notify;
+mod process;
 pub mod step_path;
 
 pub use counter::Counter;
 pub use histogram::{Histogram, Summary};
 pub use logging::start_logging;
 pub use notify::Notifier;
+pub use process::resident_bytes;

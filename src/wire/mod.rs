@@ -49,7 +49,7 @@ pub use message::{
 pub use operator::{
     ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FleetReport, LookupReport,
     OperatorRequest, RuleReport, SeedReport, SeedsReport, SessionReport, StatusReport, TierReport,
-    ValidationReport,
+    TotalsReport, ValidationReport,
 };
 pub use peer::Peer;
 pub use supply::{

@@ -105,6 +105,22 @@ pub struct StatusReport {
     pub breakers: Vec<BreakerReport>,
     /// How far warming has come; all zero where nothing was to be warmed.
     pub warming: WarmReport,
+    /// What all sessions have done, those that have ended included.
+    #[serde(default)]
+    pub totals: TotalsReport,
+}
+
+/// What all sessions have done since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TotalsReport {
+    /// Sessions that were opened.
+    pub sessions: u64,
+    /// Forward passes that were answered with a result.
+    pub forward_passes: u64,
+    /// Backward passes that were answered with a result.
+    pub backward_passes: u64,
+    /// How often a pass came to the supply of kernels, where it might have waited.
+    pub supply_waits: u64,
 }
 
 /// One trainer's connection.

@@ -137,6 +137,24 @@ impl Handler<ReportCache> for KernelCache {
     }
 }
 
+/// Asks what [`ReportCache`] does, without the kernels one by one, and soon: a tier that takes longer is told of
+/// without its contents.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "CacheReport")]
+pub struct MeasureCache {
+    /// How long each tier has to say what it holds.
+    pub patience: Duration,
+}
+
+impl Handler<MeasureCache> for KernelCache {
+    type Result = ResponseFuture<CacheReport>;
+
+    fn handle(&mut self, MeasureCache { patience }: MeasureCache, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.measure(patience).await })
+    }
+}
+
 /// Drops a kernel from memory and from every tier, unless a seed uses it.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<EvictReport, ActorError>")]

@@ -1,8 +1,10 @@
 //! What the cache tells an operator.
 
+use std::time::Duration;
+
 use super::KernelCacheParts;
 use crate::{
-    cache::{EntryStats, Eviction, FleetStats, RouteStats, TierStats},
+    cache::{EntryStats, Eviction, FleetStats, LookupStats, RouteStats, TierStats},
     id::KernelId,
     wire::{
         CacheReport, CachedKernel, CopyReport, EvictionReport, FleetReport, LookupReport, NegativeReport,
@@ -15,8 +17,19 @@ const TOLD: usize = 8;
 
 impl KernelCacheParts {
     pub(super) async fn report(&self) -> CacheReport {
-        let (device, below) = (self.device.stats(), self.lookup.stats().await);
-        let mut tiers = vec![tier_report(device)];
+        let mut report = self.numbers(self.lookup.stats().await);
+        let mut entries = self.device.entries();
+        entries.sort_by_key(|entry| entry.idle_ms);
+        report.kernels = entries.into_iter().filter_map(|entry| self.cached(entry)).collect();
+        report
+    }
+
+    pub(super) async fn measure(&self, patience: Duration) -> CacheReport {
+        self.numbers(self.lookup.stats_within(patience).await)
+    }
+
+    fn numbers(&self, below: LookupStats) -> CacheReport {
+        let mut tiers = vec![tier_report(self.device.stats())];
         let below_names: Vec<String> = below.tiers.iter().map(|stats| stats.tier.clone()).collect();
         tiers.extend(below.tiers.into_iter().map(tier_report));
         let from_origin = below.found.iter().filter(|(place, _)| !below_names.contains(place));
@@ -27,11 +40,9 @@ impl KernelCacheParts {
             errors: below.source_failures,
             ..TierReport::default()
         });
-        let mut entries = self.device.entries();
-        entries.sort_by_key(|entry| entry.idle_ms);
         CacheReport {
             tiers,
-            kernels: entries.into_iter().filter_map(|entry| self.cached(entry)).collect(),
+            kernels: Vec::new(),
             routes: below.routes.into_iter().map(route_report).collect(),
             lookups: LookupReport {
                 found: below.found.values().sum(),

@@ -10,7 +10,7 @@ use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageRe
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ActorError, Kernels, LaneLink, Supervisor, UnloadSeed,
+    ActorError, Kernels, LaneLink, LaneNumbers, Supervisor, UnloadSeed,
     base::{Handle, StopActor},
     seed::MemoryBudget,
     supervisor::SessionClosed,
@@ -44,6 +44,8 @@ pub struct SessionParts {
     pub limits: SessionLimits,
     /// Microseconds that each side spins before it sleeps.
     pub spin_us: u32,
+    /// Where it leaves its lane's numbers.
+    pub numbers: LaneNumbers,
 }
 
 /// One trainer's connection.

@@ -170,6 +170,8 @@ impl Session {
         Self::listen(events, context.address());
         // Printable and short, since it ends up in logs and tables.
         self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
+        // Said once, for a session is greeted once.
+        let _ = self.parts.numbers.set(link.gauges().clone());
         (self.lane, self.arena_bytes) = (Some(link), arena_bytes);
         tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
         let reply = HelloReply {

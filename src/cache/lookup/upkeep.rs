@@ -1,6 +1,8 @@
 //! Forgetting, and what is known of the look-up and its tiers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
 
 use super::{Lookup, LookupStats, lock};
 use crate::{
@@ -126,13 +128,22 @@ impl Lookup {
 
     /// Counters of the look-up and of every tier.
     pub async fn stats(&self) -> LookupStats {
-        let mut tiers = Vec::with_capacity(self.tiers.len());
-        for tier in &self.tiers {
-            let stats = tier.stats().await;
-            tiers.push(
-                stats.unwrap_or_else(|error| TierStats { error: Some(error.to_string()), ..tier.counters() }),
-            );
-        }
+        self.stats_of(join_all(self.tiers.iter().map(told)).await)
+    }
+
+    /// As [`stats`](Self::stats), with a limit to how long each tier may take to say what it holds. One that
+    /// takes longer has not failed, and is told of with its counters alone.
+    pub async fn stats_within(&self, patience: Duration) -> LookupStats {
+        let tiers = self.tiers.iter().map(async |tier| {
+            tokio::time::timeout(patience, told(tier)).await.unwrap_or_else(|_| {
+                let error = format!("has not said within {} ms what it holds", patience.as_millis());
+                TierStats { error: Some(error), ..tier.counters() }
+            })
+        });
+        self.stats_of(join_all(tiers).await)
+    }
+
+    fn stats_of(&self, tiers: Vec<TierStats>) -> LookupStats {
         let names = self.tiers.iter().map(|tier| tier.name().to_owned());
         let names: Vec<_> = names.chain(self.source.iter().map(|source| source.name().to_owned())).collect();
         LookupStats {
@@ -151,4 +162,10 @@ impl Lookup {
             routes: self.routes.stats(&names),
         }
     }
+}
+
+/// A tier's counters and contents, or why it does not say what it holds.
+async fn told(tier: &Arc<dyn Tier>) -> TierStats {
+    let stats = tier.stats().await;
+    stats.unwrap_or_else(|error| TierStats { error: Some(error.to_string()), ..tier.counters() })
 }
