@@ -9,7 +9,7 @@
 //! - data plane, threads and no async: [`wire`], [`engine`]
 //! - supply: [`guard`], [`cache`], [`origin`]
 //! - control plane: [`actor`]
-//! - edges: [`control`], [`client`], [`cli`]
+//! - edges: [`control`], [`http`], [`client`], [`cli`]
 //! - the whole: [`daemon`]
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -46,6 +46,7 @@ pub mod origin;
 pub mod actor;
 
 pub mod control;
+pub mod http;
 
 pub mod client;
 

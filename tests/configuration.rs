@@ -158,6 +158,31 @@ fn keys_that_must_agree_are_compared() {
         assert_eq!((problems.len(), problems[0].key.as_str()), (1, key), "{text}");
         assert!(!problems[0].message.contains("word@"), "{}", problems[0].message);
     }
+    for (text, line, message) in [
+        ("[metrics]\nlisten = \"0.0.0.0:9464\"", 2, "can be reached from other machines"),
+        ("[metrics]\nlisten = \"[::]:9464\"\nallow_remote = false", 2, "set metrics.allow_remote"),
+        ("[metrics]\nlisten = \"9464\"", 2, "is no address: write \"127.0.0.1:9464\""),
+        ("[metrics]\nlisten = \"localhost:9464\"", 2, "is no address"),
+        ("[metrics]\nlisten = 9464", 2, "write an address in quotes instead of 9464"),
+        (
+            "[metrics]\nlisten = \"unix:metrics.sock\"",
+            2,
+            "is not absolute: write unix: and a path from the root",
+        ),
+        ("[metrics]\nlisten = \"unix:/run/kasmina/control.sock\"", 2, "give it a path of its own"),
+        (&format!("[metrics]\n\nlisten = \"unix:/{}\"", "a".repeat(107)), 3, "a socket's path may have 107"),
+    ] {
+        let problems = refused(text).problems;
+        assert_eq!((problems.len(), problems[0].key.as_str()), (1, "metrics.listen"), "{text}");
+        assert_eq!(problems[0].place, Place::Line(line), "{text}");
+        assert!(problems[0].message.contains(message), "{text}: {}", problems[0].message);
+    }
+    for text in ["127.0.0.1:0", "[::1]:9464", "unix:/run/kasmina/metrics.sock", ""] {
+        let text = format!("[metrics]\nlisten = {text:?}");
+        assert!(Config::from_toml(&text, None, &()).is_ok(), "{text}");
+    }
+    let remote = "[metrics]\nlisten = \"0.0.0.0:9464\"\nallow_remote = true";
+    assert!(Config::from_toml(remote, None, &()).is_ok());
     assert_eq!(refused("[validator]\nallowed_modules = []").problems[0].place, Place::Line(2));
 }
 

@@ -15,6 +15,7 @@ use super::{
     keys::Keys,
     limits::Limits,
     log::Log,
+    metrics::Metrics,
     origin::Origin,
     problem::{ConfigErrors, Place, Problem},
     raw::RawConfig,
@@ -42,6 +43,8 @@ pub struct Config {
     pub data_plane: DataPlane,
     /// What one session may hold.
     pub limits: Limits,
+    /// Metrics by HTTP.
+    pub metrics: Metrics,
     /// Log lines.
     pub log: Log,
 }
@@ -96,7 +99,8 @@ impl Config {
     /// Every key with its value, in the order of the shipped file.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
-        let Self { daemon, device, cache, origin, validator, engine, data_plane, limits, log } = self;
+        let Self { daemon, device, cache, origin, validator, engine, data_plane, limits, metrics, log } =
+            self;
         daemon.list(&mut entries, "daemon");
         device.list(&mut entries, "device");
         cache.list(&mut entries, "cache");
@@ -105,6 +109,7 @@ impl Config {
         engine.list(&mut entries, "engine");
         data_plane.list(&mut entries, "data_plane");
         limits.list(&mut entries, "limits");
+        metrics.list(&mut entries, "metrics");
         log.list(&mut entries, "log");
         entries
     }
@@ -119,6 +124,7 @@ impl Config {
             engine: Section::resolve(reader, "engine"),
             data_plane: Section::resolve(reader, "data_plane"),
             limits: Section::resolve(reader, "limits"),
+            metrics: Section::resolve(reader, "metrics"),
             log: Section::resolve(reader, "log"),
         }
     }

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
+    metrics::MetricsAddress,
     raw::RawValue,
     units::{ByteSize, FileMode, format_duration, parse_duration},
 };
@@ -44,6 +45,7 @@ texts! {
     ByteSize, "a size such as \"256MiB\"", ByteSize::parse, ByteSize::to_string;
     Duration, "a time such as \"60s\"", parse_duration, |time| format_duration(*time);
     FileMode, "a mode such as \"0660\"", FileMode::parse, FileMode::to_string;
+    MetricsAddress, "an address in quotes", MetricsAddress::parse, MetricsAddress::to_string;
     String, "a text in quotes", |text: &str| Ok(text.to_owned()), String::clone;
     PathBuf, "a path in quotes", |text: &str| Ok(PathBuf::from(text)), |path| path.display().to_string();
     KernelId, "a kernel id in quotes", |text: &str| text.parse().map_err(|e| format!("{e}")), KernelId::to_string;

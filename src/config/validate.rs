@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::{
     breaker::Breaker,
+    metrics::MetricsAddress,
     origin::{Origin, OriginKind},
     resolved::Config,
     section::Reader,
@@ -22,6 +23,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     s3(config, reader);
     shared_tiers(config, reader);
     origin(&config.origin, reader);
+    metrics(config, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
         let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
         reader.refuse("validator.require_signature", message.to_owned());
@@ -266,6 +268,29 @@ fn origin(origin: &Origin, reader: &mut Reader<'_>) {
     for folder in origin.blob.allowed_folders.iter().filter(|folder| !folder.is_absolute()) {
         let message = format!("{:?} is not absolute: write a path from the root", folder.display());
         reader.refuse("origin.blob.allowed_folders", message);
+    }
+}
+
+fn metrics(config: &Config, reader: &mut Reader<'_>) {
+    let (daemon, key) = (&config.daemon, "metrics.listen");
+    match &config.metrics.listen {
+        MetricsAddress::Tcp(address) if !address.ip().is_loopback() && !config.metrics.allow_remote => {
+            let message = format!(
+                "{address} can be reached from other machines, and nobody is asked who he is: write 127.0.0.1 or \
+                 unix:/path, or set metrics.allow_remote"
+            );
+            reader.refuse(key, message);
+        }
+        MetricsAddress::Unix(path) if *path == daemon.socket || *path == daemon.control_socket => {
+            let message = "is daemon.socket or daemon.control_socket too: give it a path of its own";
+            reader.refuse(key, message.to_owned());
+        }
+        MetricsAddress::Unix(path) => {
+            if let Some(message) = too_long_for_a_socket(path) {
+                reader.refuse(key, message);
+            }
+        }
+        MetricsAddress::Off | MetricsAddress::Tcp(_) => {}
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why the daemon cannot start or go on.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
     backend::BuildError,
@@ -12,22 +12,42 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// Another daemon serves this socket.
-    #[error("{path} is served by another daemon: stop it, or give this one another daemon.socket", path = path.display())]
+    #[error("{path} is served by another daemon: stop it, or give this one another {key}", path = path.display())]
     AlreadyServed {
+        /// The setting that names the socket.
+        key: &'static str,
         /// The socket.
         path: PathBuf,
     },
     /// Something that is no socket is in the way.
-    #[error("{path} exists and is no socket: remove it, or set another daemon.socket", path = path.display())]
+    #[error("{path} exists and is no socket: remove it, or set another {key}", path = path.display())]
     NotASocket {
+        /// The setting that names the path.
+        key: &'static str,
         /// The path.
         path: PathBuf,
     },
     /// The socket cannot be made.
-    #[error("cannot listen on {path}: {source}; the folder must exist and be writable", path = path.display())]
+    #[error("cannot listen on {path} ({key}): {source}; the folder must exist and be writable", path = path.display())]
     Listen {
+        /// The setting that names the socket.
+        key: &'static str,
         /// The socket.
         path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The address for metrics cannot be listened on.
+    #[error("metrics.listen: cannot listen on {address}: {source}; stop what has it, or set another")]
+    MetricsListen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Metrics cannot be served.
+    #[error("cannot serve metrics: {source}")]
+    Metrics {
         /// What the system says.
         source: std::io::Error,
     },
@@ -62,7 +82,10 @@ impl Fault for DaemonError {
             Self::AlreadyServed { .. } | Self::NotASocket { .. } | Self::Device(_) | Self::Refused { .. } => {
                 ErrorClass::Invalid
             }
-            Self::Listen { .. } | Self::Signals { .. } => ErrorClass::Unavailable,
+            Self::Listen { .. }
+            | Self::MetricsListen { .. }
+            | Self::Metrics { .. }
+            | Self::Signals { .. } => ErrorClass::Unavailable,
             Self::Origin(error) => error.class(),
             Self::Supervisor => ErrorClass::Bug,
         }
@@ -71,7 +94,8 @@ impl Fault for DaemonError {
     fn code(&self) -> &'static str {
         match self {
             Self::AlreadyServed { .. } => "daemon.already_served",
-            Self::NotASocket { .. } | Self::Listen { .. } => "daemon.listen",
+            Self::NotASocket { .. } | Self::Listen { .. } | Self::MetricsListen { .. } => "daemon.listen",
+            Self::Metrics { .. } => "daemon.metrics",
             Self::Signals { .. } => "daemon.signals",
             Self::Refused { .. } => "session.refused",
             Self::Device(_) => "device.unavailable",

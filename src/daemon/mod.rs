@@ -5,6 +5,7 @@
 mod access;
 mod error;
 mod listen;
+mod metrics;
 mod phase;
 mod run;
 mod tiers;

@@ -13,6 +13,7 @@ use super::{
     DaemonError, Phase,
     access::Access,
     listen::Listener,
+    metrics::MetricsSocket,
     wiring::{Wiring, wire},
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     config::Config,
     control::{Control, serve_operator},
     fault::Fault,
+    http::Probe,
     id::KernelId,
     telemetry::Notifier,
     wire::{ErrorReply, FrameKind, Peer, Reply, encode},
@@ -67,19 +69,24 @@ impl Signals {
 async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     // Bound first: a second daemon is refused before it has touched what the first one works with.
-    let trainers = Listener::bind(&config.daemon.socket, config.daemon.socket_mode)?;
-    let operators = Listener::bind(&config.daemon.control_socket, config.daemon.control_mode)?;
+    let trainers = Listener::bind("daemon.socket", &config.daemon.socket, config.daemon.socket_mode)?;
+    let operators =
+        Listener::bind("daemon.control_socket", &config.daemon.control_socket, config.daemon.control_mode)?;
+    let metrics = MetricsSocket::bind(&config.metrics)?;
 
     let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
     supervisor.publish(Some(address.clone()));
     let shutdown = Arc::new(Notify::new());
+    let phase = || Phase::now().as_str();
+    let probe = Probe::new(supervisor.clone(), cache.clone(), phase, || Phase::now() == Phase::Serving);
+    let metrics = metrics.map(|socket| socket.serve(probe)).transpose()?;
     let control = Control {
         supervisor: supervisor.clone(),
         cache,
         validator,
         shutdown: shutdown.clone(),
-        phase: || Phase::now().as_str(),
+        phase,
         max_artifact_bytes: config.validator.max_artifact_bytes.0,
     };
     let own_uid = rustix::process::geteuid().as_raw();
@@ -133,7 +140,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         () = signals.next() => tracing::warn!("leaving at once"),
     }
     Phase::Stopping.enter();
-    drop(operators);
+    drop((operators, metrics));
     actix::System::current().stop();
     outcome
 }

@@ -59,7 +59,8 @@ class Server:
         self.signal(signal.SIGSTOP)
 
     def resume(self):
-        self.signal(signal.SIGCONT)
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGCONT)
 
     def kill(self):
         if self.process is not None and self.process.poll() is None:
