@@ -71,6 +71,12 @@ pub trait Fault: std::error::Error {
     /// The code clients match on, such as `kernel.not_found`; never changes once released.
     fn code(&self) -> &'static str;
 
+    /// Whether every node would be told the same: "there is none" by default, and nothing else, for what a node refuses
+    /// it refuses by its own settings.
+    fn holds_everywhere(&self) -> bool {
+        self.class() == ErrorClass::NotFound
+    }
+
     /// How long the dependency asks to be left alone; a retry waits at least that, or is given up where it
     /// would have to wait longer than its longest delay.
     fn retry_after(&self) -> Option<std::time::Duration> {

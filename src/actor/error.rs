@@ -91,6 +91,12 @@ pub enum ActorError {
         /// The kernel.
         kernel: KernelId,
     },
+    /// It was evicted again and again while it was being loaded.
+    #[error("kernel {kernel} was evicted each time it had been loaded: ask again when nobody evicts it")]
+    Evicted {
+        /// The kernel.
+        kernel: KernelId,
+    },
     /// A graft was to be finished that was not begun, or was finished already.
     #[error("no graft of seed {seed} of layer {layer} is under way: begin one first")]
     NothingLoads {
@@ -132,7 +138,7 @@ impl Fault for ActorError {
             | Self::SeedUnknown { .. }
             | Self::NoKernel { .. }
             | Self::NothingLoads { .. } => ErrorClass::NotFound,
-            Self::Quota { .. } => ErrorClass::Overloaded,
+            Self::Quota { .. } | Self::Evicted { .. } => ErrorClass::Overloaded,
             Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
             Self::Lost { .. } => ErrorClass::Bug,
         }
@@ -154,6 +160,7 @@ impl Fault for ActorError {
             Self::NoKernel { .. } => "seed.no_kernel",
             Self::Quota { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
+            Self::Evicted { .. } => "kernel.evicted",
             Self::NothingLoads { .. } => "seed.not_loading",
             Self::Draining => "shutdown.draining",
             Self::Lost { .. } => "internal.bug",

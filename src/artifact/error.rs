@@ -87,6 +87,23 @@ pub enum ArtifactError {
     },
 }
 
+impl ArtifactError {
+    /// Whether there was no time left: the artifact may be sound.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Self::Limit { what, .. } => is_time(what),
+            Self::Graph { source, .. } | Self::Operation { source: Problem::Graph(source), .. } => {
+                matches!(source, GraphError::Time { .. })
+            }
+            _ => false,
+        }
+    }
+}
+
+fn is_time(what: &str) -> bool {
+    matches!(what, "milliseconds of reading" | "milliseconds of lowering")
+}
+
 /// What to do about a limit: which setting raises it, where one does.
 fn advice(place: &str, what: &str) -> String {
     let setting = match what {
@@ -94,7 +111,7 @@ fn advice(place: &str, what: &str) -> String {
         "bytes in all tensors" => "max_artifact_bytes",
         "files" => "max_archive_entries",
         "bytes in a file" => "max_entry_bytes",
-        "milliseconds of reading" | "milliseconds of lowering" => "time_limit",
+        what if is_time(what) => "time_limit",
         _ => return "use a smaller kernel, no setting raises this limit".to_owned(),
     };
     format!("use a smaller kernel or raise validator.{setting}")

@@ -23,7 +23,8 @@ pub(super) fn artifact(name: &str, size: usize) -> Stored {
 }
 
 pub(super) fn verdict(digest: Digest, accepted: bool) -> Verdict {
-    let rule = RuleResult { name: "weights.finite".into(), passed: accepted, detail: "looked at 2".into() };
+    let (name, detail) = ("weights.finite".into(), "looked at 2".into());
+    let rule = RuleResult { name, passed: accepted, detail, may_pass: false };
     Verdict {
         accepted,
         rules: vec![rule],
@@ -68,7 +69,7 @@ pub(super) async fn every_tier(tier: &dyn Tier, clock: &ManualClock, bound: Boun
             max_bytes + 1
         }
         Bound::ByServer { max_artifact_bytes } => {
-            assert_eq!(tier.most_used(0, 2).await.unwrap(), [], "it counts no uses");
+            assert_eq!(tier.most_used(0, 2).await, Ok(None), "it counts no uses");
             max_artifact_bytes + 1
         }
     };
@@ -90,7 +91,7 @@ async fn kept_as_given(tier: &dyn Tier) {
     assert!(tier.put(&stored).await.unwrap());
     let held = tier.about(stored.id()).await.unwrap().unwrap();
     assert_eq!((held.digest, held.bytes), (stored.digest, 1000));
-    assert_eq!(held.confirmed_unix_ms, stored.confirmed_unix_ms);
+    assert_eq!((held.confirmed_unix_ms, held.verdict), (stored.confirmed_unix_ms, None));
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(stored.clone()));
 
     let other =
@@ -99,6 +100,7 @@ async fn kept_as_given(tier: &dyn Tier) {
     assert!(tier.put_verdict(stored.id(), stored.digest, &verdict(stored.digest, true)).await.unwrap());
     let Answer::Hit(judged) = tier.get(stored.id()).await.unwrap() else { panic!("it was there") };
     assert_eq!(judged.verdict.as_deref(), Some(&verdict(stored.digest, true)));
+    assert_eq!(tier.about(stored.id()).await.unwrap().unwrap().verdict, judged.verdict);
 
     assert!(tier.put(&other).await.unwrap());
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Hit(other));
@@ -110,13 +112,18 @@ async fn negatives_end(tier: &dyn Tier, clock: &ManualClock) {
     let stored = artifact("a", 10);
     tier.put(&stored).await.unwrap();
     let until_unix_ms = clock.unix_ms() + 1000;
-    let negative = Negative { code: "kernel.rejected".into(), reason: "infinite".into(), until_unix_ms };
+    let policy = Some(Digest::of(b"settings"));
+    let negative =
+        Negative { code: "kernel.rejected".into(), reason: "infinite".into(), until_unix_ms, policy };
+    assert_eq!(tier.negative(stored.id()).await.unwrap(), None);
     tier.put_negative(stored.id(), &negative).await.unwrap();
     assert_eq!(tier.about(stored.id()).await.unwrap(), None, "a rejected kernel's bytes go");
     clock.advance(Duration::from_millis(999));
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Negative(negative.clone()));
+    assert_eq!(tier.negative(stored.id()).await.unwrap(), Some(negative.clone()));
     clock.advance(Duration::from_millis(1));
     assert_eq!(tier.get(stored.id()).await.unwrap(), Answer::Miss);
+    assert_eq!(tier.negative(stored.id()).await.unwrap(), None);
     let later = Negative { until_unix_ms: clock.unix_ms() + 1000, ..negative };
     tier.put_negative(stored.id(), &later).await.unwrap();
     tier.put(&stored).await.unwrap();
@@ -128,8 +135,12 @@ async fn forgotten_when_asked(tier: &dyn Tier) {
     assert!(tier.remove(&id("a")).await.unwrap());
     assert!(!tier.remove(&id("a")).await.unwrap());
     assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss);
-    let negative =
-        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms: i64::MAX };
+    let negative = Negative {
+        code: "kernel.not_found".into(),
+        reason: "none".into(),
+        until_unix_ms: i64::MAX,
+        policy: None,
+    };
     tier.put_negative(&id("a"), &negative).await.unwrap();
     assert!(tier.remove(&id("a")).await.unwrap());
     assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Miss);
@@ -163,21 +174,26 @@ async fn used_by_the_day(tier: &dyn Tier, clock: &ManualClock) {
         tier.get(&id(name)).await.unwrap();
     }
     tier.note_uses(&[(id("a"), 10), (id("gone"), 99)]).await.unwrap();
-    assert_eq!(tier.most_used(first_day, 1).await.unwrap(), [id("a")]);
+    assert_eq!(tier.most_used(first_day, 1).await.unwrap().unwrap(), [id("a")]);
     clock.advance(3 * DAY);
     let fourth_day = clock.unix_ms();
     tier.note_uses(&[(id("b"), 1), (id("c"), 5)]).await.unwrap();
     tier.put(&artifact("c", 20)).await.unwrap();
-    assert_eq!(tier.most_used(fourth_day, 3).await.unwrap(), [id("c"), id("b")], "a was not used since");
-    assert_eq!(tier.most_used(first_day, 3).await.unwrap(), [id("a"), id("c"), id("b")]);
-    assert_eq!(tier.most_used(i64::MAX, 3).await.unwrap(), []);
+    assert_eq!(
+        tier.most_used(fourth_day, 3).await.unwrap().unwrap(),
+        [id("c"), id("b")],
+        "a was not used since"
+    );
+    assert_eq!(tier.most_used(first_day, 3).await.unwrap().unwrap(), [id("a"), id("c"), id("b")]);
+    assert_eq!(tier.most_used(i64::MAX, 3).await.unwrap().unwrap(), []);
 }
 
 /// A clock that is set back does not make a short belief a long one, and one that jumps ahead ends it.
 async fn negatives_survive_no_clock(tier: &dyn Tier, clock: &ManualClock) {
     let start = clock.unix_ms();
     let until_unix_ms = start + 1000;
-    let negative = Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms };
+    let negative =
+        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms, policy: None };
     tier.put_negative(&id("n"), &negative).await.unwrap();
     clock.set_unix_ms(start - 24 * 3_600_000);
     assert_eq!(tier.get(&id("n")).await.unwrap(), Answer::Miss, "it was noted in what is now the future");

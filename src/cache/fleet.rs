@@ -5,6 +5,7 @@
 //! it reads on where it stopped and knows what it missed.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, time::timeout};
 
 use super::{
-    TierError,
+    SharedFault, TierError,
     redis::{Link, RedisOptions, explain},
 };
 use crate::{
@@ -65,8 +66,8 @@ pub struct Fleet {
     gaps: AtomicU64,
 }
 
-/// What happens to a kernel that another node has announced.
-pub type Forget = Arc<dyn Fn(KernelId) -> BoxFuture<'static, ()> + Send + Sync>;
+/// What happens to a kernel that another node has announced. Where it fails, the kernel is to be forgotten still.
+pub type Forget = Arc<dyn Fn(KernelId) -> BoxFuture<'static, Result<(), SharedFault>> + Send + Sync>;
 
 /// A place in the log, `milliseconds-number`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +81,31 @@ impl Cursor {
 
     fn show(self) -> String {
         format!("{}-{}", self.0, self.1)
+    }
+}
+
+/// How far a node has read, and what it has not done yet of what it read.
+#[derive(Debug, Default)]
+struct Reading {
+    cursor: Option<Cursor>,
+    /// Kernels that could not be forgotten; others are not kept waiting for them.
+    owed: BTreeSet<KernelId>,
+    /// How often it was tried to forget them.
+    tries: u32,
+    /// The last place at which nothing was owed. This one is saved: who starts anew reads what is owed again.
+    settled: Option<Cursor>,
+}
+
+impl Reading {
+    fn from(saved: Option<Cursor>) -> Self {
+        Self { cursor: saved, settled: saved, ..Self::default() }
+    }
+
+    /// Notes that all up to the cursor has been seen to, if it has.
+    fn settle(&mut self) {
+        if self.owed.is_empty() {
+            self.settled = self.cursor;
+        }
     }
 }
 
@@ -150,9 +176,9 @@ impl Fleet {
     pub async fn listen(&self, forget: Forget) {
         // A bell that rings on while this node is away is no reason to read twice.
         let (backoff, mut jitter) = (Backoff::default(), Jitter::from_process());
-        let (mut cursor, mut failures) = (self.load_cursor().await, 0u32);
+        let (mut reading, mut failures) = (Reading::from(self.load_cursor().await), 0u32);
         loop {
-            let ended = self.listen_once(&forget, &mut cursor, &mut failures).await;
+            let ended = self.listen_once(&forget, &mut reading, &mut failures, &mut jitter).await;
             if self.listening.swap(false, Ordering::Relaxed) {
                 self.reconnects.fetch_add(1, Ordering::Relaxed);
             }
@@ -169,7 +195,13 @@ impl Fleet {
     }
 
     /// Subscribes, reads what was missed, and then whatever the bell announces; says why that ended.
-    async fn listen_once(&self, forget: &Forget, cursor: &mut Option<Cursor>, failures: &mut u32) -> String {
+    async fn listen_once(
+        &self,
+        forget: &Forget,
+        reading: &mut Reading,
+        failures: &mut u32,
+        jitter: &mut Jitter,
+    ) -> String {
         // First the bell, then the log: what is announced in between is in one of them.
         let mut bell = match self.subscribe().await {
             Ok(bell) => bell,
@@ -177,14 +209,19 @@ impl Fleet {
         };
         let mut messages = bell.on_message();
         loop {
-            if let Err(reason) = self.read_on(forget, cursor).await {
+            if let Err(reason) = self.read_on(forget, reading).await {
                 return reason;
             }
             *failures = 0;
             if !self.listening.swap(true, Ordering::Relaxed) {
                 tracing::info!("listening to other nodes");
             }
-            match timeout(UNASKED, messages.next()).await {
+            let patience = if reading.owed.is_empty() {
+                UNASKED
+            } else {
+                Backoff::default().delay(reading.tries, jitter).min(UNASKED)
+            };
+            match timeout(patience, messages.next()).await {
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => return "the connection has ended".to_owned(),
             }
@@ -202,38 +239,60 @@ impl Fleet {
         timeout(limit, subscribed).await.map_err(|_| "no answer within its time limit".to_owned())?
     }
 
-    /// Reads the log from where it was read last to its end.
-    async fn read_on(&self, forget: &Forget, cursor: &mut Option<Cursor>) -> Result<(), String> {
-        let before = *cursor;
-        if let Some(last) = before.filter(|last| *last != Cursor::default()) {
+    /// Forgets what is owed, and reads the log from where it was read last to its end.
+    async fn read_on(&self, forget: &Forget, reading: &mut Reading) -> Result<(), String> {
+        let before = reading.settled;
+        for kernel in std::mem::take(&mut reading.owed) {
+            self.obey(forget, kernel, reading).await;
+        }
+        reading.tries = if reading.owed.is_empty() { 0 } else { reading.tries.saturating_add(1) };
+        reading.settle();
+        if let Some(last) = reading.cursor.filter(|last| *last != Cursor::default()) {
             // The entry read last shows that nothing between it and the next has been trimmed or lost.
             let still = self.entries(&last.show(), 1).await?;
             if still.first().is_none_or(|entry| entry.cursor != last) {
                 self.gaps.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(last = last.show(), "the log of announcements has lost its past");
-                *cursor = None;
+                reading.cursor = None;
             }
         }
         loop {
             // A node without a past reads all there is: forgetting once too often costs one fetch.
-            let from = cursor.map_or_else(|| "-".to_owned(), |last| format!("({}", last.show()));
+            let from = reading.cursor.map_or_else(|| "-".to_owned(), |last| format!("({}", last.show()));
             let entries = self.entries(&from, PORTION).await?;
             if entries.is_empty() {
                 break;
             }
             for entry in entries {
-                *cursor = Some(entry.cursor);
-                let Some(kernel) = entry.kernel.filter(|_| entry.node != self.node) else { continue };
-                self.heard.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(kernel = %kernel, node = entry.node, "another node has a kernel forgotten");
-                forget(kernel).await;
+                if let Some(kernel) = entry.kernel.filter(|_| entry.node != self.node) {
+                    if reading.owed.len() >= MAX_LOG {
+                        return Err("too many kernels could not be forgotten".to_owned());
+                    }
+                    self.heard.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(kernel = %kernel, node = entry.node, "another node has a kernel forgotten");
+                    self.obey(forget, kernel, reading).await;
+                }
+                reading.cursor = Some(entry.cursor);
+                reading.settle();
             }
         }
-        cursor.get_or_insert_default();
-        if *cursor != before {
-            self.save_cursor(*cursor).await;
+        reading.cursor.get_or_insert_default();
+        reading.settle();
+        if reading.settled != before {
+            self.save_cursor(reading.settled).await;
         }
         Ok(())
+    }
+
+    /// Has a kernel forgotten; where that fails, it is owed.
+    async fn obey(&self, forget: &Forget, kernel: KernelId, reading: &mut Reading) {
+        match forget(kernel.clone()).await {
+            Ok(()) => drop(reading.owed.remove(&kernel)),
+            Err(error) => {
+                tracing::warn!(kernel = %kernel, %error, "a kernel that was to be forgotten stays for now, tried again");
+                reading.owed.insert(kernel);
+            }
+        }
     }
 
     async fn entries(&self, from: &str, count: usize) -> Result<Vec<Entry>, String> {

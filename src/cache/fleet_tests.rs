@@ -1,10 +1,17 @@
 //! Announcements on a real Redis: heard by others alone, caught up with after an absence, whoever was away.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{Fleet, Forget, RedisOptions, contract::id, servers::RedisServer};
+use super::{Fleet, Forget, RedisOptions, SharedFault, TierError, contract::id, servers::RedisServer};
 use crate::id::KernelId;
 
 fn node(server: &RedisServer, name: &str, cursor_file: Option<PathBuf>) -> Arc<Fleet> {
@@ -27,8 +34,15 @@ impl Listener {
         let (sender, heard) = unbounded_channel();
         let forget: Forget = Arc::new(move |id| {
             let sender = sender.clone();
-            Box::pin(async move { drop(sender.send(id)) })
+            Box::pin(async move {
+                drop(sender.send(id));
+                Ok(())
+            })
         });
+        Self::start_with(fleet, forget, heard).await
+    }
+
+    async fn start_with(fleet: &Arc<Fleet>, forget: Forget, heard: UnboundedReceiver<KernelId>) -> Self {
         let own = fleet.clone();
         let task = tokio::spawn(async move { own.listen(forget).await });
         while !fleet.stats().listening {
@@ -95,6 +109,65 @@ async fn who_was_away_hears_what_it_missed_once() {
         assert_eq!(listener.next().await, id(&format!("missed{n}")));
     }
     assert_eq!(back.stats().gaps, 0);
+}
+
+#[tokio::test]
+async fn what_could_not_be_forgotten_is_tried_again_and_keeps_nothing_else_waiting() {
+    let server = RedisServer::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let cursor = Some(folder.path().join("fleet.cursor"));
+    let (speaker, ear) = (node(&server, "a", None), node(&server, "b", cursor.clone()));
+    let refuses = Arc::new(AtomicBool::new(true));
+    let stubborn = |refuses: &Arc<AtomicBool>, sender: UnboundedSender<KernelId>| -> Forget {
+        let refuses = refuses.clone();
+        Arc::new(move |kernel| {
+            let (sender, refuses) = (sender.clone(), refuses.clone());
+            Box::pin(async move {
+                drop(sender.send(kernel.clone()));
+                let reason = "the file is read-only".to_owned();
+                let failed = TierError::Overloaded { tier: "sqlite", action: "remove a kernel", reason };
+                match kernel == id("k2") && refuses.load(Ordering::SeqCst) {
+                    true => Err(Arc::new(failed) as SharedFault),
+                    false => Ok(()),
+                }
+            })
+        })
+    };
+    let (sender, heard) = unbounded_channel();
+    let mut listener = Listener::start_with(&ear, stubborn(&refuses, sender), heard).await;
+    for name in ["k1", "k2", "k3"] {
+        speaker.announce(&id(name)).await.unwrap();
+    }
+    let mut tried = Vec::new();
+    // Three times, the last two unasked, and the others in between once.
+    while tried.iter().filter(|kernel| **kernel == id("k2")).count() < 3 {
+        tried.push(listener.next().await);
+    }
+    let others: Vec<_> = tried.iter().filter(|kernel| **kernel != id("k2")).collect();
+    assert_eq!(others, [&id("k1"), &id("k3")]);
+    assert_eq!(ear.stats().heard, 3);
+    // A node that starts anew has not forgotten what it owes.
+    drop(listener);
+    let again = node(&server, "b", cursor.clone());
+    let (sender, heard) = unbounded_channel();
+    let mut listener = Listener::start_with(&again, stubborn(&refuses, sender), heard).await;
+    while listener.next().await != id("k2") {}
+    refuses.store(false, Ordering::SeqCst);
+    while listener.next().await != id("k2") {}
+    speaker.announce(&id("k4")).await.unwrap();
+    while listener.next().await != id("k4") {}
+    speaker.announce(&id("k5")).await.unwrap();
+    while listener.next().await != id("k5") {}
+    drop(listener);
+    // What was done is saved: only the last may come again.
+    let last = node(&server, "b", cursor);
+    let mut listener = Listener::start(&last).await;
+    speaker.announce(&id("k6")).await.unwrap();
+    let mut rest = vec![listener.next().await];
+    while rest.last() != Some(&id("k6")) {
+        rest.push(listener.next().await);
+    }
+    assert!(!rest.contains(&id("k2")), "{rest:?}");
 }
 
 #[tokio::test]

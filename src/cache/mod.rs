@@ -1,7 +1,7 @@
 //! Where kernels are kept: ready to run on the device (L1), and as bytes in the tiers below.
 //!
 //! [`DeviceCache`] holds values by name within a budget. [`Lookup`] finds an artifact's bytes: tier by
-//! tier, then at the [`Source`], once however many ask.
+//! tier, then at the [`Source`].
 
 mod counters;
 mod device;
@@ -30,7 +30,10 @@ pub use device::{Budget, Condemned, DeviceCache, Lease};
 pub use error::CacheError;
 pub use fleet::{Fleet, FleetStats, Forget};
 pub use guarded::GuardedTier;
-pub use lookup::{Found, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Step, StepOutcome};
+pub use lookup::{
+    Found, InTier, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Search, Step, StepOutcome,
+    Unfound,
+};
 pub use redis::{RedisOptions, RedisTier};
 pub(crate) use secret::read_secret;
 #[cfg(test)]

@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn negative(until_unix_ms: i64) -> Negative {
-        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms }
+        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms, policy: None }
     }
 
     #[test]

@@ -2,9 +2,6 @@
 
 use std::{fmt, sync::Arc};
 
-use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
-
 use super::TierStats;
 use crate::{
     digest::Digest,
@@ -13,6 +10,7 @@ use crate::{
     id::KernelId,
     validation::{Metadata, Verdict},
 };
+use futures_util::future::BoxFuture;
 
 /// An artifact with all that is known of it.
 #[derive(Clone, PartialEq)]
@@ -54,7 +52,7 @@ impl fmt::Debug for Stored {
 }
 
 /// What a tier keeps of a kernel, seen from outside.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// SHA-256 of the artifact as it was stored; the bytes are not looked at.
     pub digest: Digest,
@@ -66,6 +64,8 @@ pub struct Held {
     pub used_unix_ms: Option<i64>,
     /// When the origin last vouched for it, in milliseconds since 1970.
     pub confirmed_unix_ms: i64,
+    /// What the validator said of it, where that is kept beside it and can be read.
+    pub verdict: Option<Arc<Verdict>>,
 }
 
 /// Why a kernel is known not to be had: "there is none" for a while, not "not now".
@@ -77,6 +77,9 @@ pub struct Negative {
     pub reason: String,
     /// Until when this is believed, in milliseconds since 1970.
     pub until_unix_ms: i64,
+    /// By which settings it was refused, where it was refused by this node's own measure: by others it may be
+    /// had. None where the origin has no such kernel, whoever asks.
+    pub policy: Option<Digest>,
 }
 
 /// What a tier knows of a kernel.
@@ -109,7 +112,7 @@ pub trait Tier: Send + Sync + fmt::Debug {
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>>;
 
     /// Keeps a kernel in place of whatever was known under its id. One that is larger than the whole tier
-    /// is passed over: `false`.
+    /// is passed over, and nobody is asked about it: `false`.
     fn put<'a>(&'a self, stored: &'a Stored) -> BoxFuture<'a, Result<bool, TierError>>;
 
     /// Notes what the validator said of a kernel; `false` where the tier does not hold those bytes.
@@ -130,17 +133,26 @@ pub trait Tier: Send + Sync + fmt::Debug {
     /// Forgets a kernel, a negative result included; `false` where nothing was known.
     fn remove<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<bool, TierError>>;
 
-    /// What is here of a kernel, if its bytes are; neither reads nor counts them.
+    /// What is here of a kernel, if its bytes are; neither reads nor counts them. For people: it is not compared
+    /// with its seal.
     fn about<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Held>, TierError>>;
+
+    /// What is noted here against a kernel, and would be believed now.
+    fn negative<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Negative>, TierError>>;
 
     /// Forgets everything, and says how many kernels that were.
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>>;
 
     /// The ids most used since a time in milliseconds since 1970, the most used first: what to warm. Uses
-    /// are counted by the day; a tier that counts none knows none.
-    fn most_used(&self, since_unix_ms: i64, limit: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>>;
+    /// are counted by the day; a tier that counts none says so without asking anybody: `None`.
+    fn most_used(
+        &self,
+        since_unix_ms: i64,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Option<Vec<KernelId>>, TierError>>;
 
-    /// Adds uses that took place above this tier, where it was not asked, to those it counts.
+    /// Adds uses that took place above this tier, where it was not asked, to those it counts. They are taken into
+    /// memory, whether the tier answers or not, and written down beside all else.
     fn note_uses<'a>(&'a self, _uses: &'a [(KernelId, u64)]) -> BoxFuture<'a, Result<(), TierError>> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -166,6 +166,10 @@ fn copy_text(copy: &CopyReport, ago: impl Fn(i64) -> String) -> String {
     if let Some(error) = &copy.error {
         return format!("does not answer: {error}");
     }
+    if let Some(negative) = &copy.negative {
+        let retry = span(negative.retry_in_ms);
+        return format!("no copy; {}, believed for {retry}: {}", negative.code, negative.reason);
+    }
     let (Some(size), Some(stored), Some(confirmed)) =
         (copy.bytes, copy.stored_unix_ms, copy.confirmed_unix_ms)
     else {

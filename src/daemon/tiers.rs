@@ -6,7 +6,7 @@ use crate::{
     actor::{ForgetKernel, KernelCache, base::Handle},
     backoff::Jitter,
     cache::{
-        Database, Fleet, Forget, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SqlTier,
+        Database, Fleet, Forget, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SharedFault, SqlTier,
         SqliteOptions, Tier,
     },
     clock::Clock,
@@ -63,12 +63,11 @@ pub(super) fn listen_to_others(fleet: Arc<Fleet>, cache: Handle<KernelCache>) {
     let forget: Forget = Arc::new(move |id| {
         let cache = cache.clone();
         Box::pin(async move {
-            match cache.ask(ForgetKernel(id.clone())).await {
-                Ok(report) => {
-                    tracing::info!(kernel = %id, in_use = report.condemned.len(), "kernel forgotten")
-                }
-                Err(error) => tracing::warn!(kernel = %id, %error, "a kernel that was to be forgotten stays"),
-            }
+            let forgotten = cache.ask(ForgetKernel(id.clone())).await;
+            let report = forgotten.map_err(|error| Arc::new(error) as SharedFault)?;
+            let report = report.map_err(|error| Arc::new(error) as SharedFault)?;
+            tracing::info!(kernel = %id, in_use = report.condemned.len(), "kernel forgotten");
+            Ok(())
         })
     });
     tokio::spawn(async move { fleet.listen(forget).await });

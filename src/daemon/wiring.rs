@@ -59,7 +59,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
     if let Some(fleet) = &fleet {
         listen_to_others(fleet.clone(), cache.clone());
     }
-    let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(&config.cache), clock.clone());
+    let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(config), clock.clone());
     let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
     let kernels = Kernels::new(device.clone(), cache.clone());
     let cache_parts = KernelCacheParts {

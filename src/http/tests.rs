@@ -103,7 +103,9 @@ fn cache() -> CacheReport {
         place: "redis".to_owned(),
         up_to_bytes,
         mean_us: 2500,
+        miss_us: 1200,
         samples: 4,
+        misses: 2,
         passed_by: true,
         passes: 6,
     };

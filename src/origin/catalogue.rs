@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use crate::{
     cache::read_secret,
     clock::Clock,
     fault::{ErrorClass, Fault},
-    guard::{BreakerState, BreakerStatus, Permit, Retry},
+    guard::{BreakerOpen, BreakerState, BreakerStatus, Permit, Retry},
     id::KernelId,
     validation::Metadata,
 };
@@ -52,11 +52,52 @@ pub(super) struct Catalogue {
     retry: Retry,
 }
 
-/// An endpoint that takes part in a call, with what it last said.
-struct Asked<'a> {
+/// An endpoint that takes part in a call: once its turn has come and its breaker let it pass, with leave, which one
+/// call has once, and what it last said.
+struct Candidate<'a> {
     endpoint: &'a Endpoint,
+    asked: Mutex<Option<Asked<'a>>>,
+}
+
+struct Asked<'a> {
     permit: Permit<'a>,
-    said: Mutex<Option<Result<(), OriginError>>>,
+    said: Option<Result<(), OriginError>>,
+}
+
+impl<'a> Candidate<'a> {
+    /// Gets leave, where this call has none yet. Not before its turn: a trial's place that is taken by who waits for
+    /// another endpoint is lost to everybody.
+    fn admit(&self) -> Result<(), BreakerOpen> {
+        let mut asked = self.lock();
+        if asked.is_none() {
+            *asked = Some(Asked { permit: self.endpoint.service.admit()?, said: None });
+        }
+        Ok(())
+    }
+
+    fn note(&self, result: Result<(), OriginError>) {
+        if let Some(asked) = &mut *self.lock() {
+            asked.said = Some(result);
+        }
+    }
+
+    fn record(self) {
+        let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Asked { permit, said: Some(said) }) = asked {
+            permit.record(said.as_ref().copied());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Asked<'a>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What came of asking them in turn.
+enum Round {
+    Found(Metadata),
+    /// Not one could be asked, so that asking again at once is of no use.
+    Refused(OriginError),
 }
 
 impl Catalogue {
@@ -83,49 +124,37 @@ impl Catalogue {
 
     /// A kernel's entry, from the first endpoint that has it.
     pub(super) async fn entry(self: &Arc<Self>, id: &KernelId) -> Result<Metadata, OriginError> {
-        let (asked, refused) = self.admitted();
-        if asked.is_empty() {
-            return Err(refused.unwrap_or_else(|| OriginError::Unavailable {
-                origin: ORIGIN.to_owned(),
-                place: "origin.urza.endpoints".into(),
-                reason: "no endpoint is configured".to_owned(),
-            }));
-        }
-        let result = self.retry.run(|| Box::pin(self.round(&asked, id))).await;
-        for Asked { permit, said, .. } in asked {
-            match said.into_inner().unwrap_or_else(PoisonError::into_inner) {
-                Some(said) => permit.record(said.as_ref().copied()),
-                None => drop(permit),
+        let candidates = self.candidates();
+        let result = self.retry.run(|| Box::pin(self.round(&candidates, id))).await;
+        candidates.into_iter().for_each(Candidate::record);
+        match result? {
+            Round::Found(metadata) => {
+                self.look_after_the_others(id);
+                Ok(metadata)
             }
+            Round::Refused(error) => Err(error),
         }
-        if result.is_ok() {
-            self.look_after_the_others(id);
-        }
-        result
     }
 
-    /// The endpoints that may be asked, the healthy first, and why the others may not.
-    fn admitted(&self) -> (Vec<Asked<'_>>, Option<OriginError>) {
+    /// All endpoints, the healthy first.
+    fn candidates(&self) -> Vec<Candidate<'_>> {
         let healthy = |endpoint: &&Endpoint| endpoint.service.status().state == BreakerState::Closed;
         let (first, rest): (Vec<_>, Vec<_>) = self.endpoints.iter().partition(healthy);
-        let (mut asked, mut refused) = (Vec::new(), None);
-        for endpoint in first.into_iter().chain(rest) {
-            match endpoint.service.admit() {
-                Ok(permit) => asked.push(Asked { endpoint, permit, said: Mutex::default() }),
-                Err(open) => refused = refused.or(Some(OriginError::from(open))),
-            }
-        }
-        (asked, refused)
+        let candidate = |endpoint| Candidate { endpoint, asked: Mutex::default() };
+        first.into_iter().chain(rest).map(candidate).collect()
     }
 
-    async fn round(&self, asked: &[Asked<'_>], id: &KernelId) -> Result<Metadata, OriginError> {
-        let (mut unknown, mut failure) = (None, None);
-        for one in asked {
+    async fn round(&self, candidates: &[Candidate<'_>], id: &KernelId) -> Result<Round, OriginError> {
+        let (mut unknown, mut failure, mut refused) = (None, None, None);
+        for one in candidates {
+            if let Err(open) = one.admit() {
+                refused = refused.or(Some(OriginError::from(open)));
+                continue;
+            }
             let result = one.endpoint.service.in_time(self.timeout, self.ask(one.endpoint, id)).await;
-            let said = result.as_ref().map(|_| ()).map_err(Clone::clone);
-            *one.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
+            one.note(result.as_ref().map(|_| ()).map_err(Clone::clone));
             match result {
-                Ok(metadata) => return Ok(metadata),
+                Ok(metadata) => return Ok(Round::Found(metadata)),
                 Err(error) => match error.class() {
                     ErrorClass::NotFound => unknown = unknown.or(Some(error)),
                     ErrorClass::Unavailable | ErrorClass::Overloaded => {
@@ -136,7 +165,14 @@ impl Catalogue {
                 },
             }
         }
-        Err(unknown.or(failure).expect("at least one was asked, and none gave the entry"))
+        if let Some(error) = unknown.or(failure) {
+            return Err(error);
+        }
+        Ok(Round::Refused(refused.unwrap_or_else(|| OriginError::Unavailable {
+            origin: ORIGIN.to_owned(),
+            place: "origin.urza.endpoints".into(),
+            reason: "no endpoint is configured".to_owned(),
+        })))
     }
 
     async fn ask(&self, endpoint: &Endpoint, id: &KernelId) -> Result<Metadata, OriginError> {
@@ -153,7 +189,8 @@ impl Catalogue {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => {
-                return Err(OriginError::NotFound { origin: ORIGIN.to_owned(), id: id.clone() });
+                let (origin, id) = (ORIGIN.to_owned(), id.clone());
+                return Err(OriginError::NotFound { origin, id, here_only: false });
             }
             _ => return Err(answered(&response, &url, asker)),
         }

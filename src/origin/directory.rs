@@ -119,17 +119,18 @@ impl DirectoryOrigin {
         }
         // A folder that is not there is a failure; a folder without the file is an answer.
         self.root()?;
-        Err(OriginError::NotFound { origin: NAME.to_owned(), id: id.clone() })
+        Err(OriginError::NotFound { origin: NAME.to_owned(), id: id.clone(), here_only: true })
     }
 
     fn read_artifact(&self, metadata: &Metadata) -> Result<Blob, OriginError> {
         let id = &metadata.id;
         let reference = metadata.kernel_binary_ref.as_deref().unwrap_or_default();
         let bytes = self.read(id, reference, "the artifact", self.options.max_artifact_bytes)?;
-        let bytes = bytes.ok_or_else(|| OriginError::Reference {
+        let bytes = bytes.ok_or_else(|| OriginError::NoBlob {
             id: id.clone(),
             reference: reference.into(),
-            reason: "there is no such file in the folder".to_owned(),
+            reason: "there is no such file in the folder",
+            here_only: true,
         })?;
         Blob::hashed(bytes).checked(metadata)
     }

@@ -21,6 +21,20 @@ pub enum OriginError {
         origin: String,
         /// Which kernel.
         id: KernelId,
+        /// Whether that is said of this machine alone.
+        here_only: bool,
+    },
+    /// It has an entry, and the bytes that the entry refers to are not there.
+    #[error("kernel {id} refers to {reference:?}, and {reason}: publish it again")]
+    NoBlob {
+        /// Which kernel.
+        id: KernelId,
+        /// The reference.
+        reference: Place,
+        /// What is not there.
+        reason: &'static str,
+        /// Whether that is said of this machine alone.
+        here_only: bool,
     },
     /// Its catalogue entry cannot be used.
     #[error("origin {origin}, kernel {id}: {source}")]
@@ -155,7 +169,7 @@ fn after(retry_after: Option<Duration>) -> String {
 impl Fault for OriginError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::NotFound { .. } | Self::NoBlob { .. } => ErrorClass::NotFound,
             Self::Entry { .. }
             | Self::OtherKernel { .. }
             | Self::Status { .. }
@@ -174,7 +188,7 @@ impl Fault for OriginError {
 
     fn code(&self) -> &'static str {
         match self {
-            Self::NotFound { .. } => "kernel.not_found",
+            Self::NotFound { .. } | Self::NoBlob { .. } => "kernel.not_found",
             Self::Entry { .. }
             | Self::OtherKernel { .. }
             | Self::Status { .. }
@@ -187,6 +201,10 @@ impl Fault for OriginError {
             }
             Self::BreakerOpen(_) => "origin.breaker_open",
         }
+    }
+
+    fn holds_everywhere(&self) -> bool {
+        matches!(self, Self::NotFound { here_only: false, .. } | Self::NoBlob { here_only: false, .. })
     }
 
     fn retry_after(&self) -> Option<Duration> {

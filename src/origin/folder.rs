@@ -15,7 +15,7 @@ pub(super) fn read(want: &Want<'_>, path: &Path, folders: &[PathBuf]) -> Result<
     let real = match path.canonicalize() {
         Ok(real) => real,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Err(want.refused("there is no such file"));
+            return Err(want.absent("there is no such file", true));
         }
         Err(error) => return Err(says(error)),
     };

@@ -50,7 +50,7 @@ impl Origin for Moody {
             let mood = *self.mood.lock().unwrap();
             let origin = "moody".to_owned();
             match mood {
-                Mood::Absent => Err(OriginError::NotFound { origin, id: id.clone() }),
+                Mood::Absent => Err(OriginError::NotFound { origin, id: id.clone(), here_only: false }),
                 Mood::Silent => pending().await,
                 Mood::Down => Err(down()),
                 Mood::Recovers(after) if call < after => Err(down()),

@@ -63,7 +63,7 @@ pub(super) async fn attempt(
             *state = None;
             return Err(want.failed("it answered with another range than was asked for"));
         }
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Err(want.refused("there is no such blob")),
+        StatusCode::NOT_FOUND | StatusCode::GONE => return Err(want.absent("there is no such blob", false)),
         _ => return Err(answered(&response, &place, want.asker(ADVICE))),
     }
     let Some(begun) = state.as_mut() else { return Err(want.failed("it answered without a body")) };

@@ -313,7 +313,7 @@ where
     let status = error.raw_response().map(|response| response.status().as_u16());
     let (origin, place) = (want.origin.to_owned(), want.reference.into());
     match status {
-        Some(404) => want.refused("there is no such blob"),
+        Some(404) => want.absent("there is no such blob", false),
         Some(416) => want.refused("it is empty"),
         Some(412) => want.failed("it changed while it was read"),
         Some(status @ (401 | 403)) => {

@@ -104,6 +104,7 @@ async fn s3_says_what_is_missing_and_what_is_not_allowed() {
         |s3| UrzaOptions { allowed_buckets: allowed_buckets.clone(), s3, ..options(endpoints.clone()) };
     let error = fetch(&origin(with(s3.clone())), "good").await.unwrap_err();
     assert!(error.to_string().contains("no such blob") && !error.class().is_retryable(), "{error}");
+    assert_eq!((error.code(), error.holds_everywhere()), ("kernel.not_found", true));
     let wrong = "[team]\naws_access_key_id = ACCESS\naws_secret_access_key = GUESSED\n";
     s3.credentials_file = folder.path().join("wrong");
     fs::write(&s3.credentials_file, wrong).unwrap();
@@ -205,6 +206,61 @@ async fn a_kernel_is_unknown_once_every_endpoint_says_so() {
     assert_eq!(fetch(&urza, "good").await.unwrap(), b"artifact");
     assert_eq!(fetch(&urza, "absent").await.unwrap_err().code(), "kernel.not_found");
     assert!(urza.breakers().iter().all(|breaker| breaker.failures == 0));
+}
+
+#[tokio::test]
+async fn a_blob_that_is_not_there_is_absent_and_a_refused_one_is_refused() {
+    let (folder, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = format!("file://{}/none.pt", store.path().display());
+    let answers = [
+        ("none.pt", "kernel.not_found", true),
+        (file.as_str(), "kernel.not_found", false),
+        ("http://10.0.0.1/none.pt", "kernel.rejected", false),
+    ];
+    for (reference, code, everywhere) in answers {
+        fill(folder.path(), |_| reference.to_owned(), b"artifact", "");
+        let endpoints = vec![api(stand_in(folder.path()).await)];
+        let allowed_folders = vec![store.path().to_owned()];
+        let urza = origin(UrzaOptions { allowed_folders, ..options(endpoints) });
+        let error = fetch(&urza, "good").await.unwrap_err();
+        assert_eq!((error.code(), error.holds_everywhere()), (code, everywhere), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_takes_an_endpoints_trial_when_its_turn_comes() {
+    let hanging = Scripted::start(|n, _| match n {
+        0..5 => Reply::ok("500 Oops", "", b""),
+        _ => Reply(Vec::new(), End::Hang),
+    });
+    let back = Scripted::start(|n, _| match n {
+        0..5 => Reply::ok("500 Oops", "", b""),
+        _ => Reply::ok("200 OK", "", entry("k", "validated", "k.pt", b"x").to_string().as_bytes()),
+    });
+    let (hanging, back, clock) = (hanging.await, back.await, ManualClock::default());
+    let mut options = options(vec![hanging.api(), back.api()]);
+    (options.policy.timeout, options.policy.retry.attempts) = (std::time::Duration::from_secs(600), 1);
+    let urza = Arc::new(super::UrzaOrigin::new(options, Arc::new(clock.clone())).unwrap());
+    for _ in 0..5 {
+        urza.metadata(&id("k")).await.unwrap_err();
+    }
+    assert!(urza.breakers()[..2].iter().all(|breaker| breaker.state == BreakerState::Open));
+    let refused = urza.metadata(&id("k")).await.unwrap_err();
+    assert_eq!(refused.code(), "origin.breaker_open");
+    clock.advance(std::time::Duration::from_secs(60));
+    let first = tokio::spawn({
+        let urza = urza.clone();
+        async move { urza.metadata(&id("k")).await }
+    });
+    while hanging.requests().len() < 6 {
+        tokio::task::yield_now().await;
+    }
+    // The first hangs with the trial of one endpoint; the other has recovered, and serves everybody else.
+    for _ in 0..3 {
+        assert_eq!(urza.metadata(&id("k")).await.unwrap().id, id("k"));
+    }
+    assert_eq!(urza.breakers()[1].state, BreakerState::Closed);
+    first.abort();
 }
 
 #[tokio::test]

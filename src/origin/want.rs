@@ -25,6 +25,11 @@ impl<'a> Want<'a> {
         }
     }
 
+    /// What a store says that has no such blob; `here_only` where another machine may have it.
+    pub(super) fn absent(&self, reason: &'static str, here_only: bool) -> OriginError {
+        OriginError::NoBlob { id: self.id.clone(), reference: self.reference.into(), reason, here_only }
+    }
+
     pub(super) fn too_large(&self) -> OriginError {
         let (what, limit_bytes) = ("the artifact", self.limit_bytes);
         OriginError::TooLarge { id: self.id.clone(), what, limit_bytes }

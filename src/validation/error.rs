@@ -29,6 +29,18 @@ pub enum ValidationError {
         /// What was found.
         detail: String,
     },
+    /// There was no time to judge it, or the validator itself failed: that says nothing of the kernel.
+    #[error(
+        "kernel {kernel} could not be judged, rule {rule}: {detail}; it is judged anew when it is asked for again"
+    )]
+    Unjudged {
+        /// Which kernel.
+        kernel: String,
+        /// The rule's name.
+        rule: String,
+        /// What was found.
+        detail: String,
+    },
     /// It breaks another rule.
     #[error(
         "kernel {kernel} is rejected by rule {rule}: {detail}; change the kernel or the validation settings"
@@ -44,11 +56,13 @@ pub enum ValidationError {
 }
 
 impl Verdict {
-    /// The verdict as an error, where it is one.
+    /// The verdict as an error, where it is one: by the first rule that will fail again, if there is any.
     pub fn rejection(&self, id: &KernelId) -> Option<ValidationError> {
-        let failed = self.first_failure()?;
+        let lasting = self.rules.iter().find(|rule| !rule.passed && !rule.may_pass);
+        let failed = lasting.or_else(|| self.first_failure())?;
         let (kernel, rule, detail) = (id.to_string(), failed.name.clone(), failed.detail.clone());
         Some(match rule.as_str() {
+            _ if failed.may_pass => ValidationError::Unjudged { kernel, rule, detail },
             rules::ARCHIVE_LIMITS | rules::ARCHIVE_READABLE => {
                 ValidationError::Unreadable { kernel, rule, detail }
             }
@@ -60,14 +74,19 @@ impl Verdict {
 
 impl Fault for ValidationError {
     fn class(&self) -> ErrorClass {
-        ErrorClass::Invalid
+        match self {
+            Self::Unjudged { rule, .. } if rule == rules::VALIDATION_COMPLETED => ErrorClass::Bug,
+            Self::Unjudged { .. } => ErrorClass::Overloaded,
+            _ => ErrorClass::Invalid,
+        }
     }
 
     fn code(&self) -> &'static str {
         match self {
             Self::Unreadable { .. } => "kernel.deserialize",
             Self::Shape { .. } => "kernel.shape",
-            Self::Rejected { .. } => "kernel.rejected",
+            Self::Unjudged { rule, .. } if rule == rules::ARCHIVE_LIMITS => "kernel.deserialize",
+            Self::Unjudged { .. } | Self::Rejected { .. } => "kernel.rejected",
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{Policy, RuleResult, ValidationError, Verdict, rules, validate};
-use crate::fault::Fault;
+use crate::fault::{ErrorClass, Fault};
 
 fn judge(bytes: &[u8]) -> Verdict {
     let outcome = validate(Arc::from(bytes), None, &Policy::default());
@@ -47,12 +47,40 @@ fn one_deadline_bounds_the_whole_judgement() {
     assert_eq!(failure.name, rules::ARCHIVE_LIMITS, "{:?}", verdict.rules);
     assert!(verdict.format.is_none() && failure.detail.contains("reading"), "it covers reading: {failure:?}");
     assert!(failure.detail.ends_with("raise validator.time_limit"), "{failure:?}");
+    let rejection = verdict.rejection(&"k".parse().unwrap()).unwrap();
+    assert_eq!((rejection.class(), rejection.code()), (ErrorClass::Overloaded, "kernel.deserialize"));
+}
+
+#[test]
+fn what_there_was_no_time_for_says_nothing_of_the_kernel() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/activations.eval.pt2");
+    let bytes: Arc<[u8]> = std::fs::read(path).unwrap().into();
+    let mut policy = Policy::default();
+    policy.trial.as_mut().unwrap().time_limit = std::time::Duration::ZERO;
+    let mut verdict = validate(bytes, None, &policy).verdict;
+    let failure = verdict.first_failure().unwrap();
+    assert_eq!((failure.name.as_str(), failure.may_pass), (rules::TRIAL_RUNS, true), "{failure:?}");
+    let rejection = verdict.rejection(&"k".parse().unwrap()).unwrap();
+    assert_eq!((rejection.class(), rejection.code()), (ErrorClass::Overloaded, "kernel.rejected"));
+    assert!(rejection.to_string().contains("judged anew"), "{rejection}");
+    let json = serde_json::to_value(&verdict).unwrap();
+    assert_eq!(serde_json::from_value::<Verdict>(json).unwrap(), verdict);
+    // A defect of ours is one, and a rule that it breaks in any case decides.
+    verdict.rules =
+        vec![RuleResult { name: rules::VALIDATION_COMPLETED.into(), ..verdict.rules.pop().unwrap() }];
+    assert!(verdict.rules[0].may_pass);
+    assert_eq!(verdict.rejection(&"k".parse().unwrap()).unwrap().class(), ErrorClass::Bug);
+    let (name, detail) = (rules::WEIGHTS_FINITE.into(), "why".into());
+    verdict.rules.push(RuleResult { name, passed: false, detail, may_pass: false });
+    assert_eq!(verdict.rejection(&"k".parse().unwrap()).unwrap().class(), ErrorClass::Invalid);
 }
 
 #[test]
 fn a_verdict_survives_json_and_maps_its_first_failure_to_a_code() {
     let mut verdict = judge(b"");
-    let failed = |name: &str| RuleResult { name: name.into(), passed: false, detail: "why".into() };
+    let failed =
+        |name: &str| RuleResult { name: name.into(), passed: false, detail: "why".into(), may_pass: false };
     let code = |verdict: &Verdict| verdict.rejection(&"k".parse().unwrap()).map(|error| error.code());
     for (rule, expected) in [
         (rules::ARCHIVE_LIMITS, "kernel.deserialize"),

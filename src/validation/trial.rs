@@ -55,6 +55,10 @@ pub(super) fn hold(
     policy: &TrialPolicy,
 ) -> Option<Trial> {
     match run(module, lowered, policy) {
+        Err(stop @ (Stop::Build(BuildError::Time { .. }) | Stop::Run(RunError::Timeout { .. }))) => {
+            report.fail_for_now(TRIAL_RUNS, stop.to_string());
+            None
+        }
         Err(stop) => {
             report.fail(TRIAL_RUNS, stop.to_string());
             None

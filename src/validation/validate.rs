@@ -92,7 +92,10 @@ fn judge_by(
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let mut report = Report::default();
-        report.fail(rules::VALIDATION_COMPLETED, format!("the validator failed, please report it: {text}"));
+        report.fail_for_now(
+            rules::VALIDATION_COMPLETED,
+            format!("the validator failed, please report it: {text}"),
+        );
         (report, None)
     });
     verdict.rules = report.finish();

@@ -13,6 +13,9 @@ pub struct RuleResult {
     pub passed: bool,
     /// Why, or what was looked at.
     pub detail: String,
+    /// Whether it failed for want of time, or by a defect of ours: judged again, the artifact may pass.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_pass: bool,
 }
 
 /// A module inside the artifact.

@@ -29,6 +29,12 @@ pub struct RouteReport {
     pub mean_us: u64,
     /// Hits measured.
     pub samples: u64,
+    /// What it takes to say that it has no copy, as a mean of the last times, in microseconds.
+    #[serde(default)]
+    pub miss_us: u64,
+    /// How often it said so.
+    #[serde(default)]
+    pub misses: u64,
     /// Whether it is passed by now, as slower than the next place.
     pub passed_by: bool,
     /// How often it was passed by.
@@ -38,7 +44,8 @@ pub struct RouteReport {
 /// One place that a look-up asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepReport {
-    /// A tier, or the origin's name with `.metadata` or `.artifact`.
+    /// A tier, `memory` for what is remembered of an absence, or the origin's name, for a part of what it was asked
+    /// with `.metadata`, `.artifact` or `.checksum`.
     pub place: String,
     /// `hit`, `miss`, `negative`, `corrupt`, `outdated`, `failed` or `passed_by`.
     pub outcome: String,
@@ -105,6 +112,9 @@ pub struct CopyReport {
     pub used_unix_ms: Option<i64>,
     /// When the origin last vouched for it, in milliseconds since 1970.
     pub confirmed_unix_ms: Option<i64>,
+    /// What the tier has noted against the kernel, instead of a copy.
+    #[serde(default)]
+    pub negative: Option<NegativeReport>,
     /// Why the tier did not answer.
     pub error: Option<String>,
 }
@@ -141,6 +151,6 @@ pub struct WhyReport {
     pub evictions: Vec<EvictionReport>,
     /// The circuit breakers of the supply.
     pub breakers: Vec<BreakerReport>,
-    /// The verdict's rules, of the kernel in memory.
+    /// The verdict's rules, of the kernel in memory or else of the first copy that has a verdict.
     pub rules: Vec<RuleReport>,
 }

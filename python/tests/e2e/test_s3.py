@@ -81,7 +81,7 @@ def test_kernels_come_from_s3(supply, origin):
         # That there is no such blob, or another than the entry says, is an answer, and no failure of the store.
         (supply.s3.bucket / "cold-2.pt2").unlink()
         shutil.copy(origin / "attention.pt2", supply.s3.bucket / "cold-3.pt2")
-        for kernel, code in (("cold-2", "kernel.rejected"), ("cold-3", "kernel.checksum")):
+        for kernel, code in (("cold-2", "kernel.not_found"), ("cold-3", "kernel.checksum")):
             with pytest.raises(kasmina.KernelError) as refused:
                 trainer.ask(kernel).result(60)
             assert refused.value.code == code

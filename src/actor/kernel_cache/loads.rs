@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cache::Found,
+    cache::{Found, Step},
     id::KernelId,
     wire::{LoadReport, StepReport},
 };
@@ -65,12 +65,17 @@ pub(super) fn begun(kernel: KernelId, at_unix_ms: i64) -> LoadReport {
 pub(super) fn found(load: &mut LoadReport, found: &Found) {
     load.place = Some(found.place.clone());
     load.stale = found.stale;
-    let step = |step: &crate::cache::Step| StepReport {
+    steps(load, &found.steps);
+}
+
+/// Writes down which way a look-up took.
+pub(super) fn steps(load: &mut LoadReport, steps: &[Step]) {
+    let step = |step: &Step| StepReport {
         place: step.place.clone(),
         outcome: step.outcome.as_str().to_owned(),
         us: step.us,
     };
-    load.steps = found.steps.iter().map(step).collect();
+    load.steps = steps.iter().map(step).collect();
 }
 
 #[cfg(test)]

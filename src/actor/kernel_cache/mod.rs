@@ -6,6 +6,9 @@ mod parts;
 mod report;
 mod warm;
 
+#[cfg(test)]
+mod load_tests;
+
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, ResponseFuture};
@@ -178,14 +181,14 @@ impl Handler<EvictKernel> for KernelCache {
 
 /// Drops a kernel from what this node alone keeps, because another node had it forgotten everywhere.
 #[derive(Debug, Message)]
-#[rtype(result = "EvictReport")]
+#[rtype(result = "Result<EvictReport, ActorError>")]
 pub struct ForgetKernel(
     /// Which.
     pub KernelId,
 );
 
 impl Handler<ForgetKernel> for KernelCache {
-    type Result = ResponseFuture<EvictReport>;
+    type Result = ResponseFuture<Result<EvictReport, ActorError>>;
 
     fn handle(&mut self, ForgetKernel(id): ForgetKernel, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();

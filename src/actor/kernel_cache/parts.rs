@@ -9,7 +9,7 @@ use std::{
 use super::{LoadLog, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
-    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, SingleFlight, SqlTier, TierError},
+    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, Search, SingleFlight, SqlTier, TierError},
     clock::Clock,
     engine::Kernel,
     id::KernelId,
@@ -20,8 +20,25 @@ use crate::{
 /// How long a kernel waits for room where all of it is in use.
 const ADMISSION_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often a kernel is loaded for one who asks, where it is evicted each time meanwhile.
+const MOST_LOADS: usize = 4;
+
 /// A kernel in use: it is not evicted while this is held.
 pub type KernelLease = Lease<Arc<Kernel>>;
+
+/// A kernel that was loaded, and when it was looked for.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    kernel: Arc<Kernel>,
+    search: Search,
+}
+
+#[cfg(test)]
+impl Loaded {
+    pub(super) fn new(kernel: Arc<Kernel>, search: Search) -> Self {
+        Self { kernel, search }
+    }
+}
 
 /// What the cache works with. It outlives the actor, so a restart loses no kernel.
 #[derive(Clone, Debug)]
@@ -39,7 +56,7 @@ pub struct KernelCacheParts {
     /// Kernels that are never evicted once they are here.
     pub pinned: Arc<Mutex<BTreeSet<KernelId>>>,
     /// One load per kernel at a time.
-    pub flights: Arc<SingleFlight<KernelId, Result<Arc<Kernel>, ActorError>>>,
+    pub flights: Arc<SingleFlight<KernelId, Result<Loaded, ActorError>>>,
     /// The last loads.
     pub loads: Arc<LoadLog>,
     /// How far warming has come.
@@ -55,24 +72,44 @@ impl KernelCacheParts {
         if let Some(lease) = self.device.lease(&id) {
             return Ok(lease);
         }
-        let parts = self.clone();
-        let asked = id.clone();
-        let kernel = self.flights.run(&id, move || async move { parts.load(asked).await }).await?;
-        // Another kernel may have pushed it out since; then it comes in again, without another load.
-        let lease = match self.device.hold(&id) {
-            Some(lease) => lease,
-            None => self.device.admit_wait(id, kernel, ADMISSION_PATIENCE).await?,
-        };
-        Ok(lease)
+        for _ in 0..MOST_LOADS {
+            let (parts, asked) = (self.clone(), id.clone());
+            let loaded = self.flights.run(&id, move || async move { parts.load(asked).await }).await?;
+            // Another kernel may have pushed it out since; then it comes in again, without another load.
+            let lease = match self.device.hold(&id) {
+                Some(lease) => Some(lease),
+                None => self.admit(&id, &loaded).await?,
+            };
+            if let Some(lease) = lease {
+                return Ok(lease);
+            }
+        }
+        Err(ActorError::Evicted { kernel: id })
     }
 
-    async fn load(self, id: KernelId) -> Result<Arc<Kernel>, ActorError> {
+    /// Takes a kernel in, unless it has been evicted since it was looked for.
+    pub(super) async fn admit(
+        &self,
+        id: &KernelId,
+        loaded: &Loaded,
+    ) -> Result<Option<KernelLease>, ActorError> {
+        let lease = self.device.admit_wait(id.clone(), loaded.kernel.clone(), ADMISSION_PATIENCE).await?;
+        // Not before it is in: who evicts notes that first, and then looks for it here.
+        if self.lookup.is_forgotten(id, loaded.search) {
+            drop(lease);
+            self.device.condemn(id);
+            return Ok(None);
+        }
+        Ok(Some(lease))
+    }
+
+    async fn load(self, id: KernelId) -> Result<Loaded, ActorError> {
         let start = self.clock.now();
         let mut load = loads::begun(id.clone(), self.clock.unix_ms());
         let result = self.load_timed(&id, &mut load).await;
         load.total_us = micros(self.clock.now() - start);
         load.error = result.as_ref().err().map(ToString::to_string);
-        if let Ok(kernel) = &result {
+        if let Ok(Loaded { kernel, .. }) = &result {
             tracing::info!(
                 kernel = %id,
                 place = load.place,
@@ -85,11 +122,14 @@ impl KernelCacheParts {
         result
     }
 
-    async fn load_timed(&self, id: &KernelId, load: &mut LoadReport) -> Result<Arc<Kernel>, ActorError> {
+    async fn load_timed(&self, id: &KernelId, load: &mut LoadReport) -> Result<Loaded, ActorError> {
         let start = self.clock.now();
         let found = self.lookup.find(id).await;
         load.look_up_us = micros(self.clock.now() - start);
-        let found = found?;
+        let found = found.map_err(|unfound| {
+            loads::steps(load, &unfound.steps);
+            unfound.error
+        })?;
         loads::found(load, &found);
         let (bytes, metadata) = (found.stored.bytes.clone(), found.stored.metadata.clone());
         let earlier = found.stored.verdict.clone();
@@ -99,18 +139,17 @@ impl KernelCacheParts {
         let outcome = judged.outcome;
         if let Some(rejection) = outcome.verdict.rejection(id) {
             tracing::warn!(kernel = %id, place = found.place, %rejection, "kernel rejected");
-            self.lookup.reject(id, &rejection);
+            self.lookup.reject(&found, &rejection);
             return Err(rejection.into());
         }
         self.lookup.keep(&found, Arc::new(outcome.verdict.clone()));
         let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
         let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
-        let kernel = Arc::new(kernel);
-        self.device.admit_wait(id.clone(), kernel.clone(), ADMISSION_PATIENCE).await?;
-        if lock(&self.pinned).contains(id) {
+        let loaded = Loaded { kernel: Arc::new(kernel), search: found.search() };
+        if self.admit(id, &loaded).await?.is_some() && lock(&self.pinned).contains(id) {
             self.device.pin(id, true);
         }
-        Ok(kernel)
+        Ok(loaded)
     }
 
     pub(super) async fn evict(&self, id: KernelId) -> Result<EvictReport, ActorError> {
@@ -118,6 +157,9 @@ impl KernelCacheParts {
         let mut report = EvictReport::default();
         match self.device.evict(&id) {
             Ok(resident) => {
+                // From here on no load under way brings it back; one may have just before.
+                self.lookup.begin_forgetting(&id);
+                self.device.condemn(&id);
                 let below = self.lookup.forget(&id).await.unwrap_or_else(|error| left(&mut report, &error));
                 if resident || below {
                     report.evicted.push(id);
@@ -132,6 +174,7 @@ impl KernelCacheParts {
     /// Has every node forget a kernel. What a seed uses here or there goes with its last use.
     pub(super) async fn evict_everywhere(&self, id: KernelId) -> Result<EvictReport, ActorError> {
         let fleet = self.fleet.as_ref().ok_or(ActorError::NoFleet)?;
+        self.lookup.begin_forgetting(&id);
         let condemned = self.device.condemn(&id);
         // First from what nodes share, so that nobody who has been told finds it there.
         let below = self.lookup.forget(&id).await;
@@ -142,17 +185,18 @@ impl KernelCacheParts {
     }
 
     /// Forgets a kernel because another node said so.
-    pub(super) async fn forget_here(&self, id: KernelId) -> EvictReport {
+    pub(super) async fn forget_here(&self, id: KernelId) -> Result<EvictReport, ActorError> {
+        self.lookup.begin_forgetting(&id);
         let condemned = self.device.condemn(&id);
-        let below = self.lookup.forget_here(&id).await.unwrap_or_else(|error| {
-            tracing::warn!(kernel = %id, %error, "a copy that was to be forgotten stays");
-            false
-        });
-        report_of(id, condemned, below)
+        let below = self.lookup.forget_here(&id).await?;
+        Ok(report_of(id, condemned, below))
     }
 
     pub(super) async fn clear(&self, tiers: bool) -> Result<EvictReport, ActorError> {
         let before = self.device.entries();
+        if tiers {
+            self.lookup.begin_forgetting_all();
+        }
         self.device.clear();
         let mut failed = EvictReport::default();
         if tiers && let Err(error) = self.lookup.clear().await {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::KernelCacheParts;
 use crate::{
-    cache::{EntryStats, Eviction, FleetStats, LookupStats, RouteStats, TierStats},
+    cache::{EntryStats, Eviction, FleetStats, InTier, LookupStats, Negative, RouteStats, TierStats},
     id::KernelId,
     wire::{
         CacheReport, CachedKernel, CopyReport, EvictionReport, FleetReport, LookupReport, NegativeReport,
@@ -48,8 +48,8 @@ impl KernelCacheParts {
                 found: below.found.values().sum(),
                 not_found: below.not_found,
                 negative_hits: below.negative_hits,
-                joined: below.joined,
-                in_flight: below.in_flight,
+                joined: self.flights.counts().1,
+                in_flight: self.flights.in_flight() as u64,
                 confirmations: below.confirmations,
             },
             fleet: self.fleet.as_ref().map(|fleet| fleet_report(fleet.stats())),
@@ -78,31 +78,38 @@ impl KernelCacheParts {
         let now_unix_ms = self.clock.unix_ms();
         let entry = self.device.entries().into_iter().find(|entry| entry.id == id);
         let kernel = self.device.peek(&id);
-        let verdict = kernel.as_ref().and_then(|kernel| kernel.verdict());
-        let rules = verdict.map(|verdict| verdict.rules.clone()).unwrap_or_default();
+        let known = self.lookup.about(&id).await;
+        let resident = kernel.as_ref().and_then(|kernel| kernel.verdict());
+        let stored =
+            || known.iter().find_map(|(_, known)| known.as_ref().ok()?.held.as_ref()?.verdict.as_deref());
+        let rules = resident.or_else(stored).map(|verdict| verdict.rules.clone()).unwrap_or_default();
         let rule = |rule: crate::validation::RuleResult| RuleReport {
             rule: rule.name,
             passed: rule.passed,
             detail: Some(rule.detail).filter(|detail| !detail.is_empty()),
         };
-        let copies = self.lookup.about(&id).await.into_iter().map(|(tier, held)| match held {
-            Ok(Some(held)) => CopyReport {
+        let negative_report = |negative: Negative| NegativeReport {
+            code: negative.code,
+            reason: negative.reason,
+            retry_in_ms: negative.until_unix_ms.saturating_sub(now_unix_ms).max(0).unsigned_abs(),
+        };
+        let copies = known.into_iter().map(|(tier, known)| match known {
+            Ok(InTier { held: Some(held), .. }) => CopyReport {
                 tier,
                 bytes: Some(held.bytes),
                 digest: Some(held.digest.to_string()),
                 stored_unix_ms: Some(held.stored_unix_ms),
                 used_unix_ms: held.used_unix_ms,
                 confirmed_unix_ms: Some(held.confirmed_unix_ms),
+                negative: None,
                 error: None,
             },
-            Ok(None) => CopyReport { tier, ..CopyReport::default() },
+            Ok(InTier { negative, .. }) => {
+                CopyReport { tier, negative: negative.map(negative_report), ..CopyReport::default() }
+            }
             Err(error) => CopyReport { tier, error: Some(error.to_string()), ..CopyReport::default() },
         });
-        let negative = self.lookup.negative(&id).map(|negative| NegativeReport {
-            code: negative.code,
-            reason: negative.reason,
-            retry_in_ms: negative.until_unix_ms.saturating_sub(now_unix_ms).max(0).unsigned_abs(),
-        });
+        let negative = self.lookup.negative(&id).map(negative_report);
         let evictions = self.device.evictions().into_iter().rev().filter(|eviction| eviction.id == id);
         WhyReport {
             now_unix_ms,
@@ -144,8 +151,8 @@ fn fleet_report(stats: FleetStats) -> FleetReport {
 }
 
 fn route_report(stats: RouteStats) -> RouteReport {
-    let RouteStats { place, up_to_bytes, mean_us, samples, passed_by, passes } = stats;
-    RouteReport { place, up_to_bytes, mean_us, samples, passed_by, passes }
+    let RouteStats { place, up_to_bytes, mean_us, samples, miss_us, misses, passed_by, passes } = stats;
+    RouteReport { place, up_to_bytes, mean_us, samples, miss_us, misses, passed_by, passes }
 }
 
 fn eviction_report(eviction: Eviction) -> EvictionReport {

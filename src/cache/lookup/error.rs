@@ -1,10 +1,31 @@
 //! Why no artifact was found.
 
+use super::Step;
 use crate::{
     cache::SharedFault,
     fault::{ErrorClass, Fault},
     id::KernelId,
 };
+
+/// A look-up that found nothing, and the way it took.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{error}")]
+pub struct Unfound {
+    /// Why.
+    pub error: LookupError,
+    /// Every place, in the order they were asked.
+    pub steps: Vec<Step>,
+}
+
+impl Fault for Unfound {
+    fn class(&self) -> ErrorClass {
+        self.error.class()
+    }
+
+    fn code(&self) -> &'static str {
+        self.error.code()
+    }
+}
 
 /// Why no artifact was found.
 #[derive(Debug, Clone, thiserror::Error)]

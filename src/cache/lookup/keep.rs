@@ -1,8 +1,8 @@
 //! What the tiers are told of a kernel that was found: it was accepted, or it is not to be had.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use super::{Found, Lookup, lock, warn};
+use super::{Found, Lookup, Search, lock, warn};
 use crate::{
     cache::{Negative, Stored, Tier},
     fault::{ErrorClass, Fault},
@@ -10,10 +10,14 @@ use crate::{
     validation::Verdict,
 };
 
+/// The code of the one negative result that holds whoever asks.
+const NOT_FOUND: &str = "kernel.not_found";
+
 impl Lookup {
-    /// Tells the tiers that want it of an artifact that was accepted, and by which verdict.
+    /// Tells the tiers that want it of an artifact that was accepted, and by which verdict; nobody, where the kernel
+    /// has been forgotten since the search for it began.
     pub fn keep(&self, found: &Found, verdict: Arc<Verdict>) {
-        let id = found.stored.id();
+        let (id, search) = (found.stored.id(), found.search);
         let known = found.stored.verdict.as_ref().map(|verdict| &verdict.policy);
         if let Some(holder) = found.holder.filter(|_| known != Some(&verdict.policy)) {
             let (tier, id, verdict) = (self.tiers[holder].clone(), id.clone(), verdict.clone());
@@ -24,52 +28,83 @@ impl Lookup {
             });
         }
         let stored = Arc::new(Stored { verdict: Some(verdict), ..found.stored.clone() });
-        for &place in &found.behind {
+        for &place in &found.unasked {
             let (tier, stored) = (self.tiers[place].clone(), stored.clone());
-            self.writes.begin(async move {
-                // A node keeps what it runs, so that it has it when what nodes share is out of reach.
+            self.begin_write(id, search, async move {
                 let held = tier.about(stored.id()).await;
                 if held.is_ok_and(|held| held.is_none_or(|held| held.digest != stored.digest)) {
                     put(tier.as_ref(), &stored).await;
                 }
             });
         }
+        // Whether it is passed by or not, for that is about reading: what is not written is never found there.
         for &place in &found.wanting {
-            if self.routes.is_passed_by(place, stored.bytes.len()) {
-                continue;
-            }
             let (tier, stored) = (self.tiers[place].clone(), stored.clone());
-            self.writes.begin(async move { put(tier.as_ref(), &stored).await });
+            self.begin_write(id, search, async move { put(tier.as_ref(), &stored).await });
         }
     }
 
-    /// Tells the tiers of a rejection, which is believed for a while; what they hold of the kernel goes.
-    pub fn reject(&self, id: &KernelId, rejection: &dyn Fault) {
-        self.remember(id, rejection.code(), rejection.to_string(), self.options.rejected_for);
+    /// Tells of a rejection of what was found, which this node believes for a while, unless judging it again may have
+    /// another end.
+    pub fn reject(&self, found: &Found, rejection: &dyn Fault) {
+        self.remember(found.stored.id(), found.search, rejection);
     }
 
-    pub(super) fn remember_fault(&self, id: &KernelId, fault: &dyn Fault) {
+    /// Remembers that a kernel is not to be had. That there is none, everybody is told; what this node refuses by
+    /// settings of its own stays with it, for others may accept it.
+    pub(super) fn remember(&self, id: &KernelId, search: Search, fault: &dyn Fault) {
         let lifetime = match fault.class() {
             ErrorClass::NotFound => self.options.not_found_for,
             ErrorClass::Invalid => self.options.rejected_for,
             _ => return,
         };
-        self.remember(id, fault.code(), fault.to_string(), lifetime);
-    }
-
-    fn remember(&self, id: &KernelId, code: &str, reason: String, lifetime: Duration) {
+        let everywhere = fault.holds_everywhere();
         let lifetime_ms = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
-        let until_unix_ms = self.clock.unix_ms().saturating_add(lifetime_ms);
-        let negative = Negative { code: code.to_owned(), reason, until_unix_ms };
-        lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.as_ref());
-        for tier in &self.tiers {
-            let (tier, id, negative) = (tier.clone(), id.clone(), negative.clone());
-            self.writes.begin(async move {
-                if let Err(error) = tier.put_negative(&id, &negative).await {
-                    warn(tier.as_ref(), &id, &error);
+        let negative = Negative {
+            code: fault.code().to_owned(),
+            reason: fault.to_string(),
+            until_unix_ms: self.clock.unix_ms().saturating_add(lifetime_ms),
+            policy: (!everywhere).then_some(self.options.policy),
+        };
+        self.remember_here(id, search, negative.clone());
+        for tier in self.tiers.iter().filter(|tier| everywhere || !tier.shared()) {
+            let (tier, own, negative) = (tier.clone(), id.clone(), negative.clone());
+            self.begin_write(id, search, async move {
+                if let Err(error) = tier.put_negative(&own, &negative).await {
+                    warn(tier.as_ref(), &own, &error);
                 }
             });
         }
+    }
+
+    /// Remembers it in memory.
+    pub(super) fn remember_here(&self, id: &KernelId, search: Search, negative: Negative) {
+        let mut negatives = lock(&self.negatives);
+        // Under the lock: who forgets notes that first and then takes it.
+        if !self.forgotten.since(id, search) {
+            negatives.insert(id.clone(), negative, self.clock.as_ref());
+        }
+    }
+
+    /// Whether a negative result is one by this node's measure.
+    pub(super) fn believes(&self, negative: &Negative) -> bool {
+        match negative.policy {
+            Some(policy) => policy == self.options.policy,
+            None => negative.code == NOT_FOUND,
+        }
+    }
+
+    /// Begins to write what a search found, unless its kernel is forgotten before the write's turn comes.
+    ///
+    /// Who forgets notes that, then waits for the writes that have begun, then removes: what passes this test is
+    /// removed again.
+    fn begin_write(&self, id: &KernelId, search: Search, write: impl Future<Output = ()> + Send + 'static) {
+        let (forgotten, id) = (self.forgotten.clone(), id.clone());
+        self.writes.begin(async move {
+            if !forgotten.since(&id, search) {
+                write.await;
+            }
+        });
     }
 }
 

@@ -1,12 +1,15 @@
-//! From a kernel's id to its bytes: tier by tier, then the source; once however many ask.
+//! From a kernel's id to its bytes: tier by tier, then the source.
 
 mod error;
+mod forgotten;
 mod keep;
 mod report;
 mod routes;
 mod upkeep;
 mod writes;
 
+#[cfg(test)]
+mod sharing_tests;
 #[cfg(test)]
 mod tests;
 
@@ -16,18 +19,22 @@ use std::{
     time::Duration,
 };
 
-pub use error::LookupError;
-pub use report::{Found, LookupStats, RouteStats, Step, StepOutcome};
+pub use error::{LookupError, Unfound};
+use forgotten::Forgotten;
+pub use forgotten::Search;
+pub use report::{Found, InTier, LookupStats, RouteStats, Step, StepOutcome};
 use routes::Routes;
 use writes::Writes;
 
-use super::{Answer, Fetched, Negative, SingleFlight, Source, Stored, Tier, TierError, negatives::Negatives};
+use super::{Answer, Fetched, Negative, SharedFault, Source, Stored, Tier, TierError, negatives::Negatives};
 use crate::{
     clock::Clock,
-    config,
+    config::Config,
+    digest::Digest,
     fault::{ErrorClass, Fault as _},
     id::KernelId,
     telemetry::{Counter, step_path},
+    validation::Metadata,
 };
 
 /// What a look-up remembers and believes.
@@ -45,24 +52,31 @@ pub struct LookupOptions {
     pub serve_stale: bool,
     /// Whether tiers that are slower than the next place are passed by.
     pub bypass_slow_tiers: bool,
+    /// A digest of all by which this node refuses a kernel: its settings and its version. A refusal by another
+    /// measure is not believed.
+    pub policy: Digest,
 }
 
 impl Default for LookupOptions {
     /// As the configuration's defaults, and 4096 results.
     fn default() -> Self {
-        Self::from(&config::Cache::default())
+        Self::from(&Config::default())
     }
 }
 
-impl From<&config::Cache> for LookupOptions {
-    fn from(settings: &config::Cache) -> Self {
+impl From<&Config> for LookupOptions {
+    fn from(settings: &Config) -> Self {
+        let Config { cache, origin, validator, .. } = settings;
+        // More than decides: what is asked for once too often costs one fetch.
+        let measure = format!("{} {origin:?} {validator:?}", env!("CARGO_PKG_VERSION"));
         Self {
-            not_found_for: settings.negative_ttl,
-            rejected_for: settings.rejected_ttl,
+            not_found_for: cache.negative_ttl,
+            rejected_for: cache.rejected_ttl,
             max_negatives: 4096,
-            fresh_for: settings.fresh_for,
-            serve_stale: settings.serve_stale,
-            bypass_slow_tiers: settings.bypass_slow_tiers,
+            fresh_for: cache.fresh_for,
+            serve_stale: cache.serve_stale,
+            bypass_slow_tiers: cache.bypass_slow_tiers,
+            policy: Digest::of(measure.as_bytes()),
         }
     }
 }
@@ -79,7 +93,7 @@ pub struct Lookup {
     options: LookupOptions,
     clock: Arc<dyn Clock>,
     routes: Routes,
-    flights: SingleFlight<KernelId, Result<Arc<Found>, LookupError>>,
+    forgotten: Arc<Forgotten>,
     negatives: Mutex<Negatives>,
     counters: Counters,
     writes: Writes,
@@ -97,29 +111,46 @@ struct Counters {
 }
 
 /// What a look-up has done so far.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Trail {
     steps: Vec<Step>,
     /// Tiers that were asked.
     asked: Vec<usize>,
+    /// Tiers that were passed by.
+    passed: Vec<usize>,
     /// Tiers without a copy.
     wanting: Vec<usize>,
+    /// What it took them to say so, in microseconds; how large the artifact is shows later.
+    misses: Vec<(usize, u64)>,
+    /// Tiers with a copy that the origin has not vouched for of late.
+    old: Vec<usize>,
+    /// The newest of these copies that may serve while the origin does not answer.
+    fallback: Option<(usize, Stored)>,
+    /// What the origin said when it was asked about such a copy: once is enough.
+    entry: Option<Arc<Metadata>>,
+    /// Why it did not answer.
+    down: Option<SharedFault>,
 }
 
 /// What came of asking a tier.
 enum Asked {
-    Found(Arc<Found>),
+    Found(Found),
     /// Ask the next.
     Next,
-    /// The copy may not be what the origin has now; where the origin does not answer, it may serve.
-    Outdated(Option<Box<Found>>),
+    /// The origin has other bytes, or may have: no tier behind is newer than it is.
+    Outdated,
 }
 
-/// What the origin says of an old copy.
-enum Confirmed {
-    Fresh(Stored),
-    Stale(Stored),
-    Outdated { usable: Option<Stored> },
+/// What a copy is worth.
+enum Worth {
+    /// It is the kernel.
+    Current(Stored),
+    /// It is, says the origin, which was asked about it.
+    Confirmed(Stored),
+    /// The origin has another, or may have.
+    Outdated(Stored),
+    /// The origin does not answer.
+    Unconfirmed(Stored),
 }
 
 impl Lookup {
@@ -132,76 +163,90 @@ impl Lookup {
     ) -> Self {
         Self {
             routes: Routes::new(tiers.len(), options.bypass_slow_tiers, clock.clone()),
+            forgotten: Arc::new(Forgotten::new(options.fresh_for, clock.clone())),
             tiers,
             source,
             options,
             clock,
-            flights: SingleFlight::default(),
             negatives: Mutex::new(Negatives::new(options.max_negatives)),
             counters: Counters::default(),
             writes: Writes::default(),
         }
     }
 
-    /// Finds a kernel's bytes.
+    /// Finds a kernel's bytes. Who asks for one kernel many times at once sees to it that it is looked for once.
     ///
-    /// Cancel safety: dropping the future leaves the work to others who wait for the same kernel.
+    /// Cancel safety: nothing is left half done.
     ///
     /// # Errors
-    /// [`LookupError`]; "not found" and "rejected" are remembered for a while, failures are not.
-    pub async fn find(&self, id: &KernelId) -> Result<Arc<Found>, LookupError> {
+    /// [`Unfound`]; "not found" and "rejected" are remembered for a while, failures are not.
+    pub async fn find(&self, id: &KernelId) -> Result<Found, Unfound> {
         step_path::may_wait();
+        let (search, mut trail) = (self.forgotten.search(), Trail::default());
         let known = lock(&self.negatives).get(id, self.clock.as_ref());
         let result = match known {
-            Some(negative) => Err(self.known(id, negative)),
-            None => self.flights.run(id, || self.search(id)).await,
+            Some(negative) => {
+                trail.note("memory", StepOutcome::Negative, 0);
+                Err(self.known(id, negative))
+            }
+            None => self.search(id, search, &mut trail).await,
         };
         match &result {
             Ok(found) => *lock(&self.counters.found).entry(found.place.clone()).or_default() += 1,
             Err(_) => self.counters.not_found.increment(),
         }
-        result
+        result.map_err(|error| Unfound { error, steps: trail.steps })
     }
 
-    async fn search(&self, id: &KernelId) -> Result<Arc<Found>, LookupError> {
-        let mut trail = Trail::default();
+    async fn search(&self, id: &KernelId, search: Search, trail: &mut Trail) -> Result<Found, LookupError> {
         let plan = self.routes.plan(id);
         for &tier in plan.before_source.iter().chain(&plan.last_resort) {
             trail.note(self.tiers[tier].name(), StepOutcome::PassedBy, 0);
+            trail.passed.push(tier);
         }
-        let mut fallback = None;
+        let mut outdated = false;
         for tier in plan.first.into_iter().chain(plan.before_source) {
-            match self.ask(tier, id, &mut trail).await? {
+            match self.ask(tier, id, search, trail).await? {
                 Asked::Found(found) => return Ok(found),
                 Asked::Next => {}
-                Asked::Outdated(copy) => {
-                    // The tiers behind it are no newer than the origin, and the origin gets to write them all.
-                    fallback = copy;
-                    trail.wanting = (0..self.tiers.len()).collect();
+                Asked::Outdated => {
+                    outdated = true;
                     break;
                 }
             }
         }
-        let error = match self.fetch(id, &mut trail).await {
-            Ok(found) => return Ok(found),
-            Err(error) => error,
+        let error = match trail.down.clone() {
+            // It was asked just now.
+            Some(fault) => LookupError::Source { id: id.clone(), fault },
+            None => match self.fetch(id, search, outdated, trail).await {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            },
         };
-        if matches!(error.class(), ErrorClass::Unavailable | ErrorClass::Overloaded) {
-            if let Some(copy) = fallback {
-                self.counters.stale.increment();
-                tracing::warn!(kernel = %id, place = copy.place, %error, "the origin does not answer, an old copy serves");
-                return Ok(Arc::new(Found { steps: trail.steps, ..*copy }));
-            }
-            for tier in plan.last_resort {
-                if let Asked::Found(found) = self.ask(tier, id, &mut trail).await? {
-                    return Ok(found);
-                }
+        if !matches!(error.class(), ErrorClass::Unavailable | ErrorClass::Overloaded) && trail.down.is_none()
+        {
+            return Err(error);
+        }
+        // The tiers that were left out, each of which may have a newer copy than those before.
+        for tier in (0..self.tiers.len()).filter(|tier| !trail.asked.contains(tier)).collect::<Vec<_>>() {
+            if let Asked::Found(found) = self.ask(tier, id, search, trail).await? {
+                return Ok(found);
             }
         }
-        Err(error)
+        let Some((tier, stored)) = trail.fallback.take() else { return Err(error) };
+        self.counters.stale.increment();
+        let place = self.tiers[tier].name();
+        tracing::warn!(kernel = %id, place, %error, "the origin does not answer, an old copy serves");
+        Ok(Found { stale: true, ..self.found(stored, Some(tier), search, trail) })
     }
 
-    async fn ask(&self, tier: usize, id: &KernelId, trail: &mut Trail) -> Result<Asked, LookupError> {
+    async fn ask(
+        &self,
+        tier: usize,
+        id: &KernelId,
+        search: Search,
+        trail: &mut Trail,
+    ) -> Result<Asked, LookupError> {
         let place = self.tiers[tier].as_ref();
         trail.asked.push(tier);
         let start = self.clock.now();
@@ -209,47 +254,42 @@ impl Lookup {
         let us = micros(self.clock.now() - start);
         match answer {
             Ok(Answer::Hit(stored)) => {
-                self.routes.record(tier, id, stored.bytes.len(), us);
-                let (name, stale) = (place.name().to_owned(), StepOutcome::Outdated);
-                let held = |stored, stale, trail: &Trail| Found {
-                    stored,
-                    place: name.clone(),
-                    steps: trail.steps.clone(),
-                    stale,
-                    wanting: trail.wanting.clone(),
-                    behind: self.behind(tier, trail),
-                    holder: Some(tier),
-                };
-                if self.is_fresh(&stored) {
-                    trail.note(place.name(), StepOutcome::Hit, us);
-                    return Ok(Asked::Found(Arc::new(held(stored, false, trail))));
-                }
-                match self.confirm(id, stored).await? {
-                    Confirmed::Fresh(stored) => {
-                        trail.note(place.name(), StepOutcome::Hit, us);
+                self.routes.record_hit(tier, id, stored.bytes.len(), us);
+                let step = trail.note(place.name(), StepOutcome::Hit, us);
+                match self.judge(id, stored, search, trail).await? {
+                    Worth::Current(stored) => Ok(Asked::Found(self.found(stored, Some(tier), search, trail))),
+                    Worth::Confirmed(stored) => {
                         // Its copy has the old date: it is to be written anew.
                         trail.wanting.push(tier);
-                        let found = Found { holder: None, ..held(stored, false, trail) };
-                        Ok(Asked::Found(Arc::new(found)))
+                        let found = self.found(stored, Some(tier), search, trail);
+                        Ok(Asked::Found(Found { holder: None, ..found }))
                     }
-                    Confirmed::Stale(stored) => {
-                        trail.note(place.name(), StepOutcome::Hit, us);
-                        Ok(Asked::Found(Arc::new(held(stored, true, trail))))
+                    Worth::Outdated(stored) => {
+                        trail.steps[step].outcome = StepOutcome::Outdated;
+                        self.fall_back_on(tier, id, stored, trail);
+                        Ok(Asked::Outdated)
                     }
-                    Confirmed::Outdated { usable } => {
-                        trail.note(place.name(), stale, us);
-                        Ok(Asked::Outdated(usable.map(|stored| Box::new(held(stored, true, trail)))))
+                    Worth::Unconfirmed(stored) => {
+                        trail.steps[step].outcome = StepOutcome::Outdated;
+                        self.fall_back_on(tier, id, stored, trail);
+                        Ok(Asked::Next)
                     }
                 }
             }
-            Ok(Answer::Negative(negative)) => {
+            Ok(Answer::Negative(negative)) if self.believes(&negative) => {
                 trail.note(place.name(), StepOutcome::Negative, us);
-                lock(&self.negatives).insert(id.clone(), negative.clone(), self.clock.as_ref());
+                self.remember_here(id, search, negative.clone());
                 Err(self.known(id, negative))
+            }
+            Ok(Answer::Negative(_)) => {
+                trail.note(place.name(), StepOutcome::Outdated, us);
+                trail.wanting.push(tier);
+                Ok(Asked::Next)
             }
             Ok(Answer::Miss) => {
                 trail.note(place.name(), StepOutcome::Miss, us);
                 trail.wanting.push(tier);
+                trail.misses.push((tier, us));
                 Ok(Asked::Next)
             }
             Ok(Answer::Corrupt) => {
@@ -266,50 +306,109 @@ impl Lookup {
         }
     }
 
-    /// The node's own tiers that were not asked, because one that nodes share had the kernel.
-    fn behind(&self, holder: usize, trail: &Trail) -> Vec<usize> {
-        let own = |tier: &usize| !self.tiers[*tier].shared() && !trail.asked.contains(tier);
-        if self.tiers[holder].shared() { (0..self.tiers.len()).filter(own).collect() } else { Vec::new() }
-    }
-
-    /// Whether the origin's word on a copy is recent; a date in the future, after the clock was set back,
-    /// counts by its distance too.
-    fn is_fresh(&self, stored: &Stored) -> bool {
-        let age_ms = self.clock.unix_ms().abs_diff(stored.confirmed_unix_ms);
-        self.source.is_none() || u128::from(age_ms) <= self.options.fresh_for.as_millis()
-    }
-
-    /// Asks the origin whether an old copy is still the kernel.
-    async fn confirm(&self, id: &KernelId, stored: Stored) -> Result<Confirmed, LookupError> {
-        let Some(source) = &self.source else {
-            return Ok(Confirmed::Fresh(stored));
+    /// What was found, and who is to be told.
+    fn found(&self, stored: Stored, holder: Option<usize>, search: Search, trail: &Trail) -> Found {
+        for &(tier, us) in &trail.misses {
+            self.routes.record_miss(tier, stored.bytes.len(), us);
+        }
+        let mut wanting = trail.wanting.clone();
+        wanting
+            .extend(trail.old.iter().filter(|tier| Some(**tier) != holder && !trail.wanting.contains(tier)));
+        // Where one that nodes share had it, the node's own are to have it too; and whoever was passed by, or it
+        // would have nothing when it is tried again.
+        let shared = holder.is_some_and(|holder| self.tiers[holder].shared());
+        let unasked = |tier: &usize| {
+            let wanted = trail.passed.contains(tier) || (shared && !self.tiers[*tier].shared());
+            wanted && !trail.asked.contains(tier) && !wanting.contains(tier)
         };
-        self.counters.confirmations.increment();
-        match source.entry(id).await {
-            Ok(entry) => Ok(match entry.checksum {
-                Some(checksum) if checksum == stored.digest => {
-                    let confirmed_unix_ms = self.clock.unix_ms();
-                    Confirmed::Fresh(Stored { metadata: Arc::new(entry), confirmed_unix_ms, ..stored })
-                }
-                Some(_) => Confirmed::Outdated { usable: None },
-                // An entry that says nothing of the bytes: only the bytes themselves can tell.
-                None => Confirmed::Outdated { usable: self.options.serve_stale.then_some(stored) },
-            }),
-            Err(fault) if matches!(fault.class(), ErrorClass::NotFound | ErrorClass::Invalid) => {
-                // It was withdrawn.
-                self.remember_fault(id, fault.as_ref());
-                Err(LookupError::Source { id: id.clone(), fault })
-            }
-            Err(fault) if self.options.serve_stale => {
-                self.counters.stale.increment();
-                tracing::warn!(kernel = %id, error = %fault, "the origin does not answer, an old copy serves");
-                Ok(Confirmed::Stale(stored))
-            }
-            Err(fault) => Err(LookupError::Source { id: id.clone(), fault }),
+        Found {
+            place: holder.map(|holder| self.tiers[holder].name().to_owned()).unwrap_or_default(),
+            steps: trail.steps.clone(),
+            stale: false,
+            unasked: (0..self.tiers.len()).filter(unasked).collect(),
+            wanting,
+            holder,
+            search,
+            stored,
         }
     }
 
-    async fn fetch(&self, id: &KernelId, trail: &mut Trail) -> Result<Arc<Found>, LookupError> {
+    /// Keeps a copy in mind for the case that nobody has a better one.
+    fn fall_back_on(&self, tier: usize, id: &KernelId, stored: Stored, trail: &mut Trail) {
+        trail.old.push(tier);
+        let known = trail.entry.as_ref().and_then(|entry| entry.checksum);
+        let is_other = known.is_some_and(|checksum| checksum != stored.digest);
+        if !self.options.serve_stale || is_other || self.forgotten.is_older(id, stored.confirmed_unix_ms) {
+            return;
+        }
+        let newer = |(_, other): &(usize, Stored)| stored.confirmed_unix_ms > other.confirmed_unix_ms;
+        if trail.fallback.as_ref().is_none_or(newer) {
+            trail.fallback = Some((tier, stored));
+        }
+    }
+
+    /// Whether the origin's word on a copy is recent, and no older than what was forgotten; a date in the future,
+    /// after the clock was set back, counts by its distance too.
+    fn is_fresh(&self, id: &KernelId, stored: &Stored) -> bool {
+        let age_ms = self.clock.unix_ms().abs_diff(stored.confirmed_unix_ms);
+        u128::from(age_ms) <= self.options.fresh_for.as_millis()
+            && !self.forgotten.is_older(id, stored.confirmed_unix_ms)
+    }
+
+    /// Says what a copy is worth; for an old one the origin is asked, unless it has been.
+    async fn judge(
+        &self,
+        id: &KernelId,
+        stored: Stored,
+        search: Search,
+        trail: &mut Trail,
+    ) -> Result<Worth, LookupError> {
+        let Some(source) = &self.source else { return Ok(Worth::Current(stored)) };
+        let said = trail.entry.clone().filter(|entry| entry.checksum.is_some());
+        if said.is_none() && self.is_fresh(id, &stored) {
+            return Ok(Worth::Current(stored));
+        }
+        let entry = match said.or_else(|| trail.entry.clone()) {
+            Some(entry) => entry,
+            None if trail.down.is_some() => return Ok(Worth::Unconfirmed(stored)),
+            None => {
+                self.counters.confirmations.increment();
+                let start = self.clock.now();
+                let entry = source.entry(id).await;
+                let outcome = if entry.is_ok() { StepOutcome::Hit } else { StepOutcome::Failed };
+                trail.note(&format!("{}.metadata", source.name()), outcome, micros(self.clock.now() - start));
+                match entry {
+                    Ok(entry) => trail.entry.insert(Arc::new(entry)).clone(),
+                    Err(fault) if matches!(fault.class(), ErrorClass::NotFound | ErrorClass::Invalid) => {
+                        // It was withdrawn.
+                        self.remember(id, search, fault.as_ref());
+                        return Err(LookupError::Source { id: id.clone(), fault });
+                    }
+                    Err(fault) => {
+                        trail.down = Some(fault);
+                        return Ok(Worth::Unconfirmed(stored));
+                    }
+                }
+            }
+        };
+        Ok(match entry.checksum {
+            Some(checksum) if checksum == stored.digest => {
+                let confirmed_unix_ms = self.clock.unix_ms();
+                Worth::Confirmed(Stored { metadata: entry, confirmed_unix_ms, ..stored })
+            }
+            // Where an entry says nothing of the bytes, only the bytes themselves can tell.
+            _ => Worth::Outdated(stored),
+        })
+    }
+
+    /// `outdated` says that no tier has what the origin has.
+    async fn fetch(
+        &self,
+        id: &KernelId,
+        search: Search,
+        outdated: bool,
+        trail: &mut Trail,
+    ) -> Result<Found, LookupError> {
         let Some(source) = &self.source else {
             return Err(LookupError::NoSource { id: id.clone() });
         };
@@ -317,7 +416,7 @@ impl Lookup {
         match source.fetch(id).await {
             Ok(fetched) => {
                 let us = micros(self.clock.now() - start);
-                self.routes.record(self.routes.source(), id, fetched.stored.bytes.len(), us);
+                self.routes.record_hit(self.routes.source(), id, fetched.stored.bytes.len(), us);
                 let place = source.name().to_owned();
                 let Fetched { metadata_us, artifact_us, checksum_us, .. } = fetched;
                 for (part, us) in
@@ -325,22 +424,17 @@ impl Lookup {
                 {
                     trail.note(&format!("{place}.{part}"), StepOutcome::Hit, us);
                 }
-                Ok(Arc::new(Found {
-                    stored: fetched.stored,
-                    place,
-                    steps: trail.steps.clone(),
-                    stale: false,
-                    wanting: trail.wanting.clone(),
-                    behind: Vec::new(),
-                    holder: None,
-                }))
+                if outdated {
+                    trail.wanting = (0..self.tiers.len()).collect();
+                }
+                Ok(Found { place, ..self.found(fetched.stored, None, search, trail) })
             }
             Err(fault) => {
                 let absent = fault.class() == ErrorClass::NotFound;
                 if absent { &self.counters.source_absences } else { &self.counters.source_failures }
                     .increment();
                 trail.note(source.name(), StepOutcome::Failed, micros(self.clock.now() - start));
-                self.remember_fault(id, fault.as_ref());
+                self.remember(id, search, fault.as_ref());
                 Err(LookupError::Source { id: id.clone(), fault })
             }
         }
@@ -354,8 +448,10 @@ impl Lookup {
 }
 
 impl Trail {
-    fn note(&mut self, place: &str, outcome: StepOutcome, us: u64) {
+    /// Notes a step and says where it stands.
+    fn note(&mut self, place: &str, outcome: StepOutcome, us: u64) -> usize {
         self.steps.push(Step { place: place.to_owned(), outcome, us });
+        self.steps.len() - 1
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Stored, TierStats};
+use super::Search;
+use crate::cache::{Held, Negative, Stored, TierStats};
 
 /// What one place said during a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +45,8 @@ impl StepOutcome {
 /// One place of a look-up, and how long it took.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
-    /// A tier, or the source's name with `.metadata` or `.artifact`.
+    /// A tier, `memory` for what is remembered of an absence, or the source's name, for a part of what it was asked
+    /// with `.metadata`, `.artifact` or `.checksum`.
     pub place: String,
     /// What it said.
     pub outcome: StepOutcome,
@@ -66,10 +68,28 @@ pub struct Found {
     pub stale: bool,
     /// The tiers that are to take it in, by their place in the order.
     pub(super) wanting: Vec<usize>,
-    /// The node's own tiers that may have none either, since nobody asked them.
-    pub(super) behind: Vec<usize>,
+    /// The tiers that may have none either, since nobody asked them.
+    pub(super) unasked: Vec<usize>,
     /// The tier that has just these bytes.
     pub(super) holder: Option<usize>,
+    /// The search that found it.
+    pub(super) search: Search,
+}
+
+impl Found {
+    /// The search that found it.
+    pub fn search(&self) -> Search {
+        self.search
+    }
+}
+
+/// What a tier says of a kernel when it is asked without a load.
+#[derive(Clone, Debug, Default)]
+pub struct InTier {
+    /// Its copy.
+    pub held: Option<Held>,
+    /// What it has noted against the kernel, where this node believes it.
+    pub negative: Option<Negative>,
 }
 
 /// How fast a place is with artifacts of a size, and what follows from it.
@@ -83,6 +103,10 @@ pub struct RouteStats {
     pub mean_us: u64,
     /// Hits measured.
     pub samples: u64,
+    /// What it takes to say that it has no copy, as a mean of the last times, in microseconds.
+    pub miss_us: u64,
+    /// How often it said so.
+    pub misses: u64,
     /// Whether it is passed by now.
     pub passed_by: bool,
     /// How often it was passed by.
@@ -106,10 +130,6 @@ pub struct LookupStats {
     pub confirmations: u64,
     /// Copies given although the origin, asked about them, did not answer.
     pub stale: u64,
-    /// Look-ups that waited for another's instead of running one.
-    pub joined: u64,
-    /// Kernels being looked for now.
-    pub in_flight: u64,
     /// Results remembered in memory now.
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.

@@ -13,13 +13,13 @@ use crate::{clock::Clock, id::KernelId};
 /// The largest artifact of each class of sizes; one more class has no limit.
 const CLASSES: [u64; 3] = [64 << 10, 1 << 20, 16 << 20];
 
-/// Hits that both places need before they are compared.
+/// Answers of a kind that a place needs before it is compared.
 const MIN_SAMPLES: u64 = 4;
 
 /// How much slower a tier must be than the next place: less than this is noise, or soon made up for.
 const MARGIN: f64 = 1.5;
 
-/// The weight of the newest hit in the mean.
+/// The weight of the newest answer in a mean.
 const NEWEST: f64 = 0.25;
 
 /// How long a slow tier is passed by before one look-up tries it again.
@@ -28,12 +28,33 @@ const PASS_FOR: Duration = Duration::from_secs(60);
 /// How many kernels' sizes are remembered.
 const MAX_SIZES: usize = 8192;
 
+/// What answers of one kind took, as a mean of the last ones.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mean {
+    us: f64,
+    samples: u64,
+}
+
+impl Mean {
+    fn add(&mut self, us: u64, anew: bool) {
+        let us = us as f64;
+        self.samples += 1;
+        self.us = if anew || self.samples == 1 { us } else { self.us + NEWEST * (us - self.us) };
+    }
+
+    fn known(&self) -> Option<f64> {
+        (self.samples >= MIN_SAMPLES).then_some(self.us)
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Timing {
-    mean_us: f64,
-    samples: u64,
+    hits: Mean,
+    misses: Mean,
     /// While set, the place is passed by; once it is over, a look-up tries it again.
     passed_until: Option<Instant>,
+    /// Whether a look-up is trying it: what it says begins its measurement anew.
+    on_trial: bool,
     passes: u64,
 }
 
@@ -80,7 +101,7 @@ impl Routes {
     }
 
     /// Notes what a hit took; a tier that was tried again begins anew with it.
-    pub(super) fn record(&self, place: usize, id: &KernelId, bytes: usize, us: u64) {
+    pub(super) fn record_hit(&self, place: usize, id: &KernelId, bytes: usize, us: u64) {
         let class = class_of(bytes as u64);
         let mut state = self.lock();
         if state.classes.len() >= MAX_SIZES && !state.classes.contains_key(id) {
@@ -89,56 +110,90 @@ impl Routes {
         }
         state.classes.insert(id.clone(), class);
         let timing = &mut state.timings[place][class];
-        timing.samples += 1;
-        let fresh = timing.samples == 1 || timing.passed_until.take().is_some();
-        let us = us as f64;
-        timing.mean_us = if fresh { us } else { timing.mean_us + NEWEST * (us - timing.mean_us) };
+        let trial = std::mem::take(&mut timing.on_trial);
+        timing.hits.add(us, trial);
+        if trial {
+            timing.passed_until = None;
+        }
     }
 
-    /// Whom to ask for a kernel. One whose size is not known yet asks every tier.
+    /// Notes what it took a tier to say that it has no copy of what turned out to be so large. That alone has no tier
+    /// passed by, for it may have the next. But one that was tried again has shown nothing of its hits: unless it was
+    /// slow even so, it is asked until it has.
+    pub(super) fn record_miss(&self, tier: usize, bytes: usize, us: u64) {
+        let class = class_of(bytes as u64);
+        let mut state = self.lock();
+        let next = state.next_us(tier, class);
+        let timing = &mut state.timings[tier][class];
+        let trial = std::mem::take(&mut timing.on_trial);
+        timing.misses.add(us, trial);
+        if trial && next.is_none_or(|next| us as f64 <= next * MARGIN) {
+            (timing.passed_until, timing.hits) = (None, Mean::default());
+        }
+    }
+
+    /// Whom to ask for a kernel. Where its size is not known yet, a tier is passed by that is slow with every size
+    /// that was measured.
     pub(super) fn plan(&self, id: &KernelId) -> Plan {
         let mut state = self.lock();
         let mut plan = Plan::default();
-        let Some(&class) = state.classes.get(id).filter(|_| self.enabled) else {
+        if !self.enabled {
             plan.first = (0..self.tiers).collect();
             return plan;
-        };
+        }
         let now = self.clock.now();
+        let known = state.classes.get(id).copied();
         for tier in 0..self.tiers {
-            let slow = state.is_slow(tier, class);
-            let behind_source = state.timings[self.tiers][class];
-            let timing = &mut state.timings[tier][class];
-            let trial = timing.passed_until.is_some_and(|until| now >= until);
-            if !slow || trial {
-                // Only this look-up tries it; where it does not hit, the next trial is a while away.
-                timing.passed_until = timing.passed_until.filter(|_| slow).map(|_| now + PASS_FOR);
+            let measured = |class: &usize| state.timings[tier][*class].hits.known().is_some();
+            let classes: Vec<usize> = match known {
+                Some(class) => vec![class],
+                None => (0..=CLASSES.len()).filter(measured).collect(),
+            };
+            let slow = !classes.is_empty() && classes.iter().all(|&class| state.is_slow(tier, class));
+            if !slow {
+                if let Some(class) = known {
+                    let timing = &mut state.timings[tier][class];
+                    (timing.passed_until, timing.on_trial) = (None, false);
+                }
                 plan.first.push(tier);
                 continue;
             }
-            timing.passed_until.get_or_insert(now + PASS_FOR);
-            timing.passes += 1;
-            let slower_than_source =
-                behind_source.samples >= MIN_SAMPLES && timing.mean_us > behind_source.mean_us;
-            if slower_than_source { &mut plan.last_resort } else { &mut plan.before_source }.push(tier);
+            let due =
+                |class: &usize| state.timings[tier][*class].passed_until.is_some_and(|until| now >= until);
+            let tried: Vec<usize> = classes.iter().copied().filter(due).collect();
+            if !tried.is_empty() {
+                // Only this look-up tries it; where it gets no answer, the next trial is a while away.
+                for class in tried {
+                    let timing = &mut state.timings[tier][class];
+                    (timing.passed_until, timing.on_trial) = (Some(now + PASS_FOR), true);
+                }
+                plan.first.push(tier);
+                continue;
+            }
+            for &class in &classes {
+                let timing = &mut state.timings[tier][class];
+                timing.passed_until.get_or_insert(now + PASS_FOR);
+                timing.passes += 1;
+            }
+            let slower = classes.iter().all(|&class| state.is_slower_than_source(tier, class));
+            if slower { &mut plan.last_resort } else { &mut plan.before_source }.push(tier);
         }
         plan
-    }
-
-    /// Whether a tier is passed by for artifacts of this size; asks without counting.
-    pub(super) fn is_passed_by(&self, tier: usize, bytes: usize) -> bool {
-        self.enabled && self.lock().is_slow(tier, class_of(bytes as u64))
     }
 
     pub(super) fn stats(&self, names: &[String]) -> Vec<RouteStats> {
         let state = self.lock();
         let mut stats = Vec::new();
         for (place, name) in names.iter().enumerate() {
-            for (class, timing) in state.timings[place].iter().enumerate().filter(|(_, t)| t.samples > 0) {
+            let seen = |timing: &Timing| timing.hits.samples + timing.misses.samples > 0;
+            for (class, timing) in state.timings[place].iter().enumerate().filter(|(_, t)| seen(t)) {
                 stats.push(RouteStats {
                     place: name.clone(),
                     up_to_bytes: CLASSES.get(class).copied(),
-                    mean_us: timing.mean_us as u64,
-                    samples: timing.samples,
+                    mean_us: timing.hits.us as u64,
+                    samples: timing.hits.samples,
+                    miss_us: timing.misses.us as u64,
+                    misses: timing.misses.samples,
                     passed_by: self.enabled && place < self.tiers && state.is_slow(place, class),
                     passes: timing.passes,
                 });
@@ -153,12 +208,20 @@ impl Routes {
 }
 
 impl State {
-    /// Whether the next place that was measured is faster by the margin.
+    /// What a hit takes at the next place whose hits were measured.
+    fn next_us(&self, tier: usize, class: usize) -> Option<f64> {
+        self.timings[tier + 1..].iter().find_map(|place| place[class].hits.known())
+    }
+
+    /// Whether that is faster by the margin.
     fn is_slow(&self, tier: usize, class: usize) -> bool {
-        let own = self.timings[tier][class];
-        let next = self.timings[tier + 1..].iter().map(|place| place[class]);
-        let next = next.into_iter().find(|timing| timing.samples >= MIN_SAMPLES);
-        own.samples >= MIN_SAMPLES && next.is_some_and(|next| own.mean_us > next.mean_us * MARGIN)
+        let (own, next) = (self.timings[tier][class].hits.known(), self.next_us(tier, class));
+        own.zip(next).is_some_and(|(own, next)| own > next * MARGIN)
+    }
+
+    fn is_slower_than_source(&self, tier: usize, class: usize) -> bool {
+        let source = self.timings[self.timings.len() - 1][class].hits.known();
+        self.timings[tier][class].hits.known().zip(source).is_some_and(|(own, source)| own > source)
     }
 }
 
@@ -176,7 +239,7 @@ mod tests {
     }
 
     fn measure(routes: &Routes, place: usize, bytes: usize, us: u64) {
-        (0..MIN_SAMPLES).for_each(|_| routes.record(place, &id("k"), bytes, us));
+        (0..MIN_SAMPLES).for_each(|_| routes.record_hit(place, &id("k"), bytes, us));
     }
 
     #[test]
@@ -190,18 +253,71 @@ mod tests {
         measure(&routes, 1, 1000, 500);
         let passed = Plan { first: vec![1], before_source: vec![0], ..Plan::default() };
         assert_eq!(routes.plan(&id("k")), passed);
-        assert_eq!(routes.plan(&id("other")), all, "its size is not known");
-        assert!(routes.is_passed_by(0, 1000) && !routes.is_passed_by(0, 100_000));
+        assert_eq!(routes.plan(&id("other")), passed, "its size is not known, and the tier is slow with all");
+        routes.record_hit(1, &id("large"), 100_000, 100);
+        assert_eq!(routes.plan(&id("large")), all, "of this size nothing is known");
 
         clock.advance(PASS_FOR);
         assert_eq!(routes.plan(&id("k")), all, "tried again");
         assert_eq!(routes.plan(&id("k")), passed, "by one look-up alone");
         clock.advance(PASS_FOR);
         assert_eq!(routes.plan(&id("k")), all);
-        routes.record(0, &id("k"), 1000, 100);
+        routes.record_hit(0, &id("k"), 1000, 100);
         assert_eq!(routes.plan(&id("k")), all, "it is fast again");
         let stats = routes.stats(&["a".into(), "b".into(), "c".into()]);
-        assert_eq!((stats[0].passes, stats[0].mean_us, stats[0].passed_by), (2, 100, false));
+        assert_eq!((stats[0].passes, stats[0].mean_us, stats[0].passed_by), (3, 100, false));
+    }
+
+    #[test]
+    fn a_trial_that_misses_ends_the_passing_by_and_one_that_misses_slowly_does_not() {
+        for (miss_us, expected) in [(50, vec![0, 1]), (5000, vec![1])] {
+            let clock = ManualClock::default();
+            let routes = routes(&clock);
+            measure(&routes, 0, 1000, 900);
+            measure(&routes, 1, 1000, 500);
+            (0..MIN_SAMPLES).for_each(|_| routes.record_miss(0, 1000, miss_us));
+            assert_eq!(routes.plan(&id("k")).first, [1]);
+            routes.record_miss(0, 1000, miss_us);
+            assert_eq!(routes.plan(&id("k")).first, [1], "that was no trial");
+            clock.advance(PASS_FOR);
+            assert_eq!(routes.plan(&id("k")).first, [0, 1]);
+            routes.record_miss(0, 1000, miss_us);
+            assert_eq!(routes.plan(&id("k")).first, expected, "{miss_us}");
+        }
+    }
+
+    #[test]
+    fn misses_are_measured_and_have_no_tier_passed_by() {
+        let clock = ManualClock::default();
+        let routes = routes(&clock);
+        measure(&routes, 1, 1000, 500);
+        (0..MIN_SAMPLES).for_each(|_| routes.record_miss(0, 1000, 8000));
+        assert_eq!(routes.plan(&id("k")).first, [0, 1]);
+        let stats = routes.stats(&["a".into(), "b".into(), "c".into()]);
+        assert_eq!((stats[0].samples, stats[0].misses, stats[0].miss_us), (0, MIN_SAMPLES, 8000));
+    }
+
+    #[test]
+    fn what_is_slow_with_one_size_alone_is_asked_for_an_unknown_one() {
+        let clock = ManualClock::default();
+        let routes = routes(&clock);
+        let measured = |place, name: &str, bytes, us| {
+            (0..MIN_SAMPLES).for_each(|_| routes.record_hit(place, &id(name), bytes, us));
+        };
+        measured(0, "k", 1000, 900);
+        measured(1, "k", 1000, 500);
+        assert_eq!(routes.plan(&id("new")).first, [1]);
+        measured(0, "large", 100_000, 900);
+        measured(1, "large", 100_000, 900);
+        assert_eq!(routes.plan(&id("new")).first, [0, 1]);
+        assert_eq!(routes.plan(&id("k")).first, [1]);
+        measured(1, "large", 100_000, 9);
+        assert_eq!(routes.plan(&id("new")).first, [1]);
+        clock.advance(PASS_FOR);
+        assert_eq!(routes.plan(&id("new")).first, [0, 1], "tried again, with every size");
+        assert_eq!(routes.plan(&id("k")).first, [1], "by one look-up alone");
+        routes.record_hit(0, &id("new"), 1000, 10);
+        assert_eq!((routes.plan(&id("k")).first, routes.plan(&id("large")).first), (vec![0, 1], vec![1]));
     }
 
     #[test]

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 
-use super::{Lookup, LookupStats, lock};
+use super::{InTier, Lookup, LookupStats, Search, lock};
 use crate::{
-    cache::{Held, Negative, Tier, TierError, TierStats},
+    cache::{Negative, Tier, TierError, TierStats},
     guard::BreakerStatus,
     id::KernelId,
 };
@@ -17,12 +17,30 @@ impl Lookup {
         self.writes.settle().await;
     }
 
+    /// Notes that a kernel is forgotten from now on: what a search finds that has begun before is kept nowhere, and
+    /// of a copy from before the origin is asked. Forgetting begins with it; who keeps kernels outside the tiers calls
+    /// it before he drops his own.
+    pub fn begin_forgetting(&self, id: &KernelId) {
+        self.forgotten.note(id);
+    }
+
+    /// Notes that for every kernel.
+    pub fn begin_forgetting_all(&self) {
+        self.forgotten.note_all();
+    }
+
+    /// Whether a kernel has been forgotten since it was searched for.
+    pub fn is_forgotten(&self, id: &KernelId, search: Search) -> bool {
+        self.forgotten.since(id, search)
+    }
+
     /// Forgets all that is known of a kernel, so that the next look-up asks the source; `false` where
     /// nothing was known.
     ///
     /// # Errors
     /// The first tier's that failed, when the others have been asked.
     pub async fn forget(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.begin_forgetting(id);
         self.settle().await;
         let mut any = self.forget_negative(id);
         let mut failure = None;
@@ -41,6 +59,7 @@ impl Lookup {
     /// # Errors
     /// The first tier's that failed, when the others have been asked.
     pub async fn forget_here(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.begin_forgetting(id);
         self.settle().await;
         let mut any = self.forget_negative(id);
         let mut failure = None;
@@ -63,6 +82,7 @@ impl Lookup {
     /// # Errors
     /// The first tier's that failed, when the others have been cleared.
     pub async fn clear(&self) -> Result<u64, TierError> {
+        self.begin_forgetting_all();
         self.settle().await;
         lock(&self.negatives).clear();
         let (mut count, mut failure) = (0, None);
@@ -80,7 +100,7 @@ impl Lookup {
     pub async fn most_used(&self, since_unix_ms: i64, limit: u32) -> Vec<KernelId> {
         for tier in self.tiers.iter().rev() {
             match tier.most_used(since_unix_ms, limit).await {
-                Ok(ids) if !ids.is_empty() => return ids,
+                Ok(Some(ids)) if !ids.is_empty() => return ids,
                 Ok(_) => {}
                 Err(error) => tracing::warn!(tier = tier.name(), %error, "cache tier failed"),
             }
@@ -88,13 +108,22 @@ impl Lookup {
         Vec::new()
     }
 
-    /// What every tier holds of a kernel, by the tiers' names, and what is remembered of its absence.
-    pub async fn about(&self, id: &KernelId) -> Vec<(String, Result<Option<Held>, TierError>)> {
+    /// What every tier has of a kernel, by the tiers' names.
+    pub async fn about(&self, id: &KernelId) -> Vec<(String, Result<InTier, TierError>)> {
         let mut places = Vec::with_capacity(self.tiers.len());
         for tier in &self.tiers {
-            places.push((tier.name().to_owned(), tier.about(id).await));
+            places.push((tier.name().to_owned(), self.about_in(tier.as_ref(), id).await));
         }
         places
+    }
+
+    async fn about_in(&self, tier: &dyn Tier, id: &KernelId) -> Result<InTier, TierError> {
+        let held = tier.about(id).await?;
+        if held.is_some() {
+            return Ok(InTier { held, negative: None });
+        }
+        let negative = tier.negative(id).await?.filter(|negative| self.believes(negative));
+        Ok(InTier { held, negative })
     }
 
     /// Tells the tiers of uses that they did not see.
@@ -154,8 +183,6 @@ impl Lookup {
             source_failures: self.counters.source_failures.get(),
             confirmations: self.counters.confirmations.get(),
             stale: self.counters.stale.get(),
-            joined: self.flights.counts().1,
-            in_flight: self.flights.in_flight() as u64,
             negatives: lock(&self.negatives).len() as u64,
             writes_skipped: self.writes.skipped(),
             tiers,

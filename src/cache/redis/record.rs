@@ -1,5 +1,7 @@
 //! A kernel as a Redis hash: what stands in its fields, and what is believed of it.
 
+use std::sync::Arc;
+
 use redis::{Cmd, Pipeline};
 use serde::{Deserialize, Serialize};
 
@@ -151,25 +153,40 @@ impl Description {
 pub(super) fn about(key: &str) -> Cmd {
     let mut command = redis::cmd("EVAL");
     // One round trip, and the bytes stay where they are.
-    let script = "local f = redis.call('HMGET', KEYS[1], 'digest', 'confirmed', 'stored')
-                  f[4] = redis.call('HSTRLEN', KEYS[1], 'bytes')
+    let script = "local f = redis.call('HMGET', KEYS[1], 'digest', 'confirmed', 'stored', 'verdict')
+                  f[5] = redis.call('HSTRLEN', KEYS[1], 'bytes')
                   return f";
     command.arg(script).arg(1).arg(key);
     command
 }
 
 /// What [`about`] found.
-pub(super) type About = (Option<Vec<u8>>, Option<i64>, Option<i64>, u64);
+pub(super) type About = (Option<Vec<u8>>, Option<i64>, Option<i64>, Option<Vec<u8>>, u64);
 
 /// What is here of a kernel, if its bytes are.
-pub(super) fn held((digest, confirmed, stored, bytes): About) -> Option<Held> {
+pub(super) fn held((digest, confirmed, stored, verdict, bytes): About) -> Option<Held> {
     Some(Held {
         digest: Digest::from_bytes(digest?.as_slice().try_into().ok()?),
         bytes,
         stored_unix_ms: stored?,
         used_unix_ms: None,
         confirmed_unix_ms: confirmed?,
+        verdict: verdict.and_then(|verdict| serde_json::from_slice(&verdict).ok()).map(Arc::new),
     })
+}
+
+/// The command that asks for a negative result and its seal.
+pub(super) fn read_negative(key: &str) -> Cmd {
+    let mut command = redis::cmd("HMGET");
+    command.arg(key).arg(&["negative", "seal"]);
+    command
+}
+
+/// What [`read_negative`] found, where it is whole and believed.
+pub(super) fn believed_negative(id: &KernelId, values: &Values, now_unix_ms: i64) -> Option<Negative> {
+    let [Some(negative), Some(seal)] = values.as_slice() else { return None };
+    let noted = open_negative(id, negative, seal)?;
+    noted.is_believed(now_unix_ms).then(|| noted.negative())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -178,6 +195,9 @@ struct Noted {
     reason: String,
     noted_unix_ms: i64,
     until_unix_ms: i64,
+    /// In hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<Digest>,
 }
 
 impl Noted {
@@ -187,7 +207,8 @@ impl Noted {
     }
 
     fn negative(self) -> Negative {
-        Negative { code: self.code, reason: self.reason, until_unix_ms: self.until_unix_ms }
+        let Self { code, reason, until_unix_ms, policy, .. } = self;
+        Negative { code, reason, until_unix_ms, policy }
     }
 }
 
@@ -215,6 +236,7 @@ pub(super) fn write_negative(
         reason: negative.reason.clone(),
         noted_unix_ms: now_unix_ms,
         until_unix_ms: negative.until_unix_ms,
+        policy: negative.policy,
     };
     let text = serde_json::to_vec(&noted).expect("it has only string keys");
     let seal = negative_seal(id, &text);

@@ -96,7 +96,8 @@ async fn every_kernel_is_one_key_that_ends() {
     let tier = tier(RedisOptions { prefix: "p".into(), ttl: Duration::from_secs(1000), ..options(&server) });
     tier.put(&artifact("a", 500)).await.unwrap();
     let until_unix_ms = i64::MAX;
-    let negative = Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms };
+    let negative =
+        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms, policy: None };
     tier.put_negative(&id("b"), &negative).await.unwrap();
     let mut keys: Vec<String> = server.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect();
     keys.sort();

@@ -31,7 +31,7 @@ const PORTION: usize = 500;
 /// Making one asks nothing: a connection is made by the first request, and anew by each while that fails.
 /// Every record carries seals over all that it says, so a reader notices what is damaged or not ours, and
 /// drops it. How much is kept is Redis's business; the tier gives each kernel a lifetime and passes over
-/// what is larger than its limit. It counts no uses: [`most_used`](Tier::most_used) is empty.
+/// what is larger than its limit. It counts no uses: [`most_used`](Tier::most_used) knows none.
 #[derive(Debug)]
 pub struct RedisTier {
     options: RedisOptions,
@@ -293,6 +293,14 @@ impl Tier for RedisTier {
         Box::pin(self.request("look for a kernel", work))
     }
 
+    fn negative<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Negative>, TierError>> {
+        let work = async move {
+            let values = self.link().await?.query::<Values>(&record::read_negative(&self.key(id))).await?;
+            Ok(record::believed_negative(id, &values, self.clock.unix_ms()))
+        };
+        Box::pin(self.request("look for a negative result", work))
+    }
+
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
         Box::pin(async move {
             // As long as it takes: each of its commands has the link's limit, and a server may hold millions of
@@ -304,8 +312,8 @@ impl Tier for RedisTier {
         })
     }
 
-    fn most_used(&self, _: i64, _: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+    fn most_used(&self, _: i64, _: u32) -> BoxFuture<'_, Result<Option<Vec<KernelId>>, TierError>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     fn counters(&self) -> TierStats {

@@ -16,6 +16,7 @@ pub(super) enum Value<'a> {
     Text(&'a str),
     MaybeText(Option<&'a str>),
     Bytes(&'a [u8]),
+    MaybeBytes(Option<&'a [u8]>),
 }
 
 /// An open database.
@@ -98,6 +99,7 @@ macro_rules! run {
                 Value::Text(text) => query.bind(text),
                 Value::MaybeText(text) => query.bind(text),
                 Value::Bytes(bytes) => query.bind(bytes),
+                Value::MaybeBytes(bytes) => query.bind(bytes),
             };
         }
         query.$method(&mut **$connection).await
@@ -233,5 +235,7 @@ impl Row {
         maybe_text: Option<&str>;
         /// Bytes.
         bytes: &[u8];
+        /// Bytes that may be absent.
+        maybe_bytes: Option<&[u8]>;
     }
 }

@@ -6,7 +6,10 @@ use sqlx::{
 };
 
 /// Every step of the tables, in order; a step that has been released is never changed.
-const STEPS: &[(&str, &str)] = &[("kernels", include_str!("../migrations/0001_kernels.sql"))];
+const STEPS: &[(&str, &str)] = &[
+    ("kernels", include_str!("../migrations/0001_kernels.sql")),
+    ("refusals", include_str!("../migrations/0002_refusals.sql")),
+];
 
 /// How often the tables are tried where several processes make them at once: SQLite has no lock for it.
 const ATTEMPTS: usize = 5;
@@ -45,7 +48,9 @@ where
         match migrator.run(pool).await {
             // Another process was faster: what it did is seen at the next attempt.
             Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))
-                if error.to_string().contains("already exists") || error.to_string().contains("UNIQUE") => {}
+                if ["already exists", "duplicate column", "UNIQUE"]
+                    .iter()
+                    .any(|known| error.to_string().contains(known)) => {}
             result => return result,
         }
     }

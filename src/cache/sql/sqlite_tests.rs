@@ -89,10 +89,36 @@ async fn good_bytes_are_given_where_nothing_can_be_written() {
     let refuse = "CREATE TRIGGER full BEFORE UPDATE ON kernels BEGIN SELECT RAISE(FAIL, 'disk full'); END";
     query(refuse).execute(&mut other).await.unwrap();
     assert_eq!(tier.get(&id("a")).await.unwrap(), Answer::Hit(artifact("a", 500)));
-    assert_eq!(tier.most_used(0, 9).await.unwrap(), [], "the use waits to be noted");
+    assert_eq!(tier.most_used(0, 9).await, Ok(Some(Vec::new())), "the use waits to be noted");
     assert!(tier.stats().await.unwrap().failures > 0);
     query("DROP TRIGGER full").execute(&mut other).await.unwrap();
-    assert_eq!(tier.most_used(0, 9).await.unwrap(), [id("a")], "nothing was lost");
+    assert_eq!(tier.most_used(0, 9).await, Ok(Some(vec![id("a")])), "nothing was lost");
+}
+
+#[tokio::test]
+async fn uses_that_cannot_be_written_fail_no_store_and_are_written_in_portions() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, clock) = (folder.path().join("kernels.sqlite"), ManualClock::default());
+    let tier = open(&path, &clock).await;
+    tier.put(&artifact("a", 500)).await.unwrap();
+    let mut other = connect(&path).await;
+    // A kernel each, without the work of storing them.
+    let many = "INSERT INTO kernels WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+                SELECT 'k' || i, digest, metadata, verdict, confirmed_at_ms, seal, 1, 0, 0, 0 FROM kernels, n";
+    query(many).execute(&mut other).await.unwrap();
+    let refuse = "CREATE TRIGGER full BEFORE INSERT ON daily_uses
+                  WHEN (SELECT COUNT(*) FROM daily_uses) >= 200
+                  BEGIN SELECT RAISE(FAIL, 'disk full'); END";
+    query(refuse).execute(&mut other).await.unwrap();
+    let uses: Vec<_> = (1..=500).map(|n| (id(&format!("k{n}")), 1)).collect();
+    tier.note_uses(&uses).await.unwrap();
+    assert_eq!(tier.put(&artifact("b", 500)).await, Ok(true), "a store needs no uses");
+    let written = "SELECT COUNT(*) FROM daily_uses";
+    assert_eq!(tier.most_used(0, 999).await.unwrap().unwrap().len(), 200, "the first portion is there");
+    query("DROP TRIGGER full").execute(&mut other).await.unwrap();
+    assert_eq!(tier.most_used(0, 999).await.unwrap().unwrap().len(), 500, "nothing was lost");
+    let count: i64 = sqlx::query_scalar(written).fetch_one(&mut other).await.unwrap();
+    assert_eq!(count, 500);
 }
 
 #[tokio::test]
@@ -157,7 +183,8 @@ async fn negative_results_are_bounded_and_the_soonest_to_end_go() {
                 SELECT 'n' || i, 'kernel.not_found', '', $1, $1 + i FROM n";
     query(many).bind(clock.unix_ms()).execute(&mut other).await.unwrap();
     let until_unix_ms = clock.unix_ms() + 5;
-    let negative = Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms };
+    let negative =
+        Negative { code: "kernel.not_found".into(), reason: "none".into(), until_unix_ms, policy: None };
     tier.put_negative(&id("newcomer"), &negative).await.unwrap();
     let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM negatives").fetch_one(&mut other).await.unwrap();
     assert_eq!(left, 10_000);

@@ -1,5 +1,7 @@
 //! What is asked of the database, one function a request. Every statement is one that both understand.
 
+use std::sync::Arc;
+
 use super::{
     connection::{Connection, Pool, Row, Value},
     uses::{Noted, Uses},
@@ -15,7 +17,7 @@ use crate::{
     validation::Verdict,
 };
 
-use Value::{Bytes, Int, MaybeText, Text};
+use Value::{Bytes, Int, MaybeBytes, MaybeText, Text};
 
 /// Negative results kept; beyond that those that would end soonest go.
 const MAX_NEGATIVES: i64 = 10_000;
@@ -25,6 +27,10 @@ const PORTION: i64 = 16;
 
 /// Days for which uses are kept.
 const KEPT_DAYS: i64 = 400;
+
+/// Kernels whose uses are written in one transaction: each takes up to two round trips, and the whole must end in the
+/// time of one request.
+pub(super) const USES_AT_ONCE: usize = 200;
 
 const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
@@ -69,12 +75,13 @@ pub(super) async fn drop_damaged(pool: &Pool, id: &KernelId, row: &Row) -> Resul
 /// What is known against a kernel and believed at `now`.
 pub(super) async fn negative(pool: &Pool, id: &KernelId, now: i64) -> Result<Option<Negative>, sqlx::Error> {
     // A clock that has been set back would otherwise believe a result for as long as it was set back.
-    let known = "SELECT code, reason, until_ms FROM negatives
+    let known = "SELECT code, reason, until_ms, policy FROM negatives
                  WHERE id = $1 AND until_ms > $2 AND noted_at_ms <= $3";
     let values = [Text(id.as_str()), Int(now), Int(now.saturating_add(NODES_DIFFER_MS))];
     let Some(row) = pool.reader().await?.row(known, &values).await? else { return Ok(None) };
     let (code, reason) = (row.text(0)?.to_owned(), row.text(1)?.to_owned());
-    Ok(Some(Negative { code, reason, until_unix_ms: row.int(2)? }))
+    let policy = row.maybe_bytes(3)?.and_then(|policy| policy.try_into().ok()).map(Digest::from_bytes);
+    Ok(Some(Negative { code, reason, until_unix_ms: row.int(2)?, policy }))
 }
 
 /// Stores a kernel and puts out what no longer fits beside it; says how many went.
@@ -83,7 +90,6 @@ pub(super) async fn store(
     stored: &Stored,
     room: u64,
     clock: &dyn Clock,
-    uses: &Uses,
 ) -> Result<u64, sqlx::Error> {
     let id = Text(stored.id().as_str());
     let metadata = stored.metadata.to_json();
@@ -100,9 +106,6 @@ pub(super) async fn store(
     let mut change = pool.writer().await?;
     // Read now, for a writer may have waited.
     let now = clock.unix_ms();
-    // What was used since must count before anything is put out.
-    let waiting = Taken::from(uses);
-    write_uses(&mut change, &waiting.noted, now).await?;
     change.execute("DELETE FROM negatives WHERE id = $1 OR until_ms <= $2", &[id, Int(now)]).await?;
     change.execute("DELETE FROM daily_uses WHERE day < $1", &[Int(day_of(now) - KEPT_DAYS)]).await?;
     // Keeps the longest row of most recently used kernels that fits beside the newcomer.
@@ -136,7 +139,6 @@ pub(super) async fn store(
                       ON CONFLICT (id) DO UPDATE SET bytes = excluded.bytes";
     change.execute(keep_bytes, &[id, Bytes(&stored.bytes)]).await?;
     change.commit().await?;
-    waiting.written();
     Ok(evicted)
 }
 
@@ -180,22 +182,23 @@ pub(super) async fn store_negative(
     let bound = "DELETE FROM negatives WHERE id IN (
                      SELECT id FROM negatives ORDER BY until_ms DESC, id LIMIT $2 OFFSET $1)";
     change.execute(bound, &[Int(MAX_NEGATIVES - 1), Int(i64::MAX)]).await?;
-    let note = "INSERT INTO negatives (id, code, reason, noted_at_ms, until_ms) VALUES ($1, $2, $3, $4, $5)";
+    let note = "INSERT INTO negatives (id, code, reason, noted_at_ms, until_ms, policy)
+                VALUES ($1, $2, $3, $4, $5, $6)";
     let (code, reason) = (Text(&negative.code), Text(&negative.reason));
-    change.execute(note, &[id, code, reason, Int(now), Int(negative.until_unix_ms)]).await?;
+    let policy = MaybeBytes(negative.policy.as_ref().map(|policy| policy.as_bytes().as_slice()));
+    change.execute(note, &[id, code, reason, Int(now), Int(negative.until_unix_ms), policy]).await?;
     change.commit().await
 }
 
-/// Writes uses down; kernels that are gone by now are passed over.
+/// Writes a portion of the uses down and says how many kernels' it was; kernels that are gone by now are passed over.
 ///
 /// They are taken when no other writer can pass, so that who writes next finds them written.
-pub(super) async fn note_uses(pool: &Pool, uses: &Uses, clock: &dyn Clock) -> Result<(), sqlx::Error> {
+pub(super) async fn note_uses(pool: &Pool, uses: &Uses, clock: &dyn Clock) -> Result<usize, sqlx::Error> {
     let mut change = pool.writer().await?;
-    let waiting = Taken::from(uses);
-    write_uses(&mut change, &waiting.noted, clock.unix_ms()).await?;
+    let taken = Taken::from(uses);
+    write_uses(&mut change, &taken.noted, clock.unix_ms()).await?;
     change.commit().await?;
-    waiting.written();
-    Ok(())
+    Ok(taken.written())
 }
 
 /// Uses on their way into the database. They wait again where they do not arrive.
@@ -206,13 +209,13 @@ struct Taken<'a> {
 
 impl<'a> From<&'a Uses> for Taken<'a> {
     fn from(from: &'a Uses) -> Self {
-        Self { noted: from.take(), from }
+        Self { noted: from.take(USES_AT_ONCE), from }
     }
 }
 
 impl Taken<'_> {
-    fn written(mut self) {
-        self.noted.clear();
+    fn written(mut self) -> usize {
+        std::mem::take(&mut self.noted).len()
     }
 }
 
@@ -228,7 +231,7 @@ async fn write_uses(change: &mut Connection, uses: &[Noted], now: i64) -> Result
         let count = "INSERT INTO daily_uses (id, day, uses) SELECT id, $2, $3 FROM kernels WHERE id = $1
                      ON CONFLICT (id, day) DO UPDATE SET uses = daily_uses.uses + excluded.uses";
         let here = change.execute(count, &[id, Int(day_of(now)), Int(to_i64(noted.count))]).await?;
-        if noted.read && here > 0 {
+        if noted.last_read.is_some() && here > 0 {
             let last = "UPDATE kernels SET used_at_ms = $2,
                                use_order = (SELECT MAX(use_order) + 1 FROM kernels) WHERE id = $1";
             change.execute(last, &[id, Int(now)]).await?;
@@ -260,7 +263,8 @@ pub(super) async fn forget_some(pool: &Pool) -> Result<(u64, bool), sqlx::Error>
 
 /// What is here of a kernel, its bytes not looked at.
 pub(super) async fn about(pool: &Pool, id: &KernelId) -> Result<Option<Held>, sqlx::Error> {
-    let found = "SELECT digest, CAST(LENGTH(bytes) AS BIGINT), stored_at_ms, used_at_ms, confirmed_at_ms
+    let found =
+        "SELECT digest, CAST(LENGTH(bytes) AS BIGINT), stored_at_ms, used_at_ms, confirmed_at_ms, verdict
                  FROM kernels JOIN artifacts USING (id) WHERE id = $1";
     let Some(row) = pool.reader().await?.row(found, &[Text(id.as_str())]).await? else { return Ok(None) };
     let Ok(digest) = row.bytes(0)?.try_into() else { return Ok(None) };
@@ -270,6 +274,7 @@ pub(super) async fn about(pool: &Pool, id: &KernelId) -> Result<Option<Held>, sq
         stored_unix_ms: row.int(2)?,
         used_unix_ms: Some(row.int(3)?),
         confirmed_unix_ms: row.int(4)?,
+        verdict: row.maybe_text(5)?.and_then(|verdict| serde_json::from_str(verdict).ok()).map(Arc::new),
     }))
 }
 

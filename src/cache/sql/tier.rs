@@ -151,8 +151,7 @@ impl SqlTier {
     /// Writes down what is still to be written, waits for requests under way, and closes the database for
     /// good.
     pub async fn close(&self) {
-        let is_open = matches!(*self.0.state.lock().await, State::Open(_));
-        if is_open {
+        if self.0.is_open().await {
             self.0.write_uses().await;
         }
         let state = std::mem::replace(&mut *self.0.state.lock().await, State::Closed);
@@ -176,6 +175,10 @@ impl SqlTier {
 }
 
 impl Inner {
+    async fn is_open(&self) -> bool {
+        matches!(*self.state.lock().await, State::Open(_))
+    }
+
     /// The database, opened where it is not. One opens it, the others wait for that.
     async fn pool(&self) -> Result<Pool, TierError> {
         let mut state = self.state.lock().await;
@@ -276,7 +279,7 @@ impl Inner {
             return Ok(false);
         };
         let pool = self.pool().await?;
-        self.counters.evicted(statements::store(&pool, stored, room, self.clock.as_ref(), &self.uses).await?);
+        self.counters.evicted(statements::store(&pool, stored, room, self.clock.as_ref()).await?);
         Ok(true)
     }
 
@@ -284,21 +287,39 @@ impl Inner {
     fn begin_writing_uses(self: &Arc<Self>) {
         if !self.writing_uses.swap(true, Ordering::AcqRel) {
             let inner = self.clone();
-            tokio::spawn(async move { inner.write_uses().await });
+            tokio::spawn(async move {
+                while inner.write_uses().await {
+                    inner.writing_uses.store(false, Ordering::Release);
+                    // What was noted between the two would wait for the next.
+                    if inner.uses.waiting() == 0 || inner.writing_uses.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
+                }
+                inner.writing_uses.store(false, Ordering::Release);
+            });
         }
     }
 
-    async fn write_uses(&self) {
-        let work = async {
-            let pool = self.pool().await;
-            // Before they are taken: a use noted from here on begins another round.
-            self.writing_uses.store(false, Ordering::Release);
-            Ok(statements::note_uses(&pool?, &self.uses, self.clock.as_ref()).await?)
-        };
-        if let Err(error) = self.request("note uses", work).await {
-            self.writing_uses.store(false, Ordering::Release);
+    /// Writes all uses down, portion by portion, until one fails; `false` where they wait on. Returns after those
+    /// are written that another is about to write.
+    async fn write_uses(&self) -> bool {
+        while self.write_some_uses().await {
+            if self.uses.waiting() == 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Writes a portion of the uses down, in the time of one request; `false` where they wait on.
+    async fn write_some_uses(&self) -> bool {
+        let work =
+            async { Ok(statements::note_uses(&self.pool().await?, &self.uses, self.clock.as_ref()).await?) };
+        let written = self.request("note uses", work).await;
+        if let Err(error) = &written {
             tracing::debug!(%error, "uses are written down later");
         }
+        written.is_ok()
     }
 }
 
@@ -325,6 +346,11 @@ impl Tier for SqlTier {
 
     fn put<'a>(&'a self, stored: &'a Stored) -> BoxFuture<'a, Result<bool, TierError>> {
         Box::pin(async move {
+            // What was used since counts before anything is put out; where it cannot be written, the order of use is
+            // a little older than it might be.
+            if self.0.uses.waiting() > 0 && self.0.is_open().await {
+                self.0.write_some_uses().await;
+            }
             let taken = self.0.request("store a kernel", self.0.store(stored)).await?;
             self.0.counters.put(taken);
             Ok(taken)
@@ -368,6 +394,14 @@ impl Tier for SqlTier {
         Box::pin(self.0.request("look for a kernel", work))
     }
 
+    fn negative<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Option<Negative>, TierError>> {
+        let work = async move {
+            let pool = self.0.pool().await?;
+            Ok(statements::negative(&pool, id, self.0.clock.unix_ms()).await?)
+        };
+        Box::pin(self.0.request("look for a negative result", work))
+    }
+
     fn clear(&self) -> BoxFuture<'_, Result<u64, TierError>> {
         Box::pin(async move {
             // In portions, each within its own limit: a store of gigabytes is not forgotten in one request, and
@@ -391,13 +425,17 @@ impl Tier for SqlTier {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn most_used(&self, since_unix_ms: i64, limit: u32) -> BoxFuture<'_, Result<Vec<KernelId>, TierError>> {
+    fn most_used(
+        &self,
+        since_unix_ms: i64,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Option<Vec<KernelId>>, TierError>> {
         Box::pin(async move {
             self.0.write_uses().await;
             let now = self.0.clock.unix_ms();
             let work = async {
                 let pool = self.0.pool().await?;
-                Ok(statements::most_used(&pool, since_unix_ms, now, limit).await?)
+                Ok(Some(statements::most_used(&pool, since_unix_ms, now, limit).await?))
             };
             self.0.request("list kernels", work).await
         })

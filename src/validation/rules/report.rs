@@ -14,17 +14,33 @@ const MOST_CHARACTERS: usize = 1000;
 
 /// One result a rule: a failure replaces a pass, and the first failure stays.
 #[derive(Debug, Default)]
-pub(in crate::validation) struct Report(BTreeMap<&'static str, (bool, String)>);
+pub(in crate::validation) struct Report(BTreeMap<&'static str, Judged>);
+
+#[derive(Debug)]
+struct Judged {
+    passed: bool,
+    detail: String,
+    may_pass: bool,
+}
 
 impl Report {
     pub(in crate::validation) fn pass(&mut self, rule: &'static str, detail: impl Into<String>) {
-        self.0.entry(rule).or_insert_with(|| (true, shortened(detail.into())));
+        let passed = || Judged { passed: true, detail: shortened(detail.into()), may_pass: false };
+        self.0.entry(rule).or_insert_with(passed);
     }
 
     pub(in crate::validation) fn fail(&mut self, rule: &'static str, detail: impl Into<String>) {
-        let result = self.0.entry(rule).or_insert((true, String::new()));
-        if result.0 {
-            *result = (false, shortened(detail.into()));
+        self.note_failure(rule, detail.into(), false);
+    }
+
+    /// Notes a failure that says nothing of the artifact: there was no time, or the validator is at fault.
+    pub(in crate::validation) fn fail_for_now(&mut self, rule: &'static str, detail: impl Into<String>) {
+        self.note_failure(rule, detail.into(), true);
+    }
+
+    fn note_failure(&mut self, rule: &'static str, detail: String, may_pass: bool) {
+        if self.0.get(rule).is_none_or(|known| known.passed) {
+            self.0.insert(rule, Judged { passed: false, detail: shortened(detail), may_pass });
         }
     }
 
@@ -37,7 +53,7 @@ impl Report {
 
     /// Blames the rule that an error of reading or lowering is about.
     pub(in crate::validation) fn blame(&mut self, error: &ArtifactError, lowering: bool) {
-        self.fail(rule_of(error, lowering), error.to_string());
+        self.note_failure(rule_of(error, lowering), error.to_string(), error.is_late());
     }
 
     /// Blames the rule that an error of differentiating is about.
@@ -47,18 +63,25 @@ impl Report {
             GraphError::Time { .. } => ARCHIVE_LIMITS,
             _ => return self.fail(OPS_WHITELIST, format!("the program has no gradient: {error}")),
         };
-        self.fail(rule, format!("with its gradient, {error}"));
+        let late = matches!(error, GraphError::Time { .. });
+        self.note_failure(rule, format!("with its gradient, {error}"), late);
     }
 
     /// Whether no rule has failed so far.
     pub(in crate::validation) fn accepts(&self) -> bool {
-        self.0.values().all(|(passed, _)| *passed)
+        self.0.values().all(|judged| judged.passed)
     }
 
     /// The results in the order of [`ALL`].
     pub(in crate::validation) fn finish(mut self) -> Vec<RuleResult> {
         let taken = ALL.into_iter().filter_map(|name| Some((name, self.0.remove(name)?)));
-        taken.map(|(name, (passed, detail))| RuleResult { name: name.to_owned(), passed, detail }).collect()
+        let result = |(name, Judged { passed, detail, may_pass }): (&'static str, Judged)| RuleResult {
+            name: name.to_owned(),
+            passed,
+            detail,
+            may_pass,
+        };
+        taken.map(result).collect()
     }
 }
 
@@ -115,6 +138,29 @@ mod tests {
         let last = rules.iter().find(|rule| rule.0 == VALIDATION_COMPLETED).unwrap();
         assert_eq!((last.1, last.2.chars().count()), (true, MOST_CHARACTERS + 1));
         assert_eq!(rules.len(), 4);
+    }
+
+    #[test]
+    fn what_failed_for_want_of_time_may_pass() {
+        let may_pass = |error: ArtifactError| {
+            let mut report = Report::default();
+            report.blame(&error, true);
+            report.finish().remove(0).may_pass
+        };
+        let limit = |what| ArtifactError::Limit { place: "data.pkl".into(), what, limit: 10_000 };
+        assert!(may_pass(limit("milliseconds of reading")) && may_pass(limit("milliseconds of lowering")));
+        assert!(!may_pass(limit("files")));
+        let graph = |source| ArtifactError::Graph { place: "output".into(), source };
+        assert!(may_pass(graph(GraphError::Time { nodes: 3 })));
+        assert!(!may_pass(graph(GraphError::Limit { what: "nodes", limit: 1 })));
+        let operation = |source| ArtifactError::Operation { place: "p".into(), op: "o".into(), source };
+        assert!(may_pass(operation(Problem::Graph(GraphError::Time { nodes: 3 }))));
+        assert!(!may_pass(operation(Problem::Unknown)));
+        let mut report = Report::default();
+        report.blame_gradient(&GraphError::Time { nodes: 3 });
+        report.fail_for_now(VALIDATION_COMPLETED, "a defect");
+        report.fail(VALIDATION_COMPLETED, "another");
+        assert!(report.finish().iter().all(|rule| rule.may_pass && !rule.passed));
     }
 
     #[test]
