@@ -21,9 +21,9 @@ use crate::{
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
     wire::{
-        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, GraftReply, Hello, HelloReply,
-        LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL, PrefetchReply, Reply,
-        Request, SeedRef, SharedMemory, encode,
+        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, GraftReply, GraftRole, Hello,
+        HelloReply, LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL,
+        PrefetchReply, Reply, Request, SeedRef, SharedMemory, encode,
     },
 };
 
@@ -124,6 +124,11 @@ impl Handler<Serve> for Session {
     }
 }
 
+/// Passes know no other role yet, and would blend a kernel that is to learn behind its layer.
+fn only_blended(role: GraftRole) -> Result<(), ActorError> {
+    if role == GraftRole::Blend { Ok(()) } else { Err(ActorError::NotThere { what: "a seed in training" }) }
+}
+
 fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
@@ -193,6 +198,10 @@ impl Session {
         if self.layers.len() >= limits.max_layers as usize {
             return Err(ActorError::Quota { what: "layers", limit: limits.max_layers.into() });
         }
+        if open.host || open.recompute {
+            let what = if open.host { "a layer's own transform" } else { "forward passes again" };
+            return Err(ActorError::NotThere { what });
+        }
         // The host takes a bit of the masks too.
         let host = usize::from(open.host);
         let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS - host);
@@ -243,6 +252,7 @@ impl Session {
 
     fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
         let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
+        only_blended(role)?;
         let actor = self.seed(layer, seed)?;
         let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role };
         let grafted = async move { actor.send(message).await };
@@ -257,6 +267,7 @@ impl Session {
 
     fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
         let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
+        only_blended(role)?;
         let actor = self.seed(layer, seed)?;
         let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role });
         Ok(self.later(async move {

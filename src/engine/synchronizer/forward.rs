@@ -94,6 +94,9 @@ impl GradientSynchronizer {
         let refuse = |reason: String| Err(EngineError::Request { reason });
         let bytes =
             |shape: &crate::tensor::Shape| shape.elements().saturating_mul(request.dtype.size_bytes()) as u64;
+        if request.alphas.is_some() {
+            return refuse("this version takes no alphas with a pass: set them by set_alpha".to_owned());
+        }
         if request.input.bytes != bytes(&request.input_shape) {
             return refuse(format!("the input's block is not as large as {}", request.input_shape));
         }
