@@ -1,7 +1,7 @@
 """The data path: descriptors in shared memory, a doorbell for whoever sleeps.
 
 Ordering. A descriptor is written before the counter that publishes it, and x86 keeps the order of stores.
-Between publishing and asking whether the daemon sleeps stands an atomic operation (``_fence``), because x86 may
+Between publishing and asking whether the daemon sleeps stands an atomic operation, a lock taken, because x86 may
 let a load overtake an earlier store. Elsewhere neither can be had from pure Python: there the client always
 rings and always sleeps, and the system calls on both ends are the barriers.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import platform
+import select
 import socket
 import threading
 import time
 import weakref
 from collections import deque, namedtuple
-from typing import Any, Deque, Tuple
+from typing import Any, Deque, Dict, Optional, Set, Tuple
 
 from ._layout import (
     COMPLETION,
@@ -48,7 +49,11 @@ _lanes: "weakref.WeakSet[Lane]" = weakref.WeakSet()
 
 
 class Lane:
-    """One session's data path. Threads may share it; they take turns."""
+    """One session's data path. Threads may share it.
+
+    Who publishes holds ``_lock``, who reads completions ``_reader``; the first is never taken under the second.
+    Of the threads that wait one reads for all: it puts aside what is not its own and wakes whose it is.
+    """
 
     def __init__(self, memory: Any, doorbell: socket.socket, arena: Any, spin_us: int) -> None:
         self._buffer = memoryview(memory)
@@ -59,14 +64,24 @@ class Lane:
         self._tail = 0
         self._head = 0
         self._spin_s = spin_us / 1e6 if _TSO else 0.0
-        self._lock = threading.Lock()
-        self._barrier = threading.Lock()
+        self._renew_locks()
+        #: What is under way: the layer, and what must live until the daemon is done with it.
+        self._awaited: Dict[int, Tuple[int, Any]] = {}
+        self._done: Dict[int, Completion] = {}
+        self._gates: Dict[int, Any] = {}
+        self._abandoned: Set[int] = set()
         self._releases: Deque[Tuple[int, int]] = deque()
         self._lost = ""
         self._forked = False
         # Without spinning the client sleeps in every wait, so the flag stays up.
         self._words[_CLIENT_SLEEPING] = 0 if self._spin_s else 1
         _lanes.add(self)
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._reader = threading.Lock()
+        # One each: a finalizer may publish in the middle of a thread's wait.
+        self._barriers = threading.Lock(), threading.Lock()
 
     @property
     def alive(self) -> bool:
@@ -98,11 +113,34 @@ class Lane:
         Raises the refusal's exception; ``ConnectionLost`` when the daemon is gone, whose ``in_flight`` tells
         whether it was when the submission was already on its way.
         """
+        sequence = self.begin(None, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+        return self.finish(sequence, layer)
+
+    def begin(
+        self,
+        held: Any,
+        verb: int,
+        flags: int,
+        layer: int,
+        dtype: int = 0,
+        ticket: int = 0,
+        rng_seed: int = 0,
+        blocks: Tuple[int, ...] = (0,) * 12,
+        dims: Tuple[int, ...] = _NO_DIMS,
+        extra: Tuple[int, ...] = _NO_EXTRA,
+    ) -> int:
+        """Publishes a submission and returns its sequence, of which ``finish`` or ``abandon`` must follow.
+
+        ``held`` lives until the daemon is done with it.
+        """
         with self._lock:
             if self._releases:
-                self._flush()
-            sequence = self._publish(verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
-            completion = self._wait(sequence)
+                self._flush(True)
+            return self._publish(held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+
+    def finish(self, sequence: int, layer: int, deadline: Optional[float] = None) -> Completion:
+        """Waits for a submission's completion, as ``run`` does. ``TimeoutError`` leaves it under way."""
+        completion = self._take(sequence, layer, deadline)
         if self._releases:
             self._try_flush()
         if completion.status:
@@ -110,6 +148,38 @@ class Lane:
             message = completion.message[: completion.message_bytes].decode("utf-8", "replace")
             raise from_code(code, message, layer=layer)
         return completion
+
+    def finished(self, sequence: int) -> bool:
+        """Whether ``finish`` would return at once. Never waits."""
+        if sequence not in self._done and self._reader.acquire(False):
+            try:
+                while self._head != self._words[_COMPLETION_TAIL]:
+                    self._read(None)
+            finally:
+                self._reader.release()
+                self._hand_over()
+        return sequence in self._done or sequence not in self._awaited or not self.alive
+
+    def wait(self, sequence: int) -> None:
+        """Waits until a submission is done or the daemon gone; its completion stays for ``finish``."""
+        try:
+            while not self.finished(sequence):
+                if self._reader.acquire(False):
+                    try:
+                        if sequence in self._awaited:
+                            self._read(None)
+                    finally:
+                        self._reader.release()
+                        self._hand_over()
+                else:
+                    self._follow(sequence, None)
+        except KasminaError:
+            pass  # finish says what it was
+
+    def abandon(self, sequence: int, layer: int) -> None:
+        """Nobody will ask for this submission again. Never blocks and never raises, as ``release``."""
+        self._abandoned.add(sequence)
+        self._forget_abandoned(sequence, layer)
 
     def release(self, layer: int, ticket: int) -> None:
         """Gives a ticket back. Never blocks and never raises: finalizers call it, at any moment."""
@@ -129,19 +199,20 @@ class Lane:
         if self._lock.acquire(False):
             try:
                 if self.alive:
-                    self._flush()
+                    self._flush(False)
             except (KasminaError, OSError):
                 pass
             finally:
                 self._lock.release()
 
-    def _flush(self) -> None:
-        while self._releases:
+    def _flush(self, may_wait: bool) -> None:
+        while self._releases and (may_wait or self._tail - self._head < RING_ENTRIES):
             layer, ticket = self._releases.popleft()
-            self._publish(RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
+            self._publish(None, RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
 
     def _publish(
         self,
+        held: Any,
         verb: int,
         flags: int,
         layer: int,
@@ -156,8 +227,10 @@ class Lane:
             self._refuse()
         # With at most a ring's worth under way neither ring can overflow.
         while self._tail - self._head >= RING_ENTRIES:
-            self._next()
+            self._make_room()
         tail = self._tail
+        if verb != RELEASE:
+            self._awaited[tail] = layer, held
         offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
         SUBMISSION.pack_into(
             self._buffer,
@@ -175,26 +248,29 @@ class Lane:
         )
         self._tail = tail + 1
         self._words[_SUBMISSION_TAIL] = tail + 1
-        self._fence()
+        with self._barriers[0]:  # a fence, see above
+            pass
         if self._words[_DAEMON_SLEEPING] or not _TSO:
             try:
                 self._doorbell.send(b"\1", _RING_FLAGS)
             except BlockingIOError:
                 pass  # its buffer is full: it has been rung often enough
             except OSError as error:
+                self._awaited.pop(tail, None)
                 self._lose(str(error), in_flight=False)
         return tail
 
-    def _fence(self) -> None:
-        # Taking a lock that nobody else takes is an atomic read-modify-write, on x86 a full barrier.
-        with self._barrier:
-            pass
+    def _make_room(self) -> None:
+        with self._reader:
+            if self._tail - self._head >= RING_ENTRIES:
+                self._read(None)
+        self._hand_over()
 
-    def _wait(self, sequence: int) -> Completion:
+    def _take(self, sequence: int, layer: int, deadline: Optional[float]) -> Completion:
         interrupts = 0
         while True:
             try:
-                completion = self._next()
+                completion = self._await(sequence, deadline)
             except KeyboardInterrupt:
                 # The daemon still writes to this pass's blocks, and they are freed as this exception leaves:
                 # it must wait until the daemon is done, which its time limit bounds. Who insists ends the
@@ -203,15 +279,73 @@ class Lane:
                 if interrupts == 3:
                     self.close("the session was interrupted in the middle of a pass")
                     raise
-                if self._head > sequence:
+                if self._head > sequence and sequence not in self._done:
                     raise
                 continue
-            if completion.sequence == sequence:
-                if interrupts:
-                    raise KeyboardInterrupt
-                return completion
+            if interrupts:
+                if completion.ticket:
+                    self.release(layer, completion.ticket)
+                raise KeyboardInterrupt
+            return completion
 
-    def _next(self) -> Completion:
+    def _await(self, sequence: int, deadline: Optional[float]) -> Completion:
+        while True:
+            if self._reader.acquire(False):
+                try:
+                    while True:
+                        completion = self._done.pop(sequence, None)
+                        if completion is not None:
+                            return completion
+                        self._read(deadline)
+                finally:
+                    self._reader.release()
+                    if self._gates:
+                        self._hand_over()
+            else:
+                self._follow(sequence, deadline)
+                completion = self._done.pop(sequence, None)
+                if completion is not None:
+                    return completion
+
+    def _follow(self, sequence: int, deadline: Optional[float]) -> None:
+        """Waits while another thread reads, until this sequence is done or somebody has to read on."""
+        gate = self._gates.setdefault(sequence, threading.Semaphore(0))
+        try:
+            # Looked at after the gate can be seen: whoever reads looks for gates after it has read.
+            if sequence not in self._done and self._reader.locked():
+                timeout = None if deadline is None else deadline - time.monotonic()
+                if timeout is not None and timeout <= 0 or not gate.acquire(timeout=timeout):
+                    raise TimeoutError("the pass is still under way")
+        finally:
+            self._gates.pop(sequence, None)
+
+    def _hand_over(self) -> None:
+        for gate in list(self._gates.values()):
+            gate.release()
+
+    def _read(self, deadline: Optional[float]) -> None:
+        """Takes one completion from the ring and puts it where its waiter looks. Under ``_reader``."""
+        completion = self._next(deadline)
+        awaited = self._awaited.pop(completion.sequence, None)
+        if awaited is None:
+            return  # a ticket's release
+        self._done[completion.sequence] = completion
+        if self._abandoned:
+            self._forget_abandoned(completion.sequence, awaited[0])
+        gate = self._gates.get(completion.sequence)
+        if gate is not None:
+            gate.release()
+
+    def _forget_abandoned(self, sequence: int, layer: int) -> None:
+        # Whichever of the two comes second, its completion or its owner's end, finds the other here.
+        if sequence in self._abandoned:
+            completion = self._done.pop(sequence, None)
+            if completion is not None:
+                self._abandoned.discard(sequence)
+                if completion.ticket:
+                    self.release(layer, completion.ticket)
+
+    def _next(self, deadline: Optional[float]) -> Completion:
         words = self._words
         head = self._head
         while True:
@@ -219,7 +353,7 @@ class Lane:
             if tail != head:
                 break
             if not self._spin_s or not self._spin(head):
-                self._sleep(head)
+                self._sleep(head, deadline)
         if tail - head > RING_ENTRIES or tail < head:
             self.close(f"the completion ring's counters are impossible: head {head}, tail {tail}")
             raise SessionError(self._lost, code="session.protocol")
@@ -237,24 +371,37 @@ class Lane:
                 return True
         return False
 
-    def _sleep(self, head: int) -> None:
+    def _sleep(self, head: int, deadline: Optional[float]) -> None:
         if self._spin_s:
             self._words[_CLIENT_SLEEPING] = 1
-            self._fence()
+            with self._barriers[1]:  # a fence, see above
+                pass
             if self._words[_COMPLETION_TAIL] != head:
                 self._words[_CLIENT_SLEEPING] = 0
                 return
         try:
+            if deadline is not None:
+                self._sleep_until(deadline)
             rung = self._doorbell.recv(64)
-        except OSError as error:
+        except TimeoutError:
+            raise
+        except (OSError, ValueError) as error:
             rung, reason = b"", str(error)
         else:
             reason = "the connection was closed"
-        if self._spin_s:
-            self._words[_CLIENT_SLEEPING] = 0
+        finally:
+            if self._spin_s:
+                self._words[_CLIENT_SLEEPING] = 0
         # What was published before the daemon died still counts.
         if not rung and self._words[_COMPLETION_TAIL] == head:
             self._lose(reason, in_flight=True)
+
+    def _sleep_until(self, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._doorbell, select.POLLIN)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise TimeoutError("the pass is still under way")
 
     def _lose(self, reason: str, in_flight: bool) -> None:
         self._lost = self._lost or f"the daemon is gone: {reason}"
@@ -273,8 +420,7 @@ def _after_fork() -> None:
     """In the child: let go of the sockets, so that the parent's death does not go unnoticed."""
     for lane in list(_lanes):
         lane._forked = True
-        lane._lock = threading.Lock()
-        lane._barrier = threading.Lock()
+        lane._renew_locks()
         lane._doorbell.close()
 
 

@@ -143,8 +143,8 @@ def test_parameters_are_the_daemons_memory_and_outlive_a_prune(client):
         held["weight"].zero_()
         held["bias"].fill_(2.0)
         close(layer(torch.randn(2, 3)), torch.full((2, 3), 2.0))
-    assert set(layer.state_dict()) == {"host.weight", "host.bias", "seeds.0.weight", "seeds.0.bias"}
-    state = {name: torch.ones_like(value) for name, value in layer.state_dict().items()}
+    assert set(layer.state_dict()) == {"_extra_state", "host.weight", "host.bias", "seeds.0.weight", "seeds.0.bias"}
+    state = {name: value if name == "_extra_state" else torch.ones_like(value) for name, value in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
     with torch.no_grad():
         close(layer(torch.ones(1, 3)), torch.full((1, 3), 4.0))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
 from .._connection import Connection
+from .._lane import Lane
 from .._layer import Layer
 from .._session import Client
 from ..errors import (
@@ -21,14 +22,17 @@ from ..errors import (
     SessionError,
     UsageError,
 )
+from . import _ops
 from ._function import run
+from ._future import Pending, submit
 from ._return import Return
 from ._seed import Seed
+from ._state import Stateful
 
 _BLENDS = ("convex", "residual", "multiply")
 
 
-class SeededLayer(nn.Module):
+class SeededLayer(Stateful, nn.Module):
     """``host`` with ``seeds`` slots into which kernels are grafted while training runs.
 
     ``blend`` says how the kernels' outputs meet the host's: ``convex`` (1 - A) h + sum w k(x), ``residual``
@@ -56,6 +60,15 @@ class SeededLayer(nn.Module):
         if blend not in _BLENDS:
             raise UsageError(f"blend is one of {', '.join(_BLENDS)}, not {blend!r}")
         self._input_shape: Optional[Tuple[int, ...]] = None
+        self.host = host
+        self.name = name
+        self.blend = blend
+        self.alpha_gradients = alpha_gradients
+        self.dtype = dtype
+        self._open(client, seeds, None if input_shape is None else tuple(int(size) for size in input_shape))
+
+    def _open(self, client: Client, seeds: int, input_shape: Optional[Tuple[int, ...]]) -> None:
+        """Opens the layer in the daemon, with dormant seeds, and makes all that belongs to one session."""
         self._live: List[Seed] = []
         self._grafted: List[Seed] = []
         self._loading: List[Seed] = []
@@ -65,24 +78,25 @@ class SeededLayer(nn.Module):
         self._alone = False
         self._return: Optional[Return] = None
         self._arrived = False
-        self.host = host
         self.client = client
-        self.name = name
-        self.blend = blend
-        self.alpha_gradients = alpha_gradients
-        self.dtype = dtype
         #: The seeds that failed in the most recent pass, with the code of the failure.
         self.last_failures: Dict[int, str] = {}
         self._warned: Set[Tuple[int, str]] = set()
         self._random = torch.empty((), dtype=torch.int64)
+        self._passes = [0, 0]
+        # The latest pass of submit, and on which lane: what was before it is done when it is.
+        self._submitted: Optional[Tuple[Lane, int]] = None
+        self._handle = _ops.register(self)
         self.seeds = nn.ModuleList(Seed(self, index) for index in range(seeds))
         #: The layer in the daemon; after the daemon's return another.
         self.remote: Layer = None  # type: ignore[assignment]
         # First, so that a daemon that dies between the two finds the layer on its list.
         client.restore(self)
-        self.remote = client.open_layer(name, seeds, blend, input_shape, str(dtype).split(".")[-1])
+        self.remote = client.open_layer(
+            self.name, seeds, self.blend, input_shape, str(self.dtype).split(".")[-1]
+        )
         if input_shape is not None:
-            self.input_shape = tuple(int(size) for size in input_shape)
+            self.input_shape = input_shape
 
     @property
     def connected(self) -> bool:
@@ -122,6 +136,8 @@ class SeededLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The host's output, blended with the live seeds'. Further arguments are the host's."""
+        if torch.compiler.is_compiling():
+            return self._traced(x, *args, **kwargs)
         if self._input_shape is None and isinstance(x, torch.Tensor):
             self.input_shape = tuple(x.shape[1:])
         if self._arrived:
@@ -134,9 +150,77 @@ class SeededLayer(nn.Module):
         if not self.remote.client.connected:
             self._go_on_alone()
             return h
-        self._check(x, h)
+        self._passes[0] += 1
+        if x.dtype is self.dtype and h.dtype is self.dtype:
+            self._check(x, h)
+            return self._guarded(h, lambda: run(self, x, h))
+        # Under autocast: the seeds compute in the layer's own type.
+        own_x, own_h = self._cast(x, h)
+        self._check(own_x, own_h)
+        return self._guarded(own_h, lambda: run(self, own_x, own_h)).to(h.dtype)
+
+    def submit(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Pending:
+        """Begins a pass and does not wait for it: the host runs here and now, the seeds in the daemon meanwhile.
+
+        Passes of any number of layers may be under way. ``result()`` of what is returned, or awaiting it,
+        gives what calling the layer would, recorded for autograd if gradients are enabled now. Hooks of the
+        layer do not run.
+        """
+        if self._input_shape is None:
+            self.input_shape = tuple(x.shape[1:])
+        if self._arrived:
+            self._take_over()
+        if self._loading:
+            self._finish_grafts()
+        h = self._host(x, *args, **kwargs)
+        self._passes[1] += 1
+        if not self._live or not self.remote.client.connected or not x.numel() or not h.numel():
+            if self._live and not self.remote.client.connected:
+                self._go_on_alone()
+            return Pending(self, x, h, None)
+        cast = None if x.dtype is self.dtype and h.dtype is self.dtype else h.dtype
+        own_x, own_h = (x, h) if cast is None else self._cast(x, h)
+        self._check(own_x, own_h)
+        begun: List[Pending] = []
+        self._guarded(own_h, lambda: begun.append(submit(self, own_x, own_h, cast)))
+        if not begun:
+            return Pending(self, x, h, None)
+        started = begun[0]._started
+        assert started is not None
+        self._submitted = started.lane, started._sequence
+        return begun[0]
+
+    async def forward_async(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Calls the layer; the event loop goes on while the daemon computes."""
+        return await self.submit(x, *args, **kwargs)
+
+    def stats(self) -> Dict[str, Any]:
+        """How many passes were ``synchronous`` (calls) and ``asynchronous`` (``submit``, ``forward_async``), those
+        in which a seed was live, and by seed what the daemon counted."""
+        return {
+            "synchronous": self._passes[0],
+            "asynchronous": self._passes[1],
+            "seeds": [seed.stats() for seed in self.seeds],
+        }
+
+    def _traced(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``forward`` as a compiler sees it: what may change is asked here, and so guards the compiled code."""
+        if self._input_shape is None:
+            self._input_shape = tuple(x.shape[1:])
+        h = self._host(x, *args, **kwargs)
+        if self._arrived or self._loading:
+            h = _ops.settle(self, h)
+        if not self._live:
+            return h
+        if x.dtype is self.dtype and h.dtype is self.dtype:
+            return _ops.blend(self, x, h)
+        own_x, own_h = self._cast(x, h)
+        return _ops.blend(self, own_x, own_h).to(h.dtype)
+
+    def _guarded(self, h: torch.Tensor, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives, or ``h`` where the daemon has run nothing of it and will not."""
         try:
-            return run(self, x, h)
+            return compute()
         except ConnectionLost as lost:
             self._go_on_alone()
             if lost.in_flight:
@@ -150,11 +234,22 @@ class SeededLayer(nn.Module):
             self._go_on_alone("is shutting down")
             return h
 
+    def _cast(self, x: torch.Tensor, h: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        if not torch.is_autocast_enabled("cpu"):
+            raise UsageError(
+                f"layer {self.name!r} was made for {self.dtype}; its input is of {x.dtype} and its host's output "
+                f"of {h.dtype}: cast them, run it under torch.autocast, or make the layer with dtype="
+            )
+        return x.to(self.dtype), h.to(self.dtype)
+
+    def _settle_submitted(self) -> None:
+        """Before seeds change: what is under way was published for the seeds as they are."""
+        if self._submitted is not None:
+            (lane, sequence), self._submitted = self._submitted, None
+            lane.wait(sequence)
+
     def extra_repr(self) -> str:
         return f"name={self.name!r}, blend={self.blend!r}, connected={self.connected}"
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise UsageError("a SeededLayer cannot be copied, it is one session's: copy the host or use state_dict()")
 
     def _refresh(self) -> None:
         """Settles what the next calls do, after a seed or the connection changed."""
@@ -169,6 +264,10 @@ class SeededLayer(nn.Module):
 
     def _finish_grafts(self) -> None:
         """Takes over kernels that have become ready. Waits for none."""
+        if self._submitted is not None:
+            lane, sequence = self._submitted
+            if not lane.finished(sequence):
+                return
         try:
             for seed in self._loading:
                 seed._finish()
@@ -242,11 +341,6 @@ class SeededLayer(nn.Module):
         came.forget(index)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
-        if x.dtype is not self.dtype or h.dtype is not self.dtype:
-            raise UsageError(
-                f"layer {self.name!r} was made for {self.dtype}; its input is of {x.dtype} and its host's output "
-                f"of {h.dtype}: cast them, or make the layer with dtype="
-            )
         if x.device.type != "cpu" or h.device.type != "cpu":
             raise UsageError(
                 f"the daemon runs layer {self.name!r} on {self.client.device}; its input is on {x.device} and "

@@ -36,10 +36,21 @@ class _Shared(nn.Module):
                     )
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_parameters", {}).get(name) is not None:
+            _refuse_to_replace(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._parameters:
+            _refuse_to_replace(name)
+        super().__delattr__(name)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
         # assign=True would put other tensors in place of the shared ones.
         metadata = {**(local_metadata or {}), "assign_to_params_buffers": False}
-        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+        if not self.__dict__.get("_refused"):
+            super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise UsageError(
@@ -47,12 +58,20 @@ class _Shared(nn.Module):
         )
 
 
+def _refuse_to_replace(name: str) -> None:
+    raise UsageError(
+        f"{name} is a parameter of a grafted kernel and lies in memory shared with the daemon: something would put "
+        "another tensor in its place, which the daemon would never see. Wrappers that shard, flatten or "
+        "reparametrise modules, such as FSDP, must leave the layer's seeds out"
+    )
+
+
 class Seed(_Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
     _OWN = frozenset(
-        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_loading", "_tensors"}
+        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_left", "_loading", "_refused", "_tensors"}
     )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
@@ -63,6 +82,10 @@ class Seed(_Shared):
         self._alpha = 0.0
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
+        # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
+        self._left: Optional[Dict[str, Any]] = None
+        #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
+        self._refused = False
         #: A graft that nobody waits for: the kernel, its blend factor, and whom to tell.
         self._loading: Optional[Tuple[str, float, Optional[Callable[[Seed], Any]]]] = None
         #: Why the latest graft with ``wait=False`` failed.
@@ -106,6 +129,7 @@ class Seed(_Shared):
                 kernel=str(kernel),
             )
         self.load_error = None
+        layer._settle_submitted()
         with layer._owning(self.index):
             if not wait:
                 layer.remote.begin_graft(self.index, kernel, layer.input_shape)
@@ -119,6 +143,32 @@ class Seed(_Shared):
             layer._refresh()
         return self
 
+    def _record(self) -> Optional[Dict[str, Any]]:
+        """What a checkpoint says of this seed, beside its tensors."""
+        if self._grafted is None:
+            return self._left
+        frozen = [
+            entry.name
+            for entry, tensor in zip(self._grafted.parameters, self._tensors)
+            if entry.requires_grad and not tensor.requires_grad
+        ]
+        return {"kernel": self._grafted.kernel, "alpha": self._alpha, "frozen": frozen}
+
+    def _follow(self, record: Optional[Dict[str, Any]]) -> None:
+        """Brings the seed to where a checkpoint has it; its tensors are loaded afterwards."""
+        if record is None:
+            if self._grafted is not None:
+                self.prune()
+            return
+        alpha = check_alpha(record["alpha"])
+        if self.kernel != record["kernel"] or self._loading is not None:
+            self.graft(record["kernel"], alpha)
+        elif self._alpha != alpha:
+            self.alpha = alpha
+        for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]
+            if entry.requires_grad:
+                tensor.requires_grad_(entry.name not in record["frozen"])
+
     def _settle(
         self, grafted: Grafted, alpha: float, on_live: Optional[Callable[[Seed], Any]]
     ) -> None:
@@ -128,6 +178,7 @@ class Seed(_Shared):
             self._weigh(alpha)
         self._alpha = float(alpha)
         self._layer._refresh()
+        self._layer._tell_copies()
         if on_live is not None:
             on_live(self)
 
@@ -156,6 +207,7 @@ class Seed(_Shared):
     def prune(self) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
         layer = self._layer
+        layer._settle_submitted()
         with layer._owning(self.index):
             try:
                 layer.remote.prune(self.index)
@@ -167,6 +219,7 @@ class Seed(_Shared):
         self._loading = None
         self._clear()
         layer._refresh()
+        layer._tell_copies()
 
     @property
     def present(self) -> bool:
@@ -193,6 +246,7 @@ class Seed(_Shared):
     @alpha.setter
     def alpha(self, value: float) -> None:
         value = check_alpha(value)
+        self._layer._settle_submitted()
         if self._layer._arrived:
             self._layer._take_over()
         self._weigh(value)
@@ -273,6 +327,7 @@ class Seed(_Shared):
         self.load_error = error
         if not arrival.again:
             # The parameters stay where they are, for whoever wants to save them.
+            self._left = self._record()
             self._grafted, self._alpha = None, 0.0
         warnings.warn(
             f"seed {self.index} of layer {self._layer.name!r} is left out after the daemon's return"
@@ -322,7 +377,7 @@ class Seed(_Shared):
         self._buffers.clear()
         self._modules.clear()
         self._tensors = []
-        self._grafted = None
+        self._grafted = self._left = None
         self._alpha = 0.0
         self.alpha_grad = None
 

@@ -1,0 +1,56 @@
+"""Tensors in the session's shared memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional, Tuple
+
+import numpy as np
+import torch
+
+from .._heap import Block
+from .._layout import ALIGNMENT
+
+if TYPE_CHECKING:
+    from .._connection import Connection
+
+_NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.bfloat16: np.int16,  # NumPy has no such type; the bits are looked at again as PyTorch's
+}
+_VIEWS_KEPT = 512
+
+
+def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
+    """Where a tensor lies in the arena, and the block it was copied to; none where it lay there already."""
+    offset = tensor.data_ptr() - client._base
+    if 0 <= offset < len(client._memory) and not offset % ALIGNMENT and tensor.is_contiguous():
+        return offset, None
+    return copied(client, tensor)
+
+
+def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
+    """The same of a copy that nobody else can write to."""
+    block = client._allocate(tensor.numel() * tensor.element_size())
+    _view(client, block, tensor).copy_(tensor)
+    return block.offset, block
+
+
+def _view(client: Connection, block: Block, like: torch.Tensor) -> torch.Tensor:
+    """A tensor over a block that does not hold it, for use on the spot. Training asks for the same again and
+    again, so they are kept."""
+    key = (block.offset, like.shape, like.dtype)
+    view = client._views.get(key)
+    if view is None:
+        if len(client._views) >= _VIEWS_KEPT:
+            client._views.clear()
+        array = client._array(block, _NUMPY[like.dtype], tuple(like.shape))
+        with torch.inference_mode(False):
+            view = client._views[key] = torch.from_numpy(array).view(like.dtype)
+    return view
+
+
+def owning_tensor(client: Connection, block: Block, dtype: torch.dtype, elements: int) -> torch.Tensor:
+    """A flat tensor over a block, which is given back when nothing looks at it any more."""
+    return torch.from_numpy(client._owning_array(block, _NUMPY[dtype], elements)).view(dtype)

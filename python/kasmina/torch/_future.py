@@ -1,0 +1,171 @@
+"""Passes that are under way while the trainer goes on."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Generator, List, Optional
+
+import torch
+
+from ._function import Blend, recorded, tensors_of
+from ._pass import Pass, wanted
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from .._lane import Lane
+    from ._layer import SeededLayer
+
+
+class Pending:
+    """A layer's output that may not be there yet, as ``concurrent.futures.Future`` has it.
+
+    It can be awaited too. The output is made, and recorded for autograd, in the thread that first asks for it.
+    """
+
+    def __init__(self, layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, started: Optional[Pass],
+                 cast: Optional[torch.dtype] = None) -> None:
+        self._layer = layer
+        self._x, self._h, self._started = x, h, started
+        self._cast = cast
+        self._tensors: List[torch.Tensor] = tensors_of(layer) if started is not None else []
+        self._recorded = started is not None and recorded(x, h, self._tensors)
+        self._lock = threading.RLock()
+        self._y: Optional[torch.Tensor] = None if started is not None else h
+        self._error: Optional[BaseException] = None
+
+    def done(self) -> bool:
+        """Whether ``result`` would return at once. Never waits."""
+        started = self._started
+        return started is None or started.finished()
+
+    def running(self) -> bool:
+        """Whether the daemon is still at it."""
+        return not self.done()
+
+    def cancel(self) -> bool:
+        """False: what is published is run. Drop the object if the output is not wanted any more."""
+        return False
+
+    def cancelled(self) -> bool:
+        """False."""
+        return False
+
+    def result(self, timeout: Optional[float] = None) -> torch.Tensor:
+        """The layer's output. Raises what calling the layer would, or ``TimeoutError``."""
+        with self._lock:
+            if self._started is not None:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                try:
+                    self._y = self._layer._guarded(self._h, lambda: self._settle(deadline))
+                except TimeoutError:
+                    raise
+                except BaseException as error:
+                    self._error = error
+                self._started = self._x = self._h = None  # type: ignore[assignment]
+            if self._error is not None:
+                raise self._error
+            assert self._y is not None
+            return self._y
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        """What ``result`` raises, or None."""
+        try:
+            self.result(timeout)
+        except TimeoutError:
+            raise
+        except BaseException as error:
+            return error
+        return None
+
+    def add_done_callback(self, callback: Callable[[Pending], Any]) -> None:
+        """Calls ``callback(self)`` when the daemon is done, in a thread of the client's or at once."""
+        started = self._started
+        if started is None or started.finished():
+            _call(lambda: callback(self))
+        else:
+            _watch(started, lambda: callback(self))
+
+    def __await__(self) -> Generator[Any, None, torch.Tensor]:
+        if not self.done():
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            arrived: asyncio.Future[None] = loop.create_future()
+
+            def arrive() -> None:
+                if not arrived.done():
+                    arrived.set_result(None)
+
+            def tell(_: Any) -> None:
+                try:
+                    loop.call_soon_threadsafe(arrive)
+                except RuntimeError:
+                    pass  # the loop was closed: nobody waits any more
+
+            self.add_done_callback(tell)
+            yield from arrived
+        return self.result()
+
+    def _settle(self, deadline: Optional[float]) -> torch.Tensor:
+        started = self._started
+        assert started is not None
+        started.complete(deadline)
+        if self._recorded:
+            with torch.inference_mode(False), torch.enable_grad():
+                y = Blend.apply(self._layer, started, self._x, self._h, *self._tensors)
+        else:
+            with torch.no_grad():
+                y = started.settle(self._h)
+        return y if self._cast is None else y.to(self._cast)
+
+
+def submit(layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, cast: Optional[torch.dtype]) -> Pending:
+    """Publishes a pass and does not wait for it."""
+    tensors = tensors_of(layer)
+    want = 0
+    if recorded(x, h, tensors):
+        # Something wants a gradient, of the host's output perhaps; then the record is kept as it is in a call.
+        want = wanted(layer, x.requires_grad, any(tensor.requires_grad for tensor in tensors))
+    return Pending(layer, x, h, Pass(layer, x, h, want, copy=True), cast)
+
+
+_watchers: "weakref.WeakKeyDictionary[Lane, queue.SimpleQueue[Any]]" = weakref.WeakKeyDictionary()
+_watchers_lock = threading.Lock()
+
+
+def _watch(started: Pass, callback: Callable[[], Any]) -> None:
+    """Calls back from a thread that waits for the passes of one session, in their order."""
+    lane = started.lane
+    with _watchers_lock:
+        todo = _watchers.get(lane)
+        if todo is None:
+            todo = _watchers[lane] = queue.SimpleQueue()
+            threading.Thread(target=_work, args=(todo,), name="kasmina-watcher", daemon=True).start()
+            # The thread holds the lane only while it waits for a pass of it.
+            weakref.finalize(lane, todo.put, None).atexit = False
+    todo.put((lane, started._sequence, callback))
+
+
+def _work(todo: "queue.SimpleQueue[Any]") -> None:
+    while True:
+        item = todo.get()
+        if item is None:
+            return
+        lane, sequence, callback = item
+        lane.wait(sequence)
+        del lane, item
+        _call(callback)
+        del callback
+
+
+def _call(callback: Callable[[], Any]) -> None:
+    """As concurrent.futures does: a callback's mistake is told and harms nobody else."""
+    try:
+        callback()
+    except Exception:
+        logging.getLogger("kasmina").exception("a callback of a pass failed")

@@ -1,0 +1,219 @@
+"""A pass as custom operators, which ``torch.compile`` keeps whole.
+
+The compiler sees tensors alone. So the layer is a number in a table, and what ties a backward to its forward is
+a tensor too, the token: it holds the pass's number, and the pass lives as long as the token's memory does. The
+operators are marked as random ones, so that no two calls are made one and none is left out or run twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+
+from .._layout import WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
+from ..errors import ConnectionLost, TicketError, UsageError
+from ._function import recorded, tensors_of
+from ._pass import Pass, part, wanted
+
+if TYPE_CHECKING:
+    from ._layer import SeededLayer
+
+_handles = itertools.count(1)
+_layers: "weakref.WeakValueDictionary[int, SeededLayer]" = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+_passes: Dict[int, Pass] = {}
+_RANDOM = (torch.Tag.nondeterministic_seeded,)
+
+
+def register(layer: SeededLayer) -> int:
+    """The number by which compiled code finds a layer as long as it lives."""
+    handle = next(_handles)
+    _layers[handle] = layer
+    return handle
+
+
+def blend(layer: SeededLayer, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """What ``run`` computes. Traced by the compiler."""
+    tensors = tensors_of(layer)
+    want = -1
+    if recorded(x, h, tensors):
+        want = wanted(layer, x.requires_grad, any(tensor.requires_grad for tensor in tensors))
+    y, _ = torch.ops.kasmina.blend(x, h, tensors, layer._handle, want)
+    return y
+
+
+def settle(layer: SeededLayer, h: torch.Tensor) -> torch.Tensor:
+    """``h``, after kernels that have become ready, or have come back, were taken over."""
+    return torch.ops.kasmina.settle(h, layer._handle)
+
+
+def _layer(handle: int) -> SeededLayer:
+    layer = _layers.get(handle)
+    if layer is None:
+        raise UsageError("compiled code runs a layer that is gone: compile the model again")
+    return layer
+
+
+@torch.library.custom_op("kasmina::settle", mutates_args=(), tags=_RANDOM)
+def _settle(h: torch.Tensor, handle: int) -> torch.Tensor:
+    layer = _layer(handle)
+    if layer._arrived:
+        layer._take_over()
+    if layer._loading:
+        layer._finish_grafts()
+    return h.clone()
+
+
+@_settle.register_fake
+def _(h: torch.Tensor, handle: int) -> torch.Tensor:
+    return torch.empty_like(h)
+
+
+_settle.register_autograd(lambda ctx, grad: (grad, None))
+
+
+@torch.library.custom_op("kasmina::blend", mutates_args=(), tags=_RANDOM)
+def _blend(
+    x: torch.Tensor, h: torch.Tensor, tensors: List[torch.Tensor], handle: int, want: int
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    layer = _layer(handle)
+    number = 0
+    if not x.numel() or not h.numel() or not layer._grafted:
+        return h.clone(), _token(0)
+
+    def compute() -> torch.Tensor:
+        nonlocal number
+        # A copy of x: the compiler may put something else where it lay before the backward has read it.
+        passed = Pass(layer, x, h, max(want, 0), copy=want > 0)
+        y = passed.settle(h)
+        if want >= 0:
+            number = next(_numbers)
+            _passes[number] = passed
+        return y
+
+    y = layer._guarded(h, compute)
+    return (h.clone() if y is h else y), _token(number)
+
+
+def _token(number: int) -> torch.Tensor:
+    array = np.array([number], np.int64)
+    if number:
+        weakref.finalize(array, _passes.pop, number, None).atexit = False
+    return torch.from_numpy(array)
+
+
+@_blend.register_fake
+def _(
+    x: torch.Tensor, h: torch.Tensor, tensors: List[torch.Tensor], handle: int, want: int
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    return h.new_empty(h.shape), h.new_empty((1,), dtype=torch.int64)
+
+
+@torch.library.custom_op("kasmina::blend_backward", mutates_args=(), tags=_RANDOM)
+def _blend_backward(
+    grad: torch.Tensor,
+    token: torch.Tensor,
+    h: List[torch.Tensor],
+    tensors: List[torch.Tensor],
+    shape: Sequence[int],
+    handle: int,
+    want: int,
+    gradient_bytes: int,
+) -> List[torch.Tensor]:
+    number = int(token)
+    if not number:  # the daemon was gone or had nothing to run: y was h
+        return [grad.clone(), *_nothing(grad, shape, want, gradient_bytes)]
+    passed = _passes.get(number)
+    if passed is None:
+        raise TicketError("the graph of this pass is gone: run the forward again", code="ticket.unknown")
+    grad = grad.contiguous()
+    found = [passed.grad_h(grad).clone() if passed.layer.blend == "residual" else passed.grad_h(grad)]
+    if passed.ticket is None:
+        return found + _nothing(grad, shape, want, gradient_bytes)
+    try:
+        gradients = passed.backward(grad, h[0] if h else None)
+    except ConnectionLost:
+        passed.layer._go_on_alone()
+        raise
+    if want & WANT_GRAD_INPUT:
+        found.append(gradients.input)
+    if want & WANT_GRAD_PARAMETERS:
+        found.append(_whole(passed, gradients.parameters, gradient_bytes))
+    return found
+
+
+def _whole(passed: Pass, block: Any, gradient_bytes: int) -> torch.Tensor:
+    """The gradients of every grafted seed, zeros for those that did not run."""
+    live = passed.live()
+    if block is not None and len(live) == len(passed.ran):
+        return block
+    whole = torch.zeros(gradient_bytes // 4)
+    start = read = 0
+    for ran in passed.ran:
+        count = ran.grafted.gradient_bytes // 4
+        if ran in live:
+            whole[start : start + count] = block[read : read + count]
+            read += count
+        start += count
+    return whole
+
+
+def _nothing(grad: torch.Tensor, shape: Sequence[int], want: int, gradient_bytes: int) -> List[torch.Tensor]:
+    found = []
+    if want & WANT_GRAD_INPUT:
+        found.append(grad.new_zeros(shape))
+    if want & WANT_GRAD_PARAMETERS:
+        found.append(grad.new_zeros(gradient_bytes // 4, dtype=torch.float32))
+    return found
+
+
+@_blend_backward.register_fake
+def _(
+    grad: torch.Tensor,
+    token: torch.Tensor,
+    h: List[torch.Tensor],
+    tensors: List[torch.Tensor],
+    shape: Sequence[int],
+    handle: int,
+    want: int,
+    gradient_bytes: int,
+) -> List[torch.Tensor]:
+    return [grad.new_empty(grad.shape), *_nothing(grad, shape, want, gradient_bytes)]
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, h, tensors, ctx.handle, ctx.want = inputs
+    layer = _layer(ctx.handle)
+    needs_h = layer.blend == "multiply" or (layer.blend == "convex" and layer.alpha_gradients)
+    ctx.needs_h = needs_h and ctx.want > 0
+    ctx.shape = x.shape
+    ctx.save_for_backward(output[1], *([h] if ctx.needs_h else []), *tensors)
+
+
+def _gradients(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
+    token, *tensors = ctx.saved_tensors
+    h = [tensors.pop(0)] if ctx.needs_h else []
+    layer, want = _layer(ctx.handle), max(ctx.want, 0)
+    entries = [(seed._grafted.gradient_bytes, seed._grafted.parameters) for seed in layer._grafted]
+    found = torch.ops.kasmina.blend_backward(
+        grad, token, h, tensors, ctx.shape, ctx.handle, want, sum(count for count, _ in entries)
+    )
+    grad_h = found.pop(0)
+    grad_x = found.pop(0) if want & WANT_GRAD_INPUT else None
+    grads: List[Any] = [None] * len(tensors)
+    if want & WANT_GRAD_PARAMETERS:
+        block, place, start = found.pop(0), 0, 0
+        for count, parameters in entries:
+            for entry in parameters:
+                if tensors[place].requires_grad:
+                    grads[place] = part(block, start + entry.offset, entry)
+                place += 1
+            start += count
+    return grad_x, grad_h, grads, None, None
+
+
+_blend.register_autograd(_gradients, setup_context=_keep)
