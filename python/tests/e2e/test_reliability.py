@@ -159,7 +159,16 @@ def test_a_network_that_breaks_answers_breaks_no_step(serve, start, origin, kind
         met = tier(daemon, kind.tier)
         assert fault == "latency" or met["errors"] > 0, met
         proxy.set(None)
-        rides_through(trainer, "cold-3")
+        # Used again: what is loaded now is kept there once more.
+        settled(lambda: loaded_anew(trainer, "cold-3") and tier(daemon, kind.tier)["admissions"] > met["admissions"])
+        rides_through(trainer, "cold-0")
+
+
+def loaded_anew(trainer, kernel):
+    """Has a kernel looked up below memory once more."""
+    forget(trainer.daemon, kernel)
+    trainer.ask(kernel).result(60)
+    return True
 
 
 def test_a_corrupt_copy_in_redis_is_dropped_and_fetched_again(serve, start, origin):
@@ -254,7 +263,7 @@ def test_a_locked_database_costs_no_step(start, origin):
 
 
 def test_a_full_disk_costs_no_step(start, origin, tmp_path):
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    with small_disk(tmp_path / "disk", "400k") as disk:
         daemon = start(origin, settings=f'[cache.sqlite]\npath = "{disk}/cache.sqlite"\n' + BREAKERS)
         with Trainer(daemon) as trainer:
             trainer.ask("cold-0").result(60)
@@ -269,7 +278,9 @@ def test_a_full_disk_costs_no_step(start, origin, tmp_path):
             trainer.ask("cold-0").result(60)
             assert tier(daemon, "sqlite")["hits"] == hits + 1
             (disk / "filler").unlink()
+            entries = tier(daemon, "sqlite")["entries"]
             rides_through(trainer, "cold-5")
+            holds(daemon, "sqlite", entries + 1)
         assert daemon.terminate() == 0
 
 

@@ -119,8 +119,9 @@ impl RedisTier {
                 TierError::Overloaded { tier: TIER, action, reason: explain(&error) }
             }
             Err(Failure::Redis(error)) => {
-                if is_refusal(&error) {
-                    // The next request reads the password's file again.
+                if is_refusal(&error) || error.is_unrecoverable_error() {
+                    // The next request makes a new one, and reads the password's file again. On this one a spoilt
+                    // answer may have left the rest of itself to be read as the next.
                     *self.link.lock().await = None;
                 }
                 TierError::Request { tier: TIER, action, reason: explain(&error) }

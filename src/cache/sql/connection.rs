@@ -1,8 +1,8 @@
 //! One way to talk to SQLite and PostgreSQL: the same statements, the same values, one kind of row.
 
 use sqlx::{
-    PgPool, Postgres, Row as _, Sqlite, SqlitePool, Transaction, pool::PoolConnection, postgres::PgRow,
-    query, sqlite::SqliteRow,
+    PgPool, Postgres, Row as _, Sqlite, SqlitePool, pool::PoolConnection, postgres::PgRow, query,
+    sqlite::SqliteRow,
 };
 
 /// What every writer of one PostgreSQL database takes first, so that two never wait for each other's rows.
@@ -49,7 +49,9 @@ impl Pool {
     pub(super) async fn writer(&self) -> Result<Connection, sqlx::Error> {
         match self {
             Self::Sqlite { writer, .. } => {
-                Ok(Connection::SqliteChange(writer.begin_with("BEGIN IMMEDIATE").await?))
+                let mut change = SqliteChange { connection: writer.acquire().await?, committed: false };
+                query("BEGIN IMMEDIATE").execute(&mut *change.connection).await?;
+                Ok(Connection::SqliteChange(change))
             }
             Self::Postgres(pool) => {
                 let mut leased = Leased::new(pool.acquire().await?);
@@ -85,7 +87,7 @@ fn hanging() -> std::io::Error {
 #[derive(Debug)]
 pub(super) enum Connection {
     Sqlite(PoolConnection<Sqlite>),
-    SqliteChange(Transaction<'static, Sqlite>),
+    SqliteChange(SqliteChange),
     Postgres(Leased),
 }
 
@@ -115,7 +117,9 @@ impl Connection {
     ) -> Result<u64, sqlx::Error> {
         Ok(match self {
             Self::Sqlite(connection) => run!(connection, statement, values, execute)?.rows_affected(),
-            Self::SqliteChange(change) => run!(change, statement, values, execute)?.rows_affected(),
+            Self::SqliteChange(change) => {
+                run!(&mut change.connection, statement, values, execute)?.rows_affected()
+            }
             Self::Postgres(leased) => {
                 let connection = leased.begin()?;
                 let changed = run!(connection, statement, values, execute)?.rows_affected();
@@ -135,9 +139,10 @@ impl Connection {
             Self::Sqlite(connection) => {
                 run!(connection, statement, values, fetch_all)?.into_iter().map(Row::Sqlite).collect()
             }
-            Self::SqliteChange(change) => {
-                run!(change, statement, values, fetch_all)?.into_iter().map(Row::Sqlite).collect()
-            }
+            Self::SqliteChange(change) => run!(&mut change.connection, statement, values, fetch_all)?
+                .into_iter()
+                .map(Row::Sqlite)
+                .collect(),
             Self::Postgres(leased) => {
                 let connection = leased.begin()?;
                 let rows = run!(connection, statement, values, fetch_all)?;
@@ -160,12 +165,34 @@ impl Connection {
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(_) => Ok(()),
-            Self::SqliteChange(change) => change.commit().await,
+            Self::SqliteChange(mut change) => {
+                query("COMMIT").execute(&mut *change.connection).await?;
+                change.committed = true;
+                Ok(())
+            }
             Self::Postgres(mut leased) => {
                 leased.in_change = false;
                 let mut connection = Self::Postgres(leased);
                 connection.execute("COMMIT", &[]).await.map(drop)
             }
+        }
+    }
+}
+
+/// A transaction of SQLite's, whose connection goes back to its pool only when it is committed.
+///
+/// On a full disk SQLite ends a transaction by itself, of which the driver learns nothing: it would count itself in one
+/// for good and begin no other. A connection that is closed instead ends whatever it was in.
+#[derive(Debug)]
+pub(super) struct SqliteChange {
+    connection: PoolConnection<Sqlite>,
+    committed: bool,
+}
+
+impl Drop for SqliteChange {
+    fn drop(&mut self) {
+        if !self.committed {
+            self.connection.close_on_drop();
         }
     }
 }
