@@ -4,7 +4,7 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use kasmina::{
-    cache::{Budget, DeviceCache},
+    cache::{Budget, DeviceCache, Evictor},
     clock::{ManualClock, SystemClock},
     id::KernelId,
 };
@@ -110,7 +110,7 @@ fn growth(ids: &[KernelId]) -> u64 {
     // Emptied before each look: what happens to be resident is not what was left behind.
     let mut loads = |count: usize| {
         (0..count).for_each(|_| cycle());
-        cache.clear();
+        cache.clear(&Evictor::Operator { uid: 0 });
         resident_bytes()
     };
     let before = loads(1000);

@@ -23,8 +23,8 @@ pub struct LaneLink(Arc<LaneHandle>);
 impl LaneLink {
     /// Starts a lane; its events arrive on the channel.
     ///
-    /// The channel is unbounded, and a lane sends at most two events for each kernel that is attached and
-    /// one at its end.
+    /// The channel is unbounded. A lane sends at most two events for each kernel that is attached, one at its end,
+    /// and one for each plan that it makes, which takes it far longer than its session takes to hear of it.
     ///
     /// # Errors
     /// As [`LaneHandle::start`].

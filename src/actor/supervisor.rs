@@ -93,7 +93,7 @@ impl Actor for Supervisor {
         // Not before the cache has its address.
         let cache = self.parts.kernels.cache().clone();
         actix::spawn(async move {
-            if let Err(error) = cache.ask(WarmStart).await {
+            if let Err(error) = cache.order(WarmStart).await {
                 tracing::warn!(%error, "warming cannot begin");
             }
         });
@@ -242,10 +242,10 @@ impl Handler<ReportStatus> for Supervisor {
                     report.sessions.push(overview.report);
                 }
             }
-            if let Ok(breakers) = fetcher.ask(ReportBreakers).await {
+            if let Ok(breakers) = fetcher.order(ReportBreakers).await {
                 report.breakers.extend(breakers.into_iter().map(Into::into));
             }
-            if let Ok(SupplyStatus { warming, breakers }) = cache.ask(ReportSupply).await {
+            if let Ok(SupplyStatus { warming, breakers }) = cache.order(ReportSupply).await {
                 report.warming = warming;
                 report.breakers.extend(breakers.into_iter().map(Into::into));
             }
@@ -255,7 +255,11 @@ impl Handler<ReportStatus> for Supervisor {
 }
 
 fn actor_report(report: super::base::ActorReport) -> ActorReport {
-    let state = if report.alive { "running" } else { "restarting" };
+    let state = match (report.alive, report.down) {
+        (true, _) => "running",
+        (false, false) => "restarting",
+        (false, true) => "failed",
+    };
     ActorReport { name: report.name.to_owned(), state: state.to_owned(), restarts: report.panics }
 }
 
@@ -318,10 +322,28 @@ impl Handler<BeginDrain> for Supervisor {
             for session in &sessions {
                 let _ = session.send(StopActor).await;
             }
-            if let Err(error) = cache.ask(CloseCache).await {
+            if let Err(error) = cache.order(CloseCache).await {
                 tracing::warn!(%error, "the cache could not be closed in order");
             }
             left
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_actor_that_stays_down_has_failed() {
+        let state = |alive, down| {
+            let report =
+                crate::actor::base::ActorReport { name: "any", alive, down, panics: 6, under_way: 0 };
+            actor_report(report).state
+        };
+        assert_eq!(
+            [state(true, false), state(false, false), state(false, true)],
+            ["running", "restarting", "failed"]
+        );
     }
 }

@@ -85,6 +85,9 @@ pub trait Executable: Send + Sync + fmt::Debug {
     /// What to provide for each run.
     fn needs(&self) -> &MemoryNeeds;
 
+    /// Bytes of memory of its own, which it keeps as long as it lives: steps, layouts, constants.
+    fn held_bytes(&self) -> usize;
+
     /// Runs the graph once. Every byte of every sink is written, or an error is returned.
     ///
     /// Blocking: until done, on the caller's thread and at most `context.threads - 1` others.

@@ -5,7 +5,7 @@
 //! it reads on where it stopped and knows what it missed.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -66,8 +66,22 @@ pub struct Fleet {
     gaps: AtomicU64,
 }
 
-/// What happens to a kernel that another node has announced. Where it fails, the kernel is to be forgotten still.
-pub type Forget = Arc<dyn Fn(KernelId) -> BoxFuture<'static, Result<(), SharedFault>> + Send + Sync>;
+/// What a node learns from the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// One of them has had a kernel forgotten.
+    Forget {
+        /// Which.
+        kernel: KernelId,
+        /// The name of who said so.
+        node: String,
+    },
+    /// It may have missed something of that kind.
+    Gap,
+}
+
+/// What is done about it. Where that fails, it is to be done still.
+pub type Hear = Arc<dyn Fn(Heard) -> BoxFuture<'static, Result<(), SharedFault>> + Send + Sync>;
 
 /// A place in the log, `milliseconds-number`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,8 +102,8 @@ impl Cursor {
 #[derive(Debug, Default)]
 struct Reading {
     cursor: Option<Cursor>,
-    /// Kernels that could not be forgotten; others are not kept waiting for them.
-    owed: BTreeSet<KernelId>,
+    /// Kernels that could not be forgotten, and who said so; others are not kept waiting for them.
+    owed: BTreeMap<KernelId, String>,
     /// How often it was tried to forget them.
     tries: u32,
     /// The last place at which nothing was owed. This one is saved: who starts anew reads what is owed again.
@@ -171,14 +185,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Hears what others announce and has it forgotten, for as long as the future is polled. Whatever fails
-    /// is tried again, after a growing delay.
-    pub async fn listen(&self, forget: Forget) {
+    /// Hears what others announce, for as long as the future is polled. Whatever fails is tried again, after a
+    /// growing delay.
+    pub async fn listen(&self, hear: Hear) {
         // A bell that rings on while this node is away is no reason to read twice.
         let (backoff, mut jitter) = (Backoff::default(), Jitter::from_process());
         let (mut reading, mut failures) = (Reading::from(self.load_cursor().await), 0u32);
         loop {
-            let ended = self.listen_once(&forget, &mut reading, &mut failures, &mut jitter).await;
+            let ended = self.listen_once(&hear, &mut reading, &mut failures, &mut jitter).await;
             if self.listening.swap(false, Ordering::Relaxed) {
                 self.reconnects.fetch_add(1, Ordering::Relaxed);
             }
@@ -197,7 +211,7 @@ impl Fleet {
     /// Subscribes, reads what was missed, and then whatever the bell announces; says why that ended.
     async fn listen_once(
         &self,
-        forget: &Forget,
+        hear: &Hear,
         reading: &mut Reading,
         failures: &mut u32,
         jitter: &mut Jitter,
@@ -209,7 +223,7 @@ impl Fleet {
         };
         let mut messages = bell.on_message();
         loop {
-            if let Err(reason) = self.read_on(forget, reading).await {
+            if let Err(reason) = self.read_on(hear, reading).await {
                 return reason;
             }
             *failures = 0;
@@ -240,10 +254,10 @@ impl Fleet {
     }
 
     /// Forgets what is owed, and reads the log from where it was read last to its end.
-    async fn read_on(&self, forget: &Forget, reading: &mut Reading) -> Result<(), String> {
+    async fn read_on(&self, hear: &Hear, reading: &mut Reading) -> Result<(), String> {
         let before = reading.settled;
-        for kernel in std::mem::take(&mut reading.owed) {
-            self.obey(forget, kernel, reading).await;
+        for (kernel, node) in std::mem::take(&mut reading.owed) {
+            self.obey(hear, kernel, node, reading).await;
         }
         reading.tries = if reading.owed.is_empty() { 0 } else { reading.tries.saturating_add(1) };
         reading.settle();
@@ -251,6 +265,8 @@ impl Fleet {
             // The entry read last shows that nothing between it and the next has been trimmed or lost.
             let still = self.entries(&last.show(), 1).await?;
             if still.first().is_none_or(|entry| entry.cursor != last) {
+                // Where that fails, the gap is found again.
+                hear(Heard::Gap).await.map_err(|error| error.to_string())?;
                 self.gaps.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(last = last.show(), "the log of announcements has lost its past");
                 reading.cursor = None;
@@ -264,13 +280,14 @@ impl Fleet {
                 break;
             }
             for entry in entries {
-                if let Some(kernel) = entry.kernel.filter(|_| entry.node != self.node) {
+                let node = entry.node;
+                if let Some(kernel) = entry.kernel.filter(|_| node != self.node) {
                     if reading.owed.len() >= MAX_LOG {
                         return Err("too many kernels could not be forgotten".to_owned());
                     }
                     self.heard.fetch_add(1, Ordering::Relaxed);
-                    tracing::info!(kernel = %kernel, node = entry.node, "another node has a kernel forgotten");
-                    self.obey(forget, kernel, reading).await;
+                    tracing::info!(kernel = %kernel, node, "another node has a kernel forgotten");
+                    self.obey(hear, kernel, node, reading).await;
                 }
                 reading.cursor = Some(entry.cursor);
                 reading.settle();
@@ -285,12 +302,12 @@ impl Fleet {
     }
 
     /// Has a kernel forgotten; where that fails, it is owed.
-    async fn obey(&self, forget: &Forget, kernel: KernelId, reading: &mut Reading) {
-        match forget(kernel.clone()).await {
+    async fn obey(&self, hear: &Hear, kernel: KernelId, node: String, reading: &mut Reading) {
+        match hear(Heard::Forget { kernel: kernel.clone(), node: node.clone() }).await {
             Ok(()) => drop(reading.owed.remove(&kernel)),
             Err(error) => {
                 tracing::warn!(kernel = %kernel, %error, "a kernel that was to be forgotten stays for now, tried again");
-                reading.owed.insert(kernel);
+                reading.owed.insert(kernel, node);
             }
         }
     }

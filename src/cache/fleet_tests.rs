@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{Fleet, Forget, RedisOptions, SharedFault, TierError, contract::id, servers::RedisServer};
+use super::{Fleet, Hear, Heard, RedisOptions, SharedFault, TierError, contract::id, servers::RedisServer};
 use crate::id::KernelId;
 
 fn node(server: &RedisServer, name: &str, cursor_file: Option<PathBuf>) -> Arc<Fleet> {
@@ -25,26 +25,26 @@ fn node(server: &RedisServer, name: &str, cursor_file: Option<PathBuf>) -> Arc<F
 
 /// A node that listens until it is dropped, and what it hears.
 struct Listener {
-    heard: UnboundedReceiver<KernelId>,
+    heard: UnboundedReceiver<Heard>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Listener {
     async fn start(fleet: &Arc<Fleet>) -> Self {
         let (sender, heard) = unbounded_channel();
-        let forget: Forget = Arc::new(move |id| {
+        let hear: Hear = Arc::new(move |heard| {
             let sender = sender.clone();
             Box::pin(async move {
-                drop(sender.send(id));
+                drop(sender.send(heard));
                 Ok(())
             })
         });
-        Self::start_with(fleet, forget, heard).await
+        Self::start_with(fleet, hear, heard).await
     }
 
-    async fn start_with(fleet: &Arc<Fleet>, forget: Forget, heard: UnboundedReceiver<KernelId>) -> Self {
+    async fn start_with(fleet: &Arc<Fleet>, hear: Hear, heard: UnboundedReceiver<Heard>) -> Self {
         let own = fleet.clone();
-        let task = tokio::spawn(async move { own.listen(forget).await });
+        let task = tokio::spawn(async move { own.listen(hear).await });
         while !fleet.stats().listening {
             tokio::task::yield_now().await;
         }
@@ -52,7 +52,10 @@ impl Listener {
     }
 
     async fn next(&mut self) -> KernelId {
-        self.heard.recv().await.unwrap()
+        match self.heard.recv().await.unwrap() {
+            Heard::Forget { kernel, .. } => kernel,
+            Heard::Gap => panic!("nothing was missed"),
+        }
     }
 }
 
@@ -118,15 +121,16 @@ async fn what_could_not_be_forgotten_is_tried_again_and_keeps_nothing_else_waiti
     let cursor = Some(folder.path().join("fleet.cursor"));
     let (speaker, ear) = (node(&server, "a", None), node(&server, "b", cursor.clone()));
     let refuses = Arc::new(AtomicBool::new(true));
-    let stubborn = |refuses: &Arc<AtomicBool>, sender: UnboundedSender<KernelId>| -> Forget {
+    let stubborn = |refuses: &Arc<AtomicBool>, sender: UnboundedSender<Heard>| -> Hear {
         let refuses = refuses.clone();
-        Arc::new(move |kernel| {
+        Arc::new(move |heard| {
             let (sender, refuses) = (sender.clone(), refuses.clone());
             Box::pin(async move {
-                drop(sender.send(kernel.clone()));
+                drop(sender.send(heard.clone()));
                 let reason = "the file is read-only".to_owned();
                 let failed = TierError::Overloaded { tier: "sqlite", action: "remove a kernel", reason };
-                match kernel == id("k2") && refuses.load(Ordering::SeqCst) {
+                let second = Heard::Forget { kernel: id("k2"), node: "a".to_owned() };
+                match heard == second && refuses.load(Ordering::SeqCst) {
                     true => Err(Arc::new(failed) as SharedFault),
                     false => Ok(()),
                 }
@@ -181,8 +185,35 @@ async fn a_redis_that_restarts_empty_is_listened_to_again() {
     assert!(speaker.announce(&id("lost")).await.is_err(), "who announces is told that nobody hears");
     server.restart();
     speaker.announce(&id("k2")).await.unwrap();
-    assert_eq!(listener.next().await, id("k2"));
-    assert_eq!(ear.stats().gaps, 1, "what was in the log and had not been read is not known");
+    assert_eq!(listener.heard.recv().await, Some(Heard::Gap), "what was in the log and had not been read");
+    let heard = listener.heard.recv().await;
+    assert_eq!(heard, Some(Heard::Forget { kernel: id("k2"), node: "a".to_owned() }));
+    assert_eq!(ear.stats().gaps, 1);
+}
+
+#[tokio::test]
+async fn a_gap_that_could_not_be_dealt_with_is_found_again() {
+    let mut server = RedisServer::start(&[]);
+    let (speaker, ear) = (node(&server, "a", None), node(&server, "b", None));
+    let (sender, heard) = unbounded_channel();
+    let refuses = Arc::new(AtomicBool::new(true));
+    let hear: Hear = Arc::new(move |heard| {
+        let refused = heard == Heard::Gap && refuses.swap(false, Ordering::SeqCst);
+        drop(sender.send(heard));
+        let reason = "the cache is being restarted".to_owned();
+        let failed = TierError::Overloaded { tier: "device", action: "doubt what it has", reason };
+        Box::pin(async move { if refused { Err(Arc::new(failed) as SharedFault) } else { Ok(()) } })
+    });
+    let mut listener = Listener::start_with(&ear, hear, heard).await;
+    speaker.announce(&id("k1")).await.unwrap();
+    assert_eq!(listener.next().await, id("k1"));
+    server.kill();
+    server.restart();
+    speaker.announce(&id("k2")).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(listener.heard.recv().await, Some(Heard::Gap));
+    }
+    assert_eq!((listener.next().await, ear.stats().gaps), (id("k2"), 1));
 }
 
 #[tokio::test]

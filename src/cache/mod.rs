@@ -6,6 +6,7 @@
 mod counters;
 mod device;
 mod error;
+mod fetch_budget;
 mod fleet;
 mod guarded;
 mod lookup;
@@ -28,7 +29,8 @@ mod servers;
 
 pub use device::{Budget, Condemned, DeviceCache, Lease};
 pub use error::CacheError;
-pub use fleet::{Fleet, FleetStats, Forget};
+pub use fetch_budget::{FETCH_PATIENCE, FetchBudget, FetchBudgetSpent, FetchBudgetStats, Reservation};
+pub use fleet::{Fleet, FleetStats, Hear, Heard};
 pub use guarded::GuardedTier;
 pub use lookup::{
     Found, InTier, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Search, Step, StepOutcome,
@@ -41,5 +43,5 @@ pub(crate) use servers::certificates;
 pub use single_flight::SingleFlight;
 pub use source::{Fetched, SharedFault, Source};
 pub use sql::{Database, PostgresOptions, SqlTier, SqliteOptions};
-pub use stats::{EntryStats, Eviction, EvictionReason, TierStats};
+pub use stats::{EntryStats, Eviction, EvictionReason, Evictor, LeavingStats, TierStats};
 pub use tier::{Answer, Held, Negative, Stored, Tier, TierError};

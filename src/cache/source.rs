@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-use super::Stored;
+use super::{Reservation, Stored};
 use crate::{fault::Fault, id::KernelId, validation::Metadata};
 
 /// An error that many can hold: all who waited for one fetch get the same.
@@ -21,6 +21,8 @@ pub struct Fetched {
     pub artifact_us: u64,
     /// Microseconds for the digest.
     pub checksum_us: u64,
+    /// The bytes' share of the budget, where there is one.
+    pub hold: Option<Arc<Reservation>>,
 }
 
 /// Where artifacts come from that no tier holds.

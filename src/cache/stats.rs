@@ -1,5 +1,7 @@
 //! What the tiers say of themselves, in a form fit for `kasmina cache --json`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::KernelId;
@@ -34,6 +36,9 @@ pub struct TierStats {
     pub admissions: u64,
     /// Kernels put out, for whatever reason.
     pub evictions: u64,
+    /// How often what was held grew past the limit while all else was in use or pinned.
+    #[serde(default)]
+    pub overruns: u64,
     /// Copies found damaged and dropped.
     pub corrupt: u64,
     /// Requests the tier itself failed.
@@ -52,7 +57,7 @@ pub struct EntryStats {
     pub bytes: u64,
     /// Milliseconds since it was taken in.
     pub age_ms: u64,
-    /// Milliseconds since it was last used.
+    /// Milliseconds since it was last let go; 0 while a lease is out.
     pub idle_ms: u64,
     /// How often it was found.
     pub hits: u64,
@@ -60,6 +65,50 @@ pub struct EntryStats {
     pub holders: u32,
     /// Whether it is never evicted.
     pub pinned: bool,
+}
+
+/// A kernel that no look-up finds any more and that somebody still uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavingStats {
+    /// Which kernel.
+    pub id: KernelId,
+    /// What it weighs.
+    pub bytes: u64,
+    /// Milliseconds since it was condemned.
+    pub leaving_ms: u64,
+    /// How many leases are out on it.
+    pub holders: u32,
+}
+
+/// Who had a kernel put out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "who")]
+pub enum Evictor {
+    /// An operator of this node.
+    Operator {
+        /// The user he is.
+        uid: u32,
+    },
+    /// Another node.
+    Node {
+        /// Its name.
+        name: String,
+    },
+    /// The daemon itself, which may have missed what another node said.
+    Gap,
+    /// Whoever had it forgotten while it was being loaded.
+    Earlier,
+}
+
+impl fmt::Display for Evictor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator { uid } => write!(f, "uid {uid}"),
+            Self::Node { name } => write!(f, "node {name}"),
+            Self::Earlier => f.write_str("an eviction that came while it was being loaded"),
+            Self::Gap => f.write_str("a gap in what other nodes announce"),
+        }
+    }
 }
 
 /// Why a kernel left the device tier.
@@ -72,13 +121,22 @@ pub enum EvictionReason {
         newcomer: KernelId,
     },
     /// Someone asked for just this.
-    Asked,
+    Asked {
+        /// Who.
+        by: Evictor,
+    },
     /// Someone asked for all to go.
-    Cleared,
+    Cleared {
+        /// Who.
+        by: Evictor,
+    },
     /// Another version came in under its name.
     Replaced,
     /// It must not be found any more, whoever held or pinned it.
-    Invalidated,
+    Invalidated {
+        /// Who said so.
+        by: Evictor,
+    },
 }
 
 impl EvictionReason {
@@ -86,10 +144,10 @@ impl EvictionReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Room { .. } => "room",
-            Self::Asked => "asked",
-            Self::Cleared => "cleared",
+            Self::Asked { .. } => "asked",
+            Self::Cleared { .. } => "cleared",
             Self::Replaced => "replaced",
-            Self::Invalidated => "invalidated",
+            Self::Invalidated { .. } => "invalidated",
         }
     }
 
@@ -98,6 +156,14 @@ impl EvictionReason {
         match self {
             Self::Room { newcomer } => Some(newcomer),
             _ => None,
+        }
+    }
+
+    /// Who wanted it out.
+    pub fn by(&self) -> Option<&Evictor> {
+        match self {
+            Self::Asked { by } | Self::Cleared { by } | Self::Invalidated { by } => Some(by),
+            Self::Room { .. } | Self::Replaced => None,
         }
     }
 }

@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     client::Operator,
-    wire::{CacheReport, FleetReport, LookupReport, RouteReport},
+    wire::{
+        CacheReport, FetchingReport, FleetReport, LeavingKernel, LoadingReport, LookupReport, RouteReport,
+        WarmReport,
+    },
 };
 
 /// Which daemon to ask, and how to print.
@@ -55,10 +58,8 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
             report.devices.join(" "),
         ));
         let warming = &report.warming;
-        if warming.planned > 0 {
-            let state = if warming.done { "warmed" } else { "warming" };
-            let crate::wire::WarmReport { loaded, planned, failed, .. } = warming;
-            say(&format!("{state}: {loaded} of {planned} kernels, {failed} failed\n"));
+        if warming.planned > 0 || warming.planning {
+            say(&format!("{}\n", warming_text(warming)));
         }
         say("\n");
         let rows = report
@@ -109,6 +110,19 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
     })
 }
 
+fn warming_text(warming: &WarmReport) -> String {
+    let state = if warming.done { "warmed" } else { "warming" };
+    let WarmReport { planned, loaded, failed, retrying, .. } = warming;
+    let mut text = format!("{state}: {loaded} of {planned} kernels, {failed} failed");
+    if *retrying > 0 {
+        text += &format!(", {retrying} not reached and tried again");
+    }
+    if warming.planning {
+        text += ", what was used most is not known yet";
+    }
+    text
+}
+
 /// Prints every seed of every session.
 ///
 /// # Errors
@@ -135,6 +149,11 @@ pub fn seeds(options: &OperatorOptions) -> Result<Exit, CliError> {
             .collect();
         let headings = ["SEED", "LAYER", "STATE", "KERNEL", " ALPHA", " PASSES", " FAILED", " P50", " P99"];
         table::print(&headings, &rows);
+        for seed in &report.seeds {
+            if let Some(LoadingReport { kernel, stage, .. }) = &seed.loading {
+                say(&format!("{}/{}/{}: {stage} {kernel}\n", seed.session, seed.layer, seed.seed));
+            }
+        }
         for seed in report.seeds.iter().filter(|seed| seed.last_error.is_some()) {
             if let Some(error) = &seed.last_error {
                 say(&format!("{}/{}/{}: {}\n", seed.session, seed.layer, seed.seed, error));
@@ -178,6 +197,13 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
             }
         }
         say(&format!("\n{}\n", below_memory(report)));
+        for kernel in &report.leaving {
+            say(&format!("leaving: {}\n", leaving_text(kernel)));
+        }
+        if let Some(memory) = report.tiers.first().filter(|tier| tier.overruns > 0) {
+            let times = memory.overruns;
+            say(&format!("memory has grown past its limit {times} times while all of it was in use\n"));
+        }
         let rows: Vec<_> = report
             .kernels
             .iter()
@@ -218,6 +244,13 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
     })
 }
 
+/// A kernel that goes when those who use it let go.
+pub(super) fn leaving_text(kernel: &LeavingKernel) -> String {
+    let LeavingKernel { kernel, bytes: size, holders, leaving_ms } = kernel;
+    let (size, since) = (bytes(*size), table::span(*leaving_ms));
+    format!("{kernel}, {size}, forgotten {since} ago and still used by {holders}")
+}
+
 /// What look-ups below memory came to, and how the node stands in its fleet.
 fn below_memory(report: &CacheReport) -> String {
     let LookupReport { found, not_found, joined, in_flight, .. } = report.lookups;
@@ -225,6 +258,12 @@ fn below_memory(report: &CacheReport) -> String {
     let mut text = format!(
         "look-ups below memory: {found} found, {not_found} not, {joined} waited for another's, {in_flight} under way\n\
          old copies served: {stale}; remembered as not to be had: {negatives}; writes left out: {skipped}\n"
+    );
+    let FetchingReport { bytes: fetching, limit_bytes, waiting, refused } = report.fetching;
+    text += &format!(
+        "on their way from the origin: {} of {}, {waiting} wait, {refused} waited in vain\n",
+        bytes(fetching),
+        bytes(limit_bytes)
     );
     if let Some(FleetReport { listening, announced, heard, reconnects, gaps }) = report.fleet {
         let ear = if listening { "listening" } else { "not listening" };

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use super::{
     CliError, Exit, OperatorOptions,
+    operator::leaving_text,
     table::{bytes, complain, micros, say, span},
 };
 use crate::{
     id::KernelId,
-    wire::{CopyReport, EvictReport, EvictionReport, LoadReport, WhyReport},
+    wire::{CopyReport, EvictReport, EvictionReport, HolderReport, LoadReport, WhyReport},
 };
 
 /// Drops a kernel from memory and the tiers.
@@ -129,9 +130,18 @@ fn page(report: &WhyReport) -> String {
         )),
         None => line("in memory   no".to_owned()),
     }
+    for leaving in &report.leaving {
+        line(format!("leaving     {}", leaving_text(leaving)));
+    }
     for seed in &report.seeds {
         let place = format!("{}/{}/{}", seed.session, seed.layer, seed.seed);
-        line(format!("held by     seed {place} of layer {}, {}", seed.layer_name, seed.state));
+        let loading = seed.loading.as_ref().map(|loading| format!(", {} {}", loading.stage, loading.kernel));
+        let state = format!("{}{}", seed.state, loading.unwrap_or_default());
+        line(format!("held by     seed {place} of layer {}, {state}", seed.layer_name));
+    }
+    for holder in &report.holders {
+        let HolderReport { session, layer, seed, generation, stage, .. } = holder;
+        line(format!("lease       seed {session}/{layer}/{seed}, its kernel number {generation}: {stage}"));
     }
     for copy in &report.copies {
         line(format!("{:<12}{}", copy.tier, copy_text(copy, ago)));
@@ -208,6 +218,10 @@ fn eviction_text(eviction: &EvictionReport) -> String {
     let reason = match &eviction.evictor {
         Some(evictor) => format!("to make room for {evictor}"),
         None => eviction.reason.clone(),
+    };
+    let reason = match &eviction.by {
+        Some(by) => format!("{reason} by {by}"),
+        None => reason,
     };
     format!("{reason}, {} unused for {}", bytes(eviction.bytes), span(eviction.idle_ms))
 }

@@ -17,6 +17,9 @@ section! {
         max_entries: usize = 128, "kernels", Restart;
         /// Bytes that kernels in memory may take together.
         max_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
+        /// Bytes of artifacts that may be on their way from the origin into memory at a time, and as many from the
+        /// tiers below.
+        max_fetch_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
         /// How long "no such kernel" is remembered.
         negative_ttl: Duration = Duration::from_secs(60), "time", Restart;
         /// How long a kernel that was refused is not fetched again.

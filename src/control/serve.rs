@@ -1,22 +1,24 @@
 //! One operator's connection: requests and replies as frames.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::{net::UnixStream, sync::Notify};
 
+use super::file::read_artifact;
 use crate::{
     actor::{
         ActorError, ClearKernels, EvictKernel, ExplainKernel, JudgeArtifact, KernelCache, PinKernel,
         ReportCache, ReportSeeds, ReportStatus, Supervisor, Validator, WarmKernels,
         base::{Frames, Handle},
     },
+    cache::Evictor,
     fault::{ErrorClass, Fault},
     id::{KernelId, ParseKernelIdError},
     telemetry::resident_bytes,
     wire::{
-        Empty, ErrorReply, FrameKind, OperatorRequest, Reply, RuleReport, SeedReport, ValidationReport,
-        WhyReport, WireError, decode, encode,
+        Empty, ErrorReply, FrameKind, HolderReport, OperatorRequest, Peer, Reply, RuleReport, SeedReport,
+        ValidationReport, WhyReport, WireError, decode, encode,
     },
 };
 
@@ -37,25 +39,6 @@ pub struct Control {
     pub max_artifact_bytes: u64,
 }
 
-/// Why a file could not be judged.
-#[derive(Debug, thiserror::Error)]
-enum FileError {
-    #[error("cannot read {path}: {reason}; the daemon reads it as its own user")]
-    Read { path: String, reason: String },
-    #[error("{path} has {bytes} bytes, at most {limit} are read: raise validator.max_artifact_bytes")]
-    TooLarge { path: String, bytes: u64, limit: u64 },
-}
-
-impl Fault for FileError {
-    fn class(&self) -> ErrorClass {
-        ErrorClass::Invalid
-    }
-
-    fn code(&self) -> &'static str {
-        "kernel.deserialize"
-    }
-}
-
 /// Why nothing can be said of a subject.
 #[derive(Debug, thiserror::Error)]
 enum SubjectError {
@@ -63,7 +46,7 @@ enum SubjectError {
     Name { subject: String, reason: String },
     #[error("there is no seed {subject}: kasmina seeds lists them")]
     NoSeed { subject: String },
-    #[error("seed {subject} has no kernel")]
+    #[error("seed {subject} has no kernel and is loading none")]
     NoKernel { subject: String },
     #[error(transparent)]
     Actor(#[from] ActorError),
@@ -91,12 +74,32 @@ fn seed_name(seed: &SeedReport) -> String {
     format!("{}/{}/{}", seed.session, seed.layer, seed.seed)
 }
 
+/// Whether a seed has a kernel, or will have it.
+fn has(seed: &SeedReport, kernel: &KernelId) -> bool {
+    let loading = seed.loading.as_ref().map(|loading| &loading.kernel);
+    seed.kernel.as_ref() == Some(kernel) || loading == Some(kernel)
+}
+
+/// Says what for a kernel is held, as far as its seed knows: by tickets where it does not.
+fn tell_stage(holder: &mut HolderReport, seeds: &[SeedReport]) {
+    let place = |seed: &&SeedReport| {
+        (seed.session, seed.layer, seed.seed) == (holder.session, holder.layer, holder.seed)
+    };
+    let Some(seed) = seeds.iter().find(place) else { return };
+    let loading = seed.loading.as_ref().filter(|loading| loading.generation == holder.generation);
+    if let Some(loading) = loading {
+        holder.stage.clone_from(&loading.stage);
+    } else if seed.kernel.is_some() && seed.generation == holder.generation {
+        "live".clone_into(&mut holder.stage);
+    }
+}
+
 /// Serves an operator's connection until it is closed.
-pub async fn serve_operator(stream: UnixStream, control: Control) {
+pub async fn serve_operator(stream: UnixStream, peer: Peer, control: Control) {
     let mut frames = Frames::new(stream);
     loop {
         let frame = match frames.next().await {
-            Ok(Some(payload)) => control.answer(&payload).await,
+            Ok(Some(payload)) => control.answer(&payload, peer).await,
             Ok(None) | Err(WireError::Closed) => return,
             Err(error) => {
                 if let Ok(frame) = refusal(&error) {
@@ -128,7 +131,8 @@ fn refusal(error: &dyn Fault) -> Result<Vec<u8>, WireError> {
 }
 
 impl Control {
-    async fn answer(&self, payload: &[u8]) -> Result<Vec<u8>, WireError> {
+    async fn answer(&self, payload: &[u8], peer: Peer) -> Result<Vec<u8>, WireError> {
+        let by = Evictor::Operator { uid: peer.uid };
         let request: OperatorRequest = match decode(payload) {
             Ok(request) => request,
             Err(error) => return refusal(&error),
@@ -146,20 +150,20 @@ impl Control {
                 }))
             }
             OperatorRequest::Seeds {} => reply(self.supervisor.ask(ReportSeeds).await),
-            OperatorRequest::Cache {} => reply(self.cache.ask(ReportCache).await),
+            OperatorRequest::Cache {} => reply(self.cache.order(ReportCache).await),
             OperatorRequest::Evict { kernel, fleet } => {
-                let evicted = self.cache.ask(EvictKernel { kernel, fleet }).await;
+                let evicted = self.cache.order(EvictKernel { kernel, fleet, by }).await;
                 reply(evicted.map_err(ActorError::from).and_then(|result| result))
             }
             OperatorRequest::Clear { tiers } => {
-                let cleared = self.cache.ask(ClearKernels { tiers }).await;
+                let cleared = self.cache.order(ClearKernels { tiers, by }).await;
                 reply(cleared.map_err(ActorError::from).and_then(|result| result))
             }
-            OperatorRequest::Warm { kernels } => reply(self.cache.ask(WarmKernels(kernels)).await),
+            OperatorRequest::Warm { kernels } => reply(self.cache.order(WarmKernels(kernels)).await),
             OperatorRequest::Pin { kernel } => reply(self.pin(kernel, true).await),
             OperatorRequest::Unpin { kernel } => reply(self.pin(kernel, false).await),
             OperatorRequest::Why { subject } => reply(self.why(&subject).await),
-            OperatorRequest::Validate { path } => match self.read(&path).await {
+            OperatorRequest::Validate { path } => match read_artifact(&path, self.max_artifact_bytes).await {
                 Ok(bytes) => reply(self.judge(path, bytes).await),
                 Err(error) => refusal(&error),
             },
@@ -172,46 +176,39 @@ impl Control {
     }
 
     async fn pin(&self, kernel: KernelId, pinned: bool) -> Result<Empty, ActorError> {
-        self.cache.ask(PinKernel { kernel, pinned }).await??;
+        let message = PinKernel { kernel, pinned };
+        // One that is to be pinned may have to be fetched.
+        if pinned { self.cache.ask(message).await } else { self.cache.order(message).await }??;
         Ok(Empty {})
     }
 
-    /// All that is known of a kernel, or of the kernel that a seed has.
+    /// All that is known of a kernel, or of the kernel that a seed has or else is loading.
     async fn why(&self, subject: &str) -> Result<WhyReport, SubjectError> {
         let seeds = self.supervisor.ask(ReportSeeds).await.map_err(ActorError::from)?.seeds;
         let kernel = match subject.contains('/') {
             true => {
                 let seed = seeds.iter().find(|seed| seed_name(seed) == subject);
                 let seed = seed.ok_or_else(|| SubjectError::NoSeed { subject: subject.to_owned() })?;
-                let kernel = seed.kernel.clone();
-                kernel.ok_or_else(|| SubjectError::NoKernel { subject: subject.to_owned() })?
+                let loading = || seed.loading.as_ref().map(|loading| loading.kernel.clone());
+                seed.kernel
+                    .clone()
+                    .or_else(loading)
+                    .ok_or_else(|| SubjectError::NoKernel { subject: subject.to_owned() })?
             }
             false => subject.parse().map_err(|error: ParseKernelIdError| SubjectError::Name {
                 subject: subject.to_owned(),
                 reason: error.to_string(),
             })?,
         };
-        let mut report = self.cache.ask(ExplainKernel(kernel.clone())).await.map_err(ActorError::from)?;
-        report.seeds = seeds.into_iter().filter(|seed| seed.kernel.as_ref() == Some(&kernel)).collect();
+        let mut report = self.cache.order(ExplainKernel(kernel.clone())).await.map_err(ActorError::from)?;
+        report.holders.iter_mut().for_each(|holder| tell_stage(holder, &seeds));
+        report.seeds = seeds.into_iter().filter(|seed| has(seed, &kernel)).collect();
         report.breakers = self.supervisor.ask(ReportStatus).await.map_err(ActorError::from)?.breakers;
         Ok(report)
     }
 
-    async fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
-        let failed =
-            |error: std::io::Error| FileError::Read { path: path.to_owned(), reason: error.to_string() };
-        let file = Path::new(path);
-        let (bytes, limit) =
-            (tokio::fs::metadata(file).await.map_err(failed)?.len(), self.max_artifact_bytes);
-        if bytes > limit {
-            return Err(FileError::TooLarge { path: path.to_owned(), bytes, limit });
-        }
-        tokio::fs::read(file).await.map_err(failed)
-    }
-
-    async fn judge(&self, path: String, bytes: Vec<u8>) -> Result<ValidationReport, ActorError> {
-        let outcome =
-            self.validator.ask(JudgeArtifact { bytes: bytes.into(), metadata: None, earlier: None });
+    async fn judge(&self, path: String, bytes: Arc<[u8]>) -> Result<ValidationReport, ActorError> {
+        let outcome = self.validator.ask(JudgeArtifact { bytes, metadata: None, earlier: None });
         let verdict = outcome.await??.outcome.verdict;
         let rules = verdict.rules.into_iter().map(|rule| RuleReport {
             rule: rule.name,

@@ -111,7 +111,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
             (stream, peer) = accept(&trainers.socket) => admit(stream, peer, &trainers_allowed, &supervisor).await,
             (stream, peer) = accept(&operators.socket) => {
                 if operators_allowed.admits(&peer) {
-                    actix::spawn(serve_operator(stream, control.clone()));
+                    actix::spawn(serve_operator(stream, peer, control.clone()));
                 } else {
                     tracing::warn!(uid = peer.uid, pid = peer.pid, "operator refused");
                     refuse(stream, &DaemonError::Refused { uid: peer.uid }).await;

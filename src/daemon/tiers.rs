@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    actor::{ForgetKernel, KernelCache, base::Handle},
+    actor::{DoubtKernels, ForgetKernel, KernelCache, base::Handle},
     backoff::Jitter,
     cache::{
-        Database, Fleet, Forget, GuardedTier, PostgresOptions, RedisOptions, RedisTier, SharedFault, SqlTier,
-        SqliteOptions, Tier,
+        Database, Evictor, Fleet, GuardedTier, Hear, Heard, PostgresOptions, RedisOptions, RedisTier,
+        SharedFault, SqlTier, SqliteOptions, Tier,
     },
     clock::Clock,
     config::Config,
@@ -58,19 +58,24 @@ pub(super) fn tiers(config: &Config, clock: &Arc<dyn Clock>) -> Tiers {
     Tiers { tiers, databases, fleet }
 }
 
-/// Has this node forget what others announce, for as long as the daemon lives.
+/// Has this node forget what others announce, and doubt what it has where it may have missed that, for as long as the
+/// daemon lives.
 pub(super) fn listen_to_others(fleet: Arc<Fleet>, cache: Handle<KernelCache>) {
-    let forget: Forget = Arc::new(move |id| {
+    let hear: Hear = Arc::new(move |heard| {
         let cache = cache.clone();
         Box::pin(async move {
-            let forgotten = cache.ask(ForgetKernel(id.clone())).await;
+            let Heard::Forget { kernel, node } = heard else {
+                return cache.order(DoubtKernels).await.map_err(|error| Arc::new(error) as SharedFault);
+            };
+            let by = Evictor::Node { name: node };
+            let forgotten = cache.order(ForgetKernel { kernel: kernel.clone(), by }).await;
             let report = forgotten.map_err(|error| Arc::new(error) as SharedFault)?;
             let report = report.map_err(|error| Arc::new(error) as SharedFault)?;
-            tracing::info!(kernel = %id, in_use = report.condemned.len(), "kernel forgotten");
+            tracing::info!(%kernel, in_use = report.condemned.len(), "kernel forgotten");
             Ok(())
         })
     });
-    tokio::spawn(async move { fleet.listen(forget).await });
+    tokio::spawn(async move { fleet.listen(hear).await });
 }
 
 /// A name that no other node has, nor this one after a restart: it need only tell its own words from others'.

@@ -10,13 +10,13 @@ use super::{
 };
 use crate::{
     actor::{
-        FetcherSource, KernelCache, KernelCacheParts, Kernels, Supervisor, SupervisorParts, UrzaFetcher,
-        Validator, WarmPlan,
+        FetcherSource, Holders, KernelCache, KernelCacheParts, Kernels, Supervisor, SupervisorParts,
+        UrzaFetcher, Validator, WarmPlan, Warming,
         base::{Child, Handle, RestartPolicy, Supervised},
     },
     backend::{Backend, cpu::CpuBackend},
     backoff::Jitter,
-    cache::{Budget, DeviceCache, Lookup, LookupOptions, SingleFlight, Source},
+    cache::{Budget, DeviceCache, FetchBudget, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
     config::{Config, OriginKind},
     engine::{EngineConfig, Kernel},
@@ -53,30 +53,38 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
     let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(config.device.thread_count()));
     let engine = Arc::new(engine_config(config, panic_in));
 
-    let guarded = Arc::new(origin(config, &clock)?);
+    let fetching = FetchBudget::new(config.cache.max_fetch_bytes.0);
+    let guarded = Arc::new(origin(config, &fetching, &clock)?);
     let source: Arc<dyn Source> = Arc::new(FetcherSource::new(Source::name(&*guarded), fetcher.clone()));
     let Tiers { tiers, databases, fleet } = tiers(config, &clock);
     if let Some(fleet) = &fleet {
         listen_to_others(fleet.clone(), cache.clone());
     }
-    let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(config), clock.clone());
+    // Budgets of their own: a slow origin must not keep back what a tier has.
+    let reading = FetchBudget::new(config.cache.max_fetch_bytes.0);
+    let lookup = Lookup::new(tiers, Some(source), LookupOptions::from(config), clock.clone())
+        .within(reading, config.validator.max_artifact_bytes.0);
     let device = DeviceCache::new(Budget::from(&config.cache), weigh, clock.clone());
-    let kernels = Kernels::new(device.clone(), cache.clone());
+    let holders = Arc::new(Holders::default());
+    let kernels = Kernels::new(device.clone(), holders.clone(), cache.clone());
+    let warm_plan = WarmPlan {
+        listed: config.cache.pinned.iter().chain(&config.cache.warm).cloned().collect(),
+        most_used: config.cache.warm_most_used,
+        window: config.cache.warm_window,
+    };
     let cache_parts = KernelCacheParts {
         device,
+        holders,
         lookup: Arc::new(lookup),
+        fetching: fetching.clone(),
         databases,
         fleet,
         validator: validator.clone(),
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
-        warming: Arc::default(),
-        warm_plan: Arc::new(WarmPlan {
-            listed: config.cache.pinned.iter().chain(&config.cache.warm).cloned().collect(),
-            most_used: config.cache.warm_most_used,
-            window: config.cache.warm_window,
-        }),
+        warming: Arc::new(Warming::of(&warm_plan)),
+        warm_plan: Arc::new(warm_plan),
         clock: clock.clone(),
     };
 
@@ -111,15 +119,20 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
 }
 
 /// The origin that the settings name, behind its breakers.
-fn origin(config: &Config, clock: &Arc<dyn Clock>) -> Result<Guarded, DaemonError> {
+fn origin(
+    config: &Config,
+    fetching: &Arc<FetchBudget>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Guarded, DaemonError> {
     match config.origin.kind {
         OriginKind::Directory => {
             let directory = Arc::new(DirectoryOrigin::new(DirectoryOptions::from(config)));
             let policy = GuardPolicy::from(&config.origin);
-            Ok(Guarded::new(directory, policy, Jitter::from_process(), clock.clone()))
+            let guarded = Guarded::new(directory, policy, Jitter::from_process(), clock.clone());
+            Ok(guarded.within(fetching.clone(), config.validator.max_artifact_bytes.0))
         }
         OriginKind::Urza => {
-            let urza = UrzaOrigin::new(UrzaOptions::from(config), clock.clone())?;
+            let urza = UrzaOrigin::new(UrzaOptions::from(config), clock.clone())?.within(fetching.clone());
             Ok(Guarded::by_parts(Arc::new(urza), clock.clone()))
         }
     }

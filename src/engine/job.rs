@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineConfig, EngineError, LiveSeed, PlanSet};
+use super::{EngineConfig, EngineError, LiveSeed, PlanSet, charge::Charge};
 use crate::{
     backend::{Bindings, HostMemory, Memory, Region, RunContext, RunError},
     tensor::HostTensor,
@@ -21,23 +21,32 @@ pub(super) struct Scratch {
     workspace: HostMemory,
     updates: HostMemory,
     flag: HostMemory,
+    /// What it weighs, in the weight of the kernel that runs on it.
+    charge: Option<Charge>,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        Self { workspace: HostMemory::new(0), updates: HostMemory::new(0), flag: HostMemory::new(64) }
+        let (workspace, updates, flag) = (HostMemory::new(0), HostMemory::new(0), HostMemory::new(64));
+        Self { workspace, updates, flag, charge: None }
     }
 
     /// Grows what is too small for a plan. Not part of a pass in the steady state.
     pub(super) fn fit(&mut self, live: &LiveSeed, plans: &PlanSet) {
-        let grow = |memory: &mut HostMemory, bytes: usize| {
+        let mut has_grown = self.charge.is_none();
+        let mut grow = |memory: &mut HostMemory, bytes: usize| {
             if memory.len_bytes() < bytes {
                 *memory = HostMemory::new(bytes);
+                has_grown = true;
             }
         };
         grow(&mut self.workspace, plans.workspace_bytes());
         if !plans.updates.is_empty() {
             grow(&mut self.updates, live.kernel().buffer_layout().total_bytes());
+        }
+        if has_grown {
+            let bytes = self.workspace.len_bytes() + self.updates.len_bytes() + self.flag.len_bytes();
+            self.charge.get_or_insert_with(|| live.kernel().charge(0)).set(bytes);
         }
     }
 }

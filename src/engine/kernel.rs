@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use super::{EngineConfig, EngineError, PlanKey, PlanSet, Program};
+use super::{
+    EngineConfig, EngineError, PlanKey, PlanSet, Program,
+    charge::{Account, Charge},
+};
 use crate::{
     artifact::{Module, NamedTensor, Parameter},
     backend::{Backend, Region},
@@ -46,6 +49,8 @@ pub struct Kernel {
     program: Box<dyn Program>,
     plans: Mutex<Vec<Entry>>,
     uses: AtomicU64,
+    /// What plans and the memory that seeds run on weigh.
+    account: Account,
 }
 
 /// A plan that is there or being made.
@@ -130,6 +135,7 @@ impl Kernel {
             program: parts.program,
             plans: Mutex::default(),
             uses: AtomicU64::new(0),
+            account: Account::default(),
         })
     }
 
@@ -184,18 +190,19 @@ impl Kernel {
         (self.buffers_offset() + self.buffer_layout.total_bytes()).max(64)
     }
 
-    /// Bytes that stay resident with the kernel itself, whoever uses it.
+    /// Bytes that are resident because of this kernel.
     ///
-    /// Its weights, or the artifact that they are parts of, and the constants of its plans: it grows when a plan is made and shrinks when one is
-    /// dropped. What a pass works on belongs to the seeds.
+    /// Its weights, or the artifact that they are parts of; its plans, as long as anybody holds them; and the
+    /// workspace of every seed that runs it. It grows when a plan is made, or first run by a seed, and shrinks when
+    /// plans and seeds go. A seed's own parameters and what tickets save are their session's.
     pub fn resident_bytes(&self) -> usize {
         let weights = self.parameter_layout.total_bytes() + self.buffer_layout.total_bytes();
-        let weights = weights.max(self.program.held_bytes());
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans
-            .iter()
-            .filter_map(Entry::made)
-            .fold(weights, |sum, plans| sum.saturating_add(plans.constant_bytes))
+        weights.max(self.program.held_bytes()).saturating_add(self.account.bytes())
+    }
+
+    /// Counts bytes as this kernel's until the charge is dropped.
+    pub(super) fn charge(&self, bytes: usize) -> Charge {
+        self.account.charge(bytes)
     }
 
     /// How many plans it has.

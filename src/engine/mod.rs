@@ -7,6 +7,7 @@
 
 mod alpha;
 mod blend;
+mod charge;
 mod config;
 mod error;
 mod executor;

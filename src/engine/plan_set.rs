@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use super::{EngineConfig, EngineError, Kernel};
+use super::{EngineConfig, EngineError, Kernel, charge::Charge};
 use crate::{
     backend::{Backend, CompileOptions, Executable},
     graph::{
@@ -43,8 +43,8 @@ pub struct PlanSet {
     pub guarded: bool,
     /// What the forward pass costs.
     pub cost: Cost,
-    /// Bytes of the constants that the plans hold.
-    pub constant_bytes: usize,
+    /// What the plans weigh, in their kernel's weight for as long as anybody holds them.
+    _charge: Charge,
 }
 
 /// A kernel's gradient.
@@ -86,8 +86,6 @@ impl PlanSet {
             let built = backend.compile(graph, &options);
             built.map_err(|source| EngineError::Build { kernel: kernel.id().clone(), source })
         };
-        let constants = |graph: &Graph| graph.constants.iter().map(|c| c.bytes().len()).sum::<usize>();
-        let mut constant_bytes = 0;
         let mut flops = cost(&graph).flops;
         let affordable = |flops: u64| {
             let samples = key.input_shape.first().map_or(1, |&batch| batch.max(1) as u64);
@@ -111,7 +109,6 @@ impl PlanSet {
             if !both.backward.sinks.is_empty() {
                 let gives = |sink| both.backward.sink(sink).is_some();
                 let given: HashSet<usize> = both.backward.sinks.iter().filter_map(graded_parameter).collect();
-                constant_bytes += constants(&both.backward);
                 backward = Some(Backward {
                     executable: compile(&both.backward)?,
                     gives_input: gives(Sink::GradInput(0)),
@@ -131,9 +128,11 @@ impl PlanSet {
         });
         let updates = updates.collect();
         let cost = cost(&graph);
-        constant_bytes += constants(&graph);
         let forward = compile(&graph)?;
-        Ok(Self { output, forward, backward, updates, guarded, cost, constant_bytes })
+        let executables = backward.iter().map(|backward| &backward.executable).chain([&forward]);
+        let held_bytes = executables.map(|executable| executable.held_bytes()).sum::<usize>();
+        let _charge = kernel.charge(size_of::<Self>() + held_bytes);
+        Ok(Self { output, forward, backward, updates, guarded, cost, _charge })
     }
 
     /// Bytes that a pass holds until its backward, beside the output.

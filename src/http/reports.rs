@@ -41,6 +41,6 @@ impl Reports for Actors {
     }
 
     fn cache(&self, patience: Duration) -> BoxFuture<'_, Result<CacheReport, AskError>> {
-        Box::pin(self.cache.ask(MeasureCache { patience }))
+        Box::pin(self.cache.order(MeasureCache { patience }))
     }
 }

@@ -82,7 +82,7 @@ fn status() -> StatusReport {
             breaker("redis", "closed", None),
             breaker("redis", "half_open", None),
         ],
-        warming: WarmReport { planned: 3, loaded: 2, failed: 1, done: true },
+        warming: WarmReport { planned: 3, loaded: 2, failed: 1, done: true, ..WarmReport::default() },
         totals: TotalsReport { sessions: 9, forward_passes: 20, backward_passes: 10, supply_waits: 0 },
         ..StatusReport::default()
     }

@@ -14,10 +14,15 @@ use super::{
     reference::BlobPlace,
     s3::S3,
     service::Service,
-    want::Want,
+    want::{Want, patience},
     web::Web,
 };
-use crate::{clock::Clock, guard::BreakerStatus, validation::Metadata};
+use crate::{
+    cache::{FetchBudget, Reservation},
+    clock::Clock,
+    guard::BreakerStatus,
+    validation::Metadata,
+};
 
 /// Hosts with a breaker of their own; those beyond share one. A list of hosts is short, a `*` need not be.
 const MOST_HOSTS: usize = 64;
@@ -44,6 +49,7 @@ pub(super) struct Blobs {
     limits: BlobLimits,
     policy: GuardPolicy,
     clock: Arc<dyn Clock>,
+    pub(super) budget: Option<Arc<FetchBudget>>,
 }
 
 impl Blobs {
@@ -65,6 +71,7 @@ impl Blobs {
             limits,
             policy,
             clock,
+            budget: None,
         }
     }
 
@@ -84,6 +91,7 @@ impl Blobs {
             reference,
             limit_bytes: self.limits.max_bytes,
             stall: self.limits.stall,
+            budget: self.budget.as_deref().map(|budget| (budget, patience(self.limits.total))),
         };
         if reference.is_empty() {
             return Err(want.refused("the entry names no blob"));
@@ -108,13 +116,17 @@ impl Blobs {
                 let (id, reference, limits) =
                     (metadata.id.clone(), reference.to_owned(), self.limits.clone());
                 let service = &self.file_service;
+                // Read in one go, so that the whole may be the largest.
+                let hold = want.reserve(want.limit_bytes).await?;
                 let read = tokio::task::spawn_blocking(move || {
                     let (limit_bytes, stall) = (limits.max_bytes, limits.stall);
-                    let want = Want { origin, id: &id, reference: &reference, limit_bytes, stall };
+                    let reference = &reference;
+                    let want = Want { origin, id: &id, reference, limit_bytes, stall, budget: None };
                     folder::read(&want, &path, &folders)
                 });
                 let ended = async { read.await.unwrap_or_else(|error| Err(want.failed(error.to_string()))) };
-                service.once(total, ended).await
+                let blob = service.once(total, ended).await;
+                blob.map(|blob| held(blob, hold))
             }
         };
         blob?.checked(metadata)
@@ -130,4 +142,13 @@ impl Blobs {
         let made = || Arc::new(Service::of_blobs(&name, &self.policy, self.clock.clone()));
         hosts.entry(name.clone()).or_insert_with(made).clone()
     }
+}
+
+/// A blob with the share that was taken for it, or what is left of that.
+pub(super) fn held(blob: Blob, hold: Option<Reservation>) -> Blob {
+    let shrunk = |mut hold: Reservation| {
+        hold.shrink_to(blob.bytes.len() as u64);
+        Arc::new(hold)
+    };
+    Blob { hold: hold.map(shrunk), ..blob }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Place;
 use crate::{
+    cache::FetchBudgetSpent,
     digest::Digest,
     fault::{ErrorClass, Fault},
     guard::BreakerOpen,
@@ -157,6 +158,14 @@ pub enum OriginError {
         /// The setting that says so.
         setting: &'static str,
     },
+    /// Too many bytes are on their way already.
+    #[error("kernel {id}: {source}")]
+    Budget {
+        /// Which kernel.
+        id: KernelId,
+        /// How many.
+        source: FetchBudgetSpent,
+    },
     /// It has failed so often that it is not asked for a while.
     #[error(transparent)]
     BreakerOpen(#[from] BreakerOpen),
@@ -178,6 +187,7 @@ impl Fault for OriginError {
             | Self::TooLarge { .. } => ErrorClass::Invalid,
             Self::Checksum { .. } => ErrorClass::Corrupt,
             Self::Busy { status: 429, .. } => ErrorClass::Overloaded,
+            Self::Budget { source, .. } => source.class(),
             Self::Unavailable { .. }
             | Self::Busy { .. }
             | Self::Denied { .. }
@@ -199,6 +209,7 @@ impl Fault for OriginError {
             Self::Unavailable { .. } | Self::Busy { .. } | Self::Denied { .. } | Self::TimedOut { .. } => {
                 "origin.unavailable"
             }
+            Self::Budget { source, .. } => source.code(),
             Self::BreakerOpen(_) => "origin.breaker_open",
         }
     }
@@ -212,6 +223,7 @@ impl Fault for OriginError {
             Self::Busy { retry_after, .. } => *retry_after,
             // Unavailable as it is, it will say the same until somebody changes something.
             Self::Denied { .. } => Some(Duration::MAX),
+            Self::Budget { source, .. } => source.retry_after(),
             _ => None,
         }
     }

@@ -76,7 +76,7 @@ impl Filling {
             Buffer::Known(_) => return None,
             Buffer::Growing(bytes) => bytes.into(),
         };
-        Some(Blob { bytes, digest: self.hasher.finish(), hashing: self.hashing })
+        Some(Blob { bytes, digest: self.hasher.finish(), hashing: self.hashing, hold: None })
     }
 }
 

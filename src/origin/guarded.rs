@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
-use super::{Blob, Origin, OriginError, service::Service};
+use super::{Blob, Origin, OriginError, blobs::held, service::Service};
 use crate::{
     backoff::{Backoff, Jitter},
-    cache::{Fetched, SharedFault, Source, Stored},
+    cache::{FetchBudget, Fetched, Reservation, SharedFault, Source, Stored},
     clock::Clock,
     config,
     guard::{BreakerPolicy, BreakerStatus, RetryPolicy},
@@ -59,18 +59,28 @@ pub struct Guarded {
     service: Option<Service>,
     timeout: Duration,
     clock: Arc<dyn Clock>,
+    /// What the bytes take their share of, and the most that one artifact may have; where the origin does not see to
+    /// that itself.
+    budget: Option<(Arc<FetchBudget>, u64)>,
 }
 
 impl Guarded {
     /// Guards an origin as a whole; `jitter` decides the delays between attempts.
     pub fn new(origin: Arc<dyn Origin>, policy: GuardPolicy, jitter: Jitter, clock: Arc<dyn Clock>) -> Self {
         let service = Service::with_jitter(origin.name(), &policy, jitter, clock.clone());
-        Self { origin, service: Some(service), timeout: policy.timeout, clock }
+        Self { origin, service: Some(service), timeout: policy.timeout, clock, budget: None }
     }
 
     /// Takes an origin that guards each of its parts by itself.
     pub fn by_parts(origin: Arc<dyn Origin>, clock: Arc<dyn Clock>) -> Self {
-        Self { origin, service: None, timeout: Duration::MAX, clock }
+        Self { origin, service: None, timeout: Duration::MAX, clock, budget: None }
+    }
+
+    /// The same, but an artifact's bytes take of a budget before they are asked for: the most that it may have, and
+    /// then what it has.
+    #[must_use]
+    pub fn within(self, budget: Arc<FetchBudget>, most_bytes: u64) -> Self {
+        Self { budget: Some((budget, most_bytes)), ..self }
     }
 
     /// The state of every breaker.
@@ -113,8 +123,10 @@ impl Guarded {
     async fn attempt(&self, id: &KernelId) -> Result<Fetched, OriginError> {
         let start = self.clock.now();
         let metadata = self.metadata(id).await?;
+        let hold = self.reserve(id).await?;
         let between = self.clock.now();
         let blob = self.artifact(&metadata).await?;
+        let blob = if hold.is_some() { held(blob, hold) } else { blob };
         let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let took = self.clock.now().saturating_duration_since(between);
         let now = self.clock.unix_ms();
@@ -123,7 +135,14 @@ impl Guarded {
             metadata_us: us(between.saturating_duration_since(start)),
             artifact_us: us(took.saturating_sub(blob.hashing)),
             checksum_us: us(blob.hashing),
+            hold: blob.hold,
         })
+    }
+
+    async fn reserve(&self, id: &KernelId) -> Result<Option<Reservation>, OriginError> {
+        let Some((budget, most_bytes)) = &self.budget else { return Ok(None) };
+        let reserved = budget.reserve(*most_bytes).await;
+        reserved.map(Some).map_err(|source| OriginError::Budget { id: id.clone(), source })
     }
 
     async fn metadata(&self, id: &KernelId) -> Result<Metadata, OriginError> {

@@ -1,5 +1,7 @@
 //! Blobs by HTTP: streamed, and taken up again where a connection broke.
 
+use std::sync::Arc;
+
 use reqwest::{
     Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
@@ -12,6 +14,7 @@ use super::{
     want::Want,
     web::{Web, answered, failed},
 };
+use crate::cache::Reservation;
 
 const ADVICE: &str = "blobs are asked for without credentials, let the daemon read them or use s3://";
 
@@ -23,6 +26,7 @@ pub(super) struct Progress(Mutex<Option<Begun>>);
 struct Begun {
     filling: Filling,
     total: Option<u64>,
+    hold: Option<Reservation>,
     /// The version the bytes are of; without one, nothing is taken up again.
     version: Option<HeaderValue>,
 }
@@ -30,7 +34,10 @@ struct Begun {
 impl Progress {
     /// The blob, after an attempt that succeeded.
     pub(super) async fn finish(&self) -> Option<Blob> {
-        self.0.lock().await.take()?.filling.finish()
+        let Begun { filling, hold, .. } = self.0.lock().await.take()?;
+        let mut hold = hold;
+        hold.iter_mut().for_each(|hold| hold.shrink_to(filling.filled() as u64));
+        Some(Blob { hold: hold.map(Arc::new), ..filling.finish()? })
     }
 }
 
@@ -57,7 +64,11 @@ pub(super) async fn attempt(
     let mut response = want.in_time(web.follow(url, headers, want.asker(ADVICE))).await??;
     let place = response.url().clone();
     match response.status() {
-        StatusCode::OK => *state = Some(begin(&response, want)?),
+        StatusCode::OK => {
+            // What was there goes first, or it would wait for itself.
+            *state = None;
+            *state = Some(begin(&response, want).await?);
+        }
         StatusCode::PARTIAL_CONTENT if state.as_ref().is_some_and(|begun| continues(&response, begun)) => {}
         StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
             *state = None;
@@ -82,12 +93,16 @@ pub(super) async fn attempt(
     }
 }
 
-fn begin(response: &Response, want: &Want<'_>) -> Result<Begun, OriginError> {
+async fn begin(response: &Response, want: &Want<'_>) -> Result<Begun, OriginError> {
     let total = response.content_length();
+    if total.is_some_and(|total| total > want.limit_bytes) {
+        return Err(want.too_large());
+    }
+    let hold = want.reserve(total.unwrap_or(want.limit_bytes)).await?;
     let filling = Filling::new(total, want.limit_bytes).map_err(|_| want.too_large())?;
     let strong = |tag: &&HeaderValue| !tag.as_bytes().starts_with(b"W/");
     let version = response.headers().get(header::ETAG).filter(strong).cloned();
-    Ok(Begun { filling, total, version })
+    Ok(Begun { filling, total, hold, version })
 }
 
 /// Whether the answer goes on where the bytes so far end, in the same version.

@@ -25,6 +25,8 @@ mod want;
 mod web;
 
 #[cfg(test)]
+mod budget_tests;
+#[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod directory_tests;

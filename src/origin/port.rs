@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::OriginError;
 use crate::{
+    cache::Reservation,
     digest::Digest,
     guard::BreakerStatus,
     id::KernelId,
@@ -25,6 +26,8 @@ pub struct Blob {
     pub digest: Digest,
     /// How long that took, of the time for the whole.
     pub hashing: Duration,
+    /// Their share of what may be on its way at a time, where that is bounded.
+    pub hold: Option<Arc<Reservation>>,
 }
 
 impl fmt::Debug for Blob {
@@ -38,7 +41,7 @@ impl Blob {
     pub fn hashed(bytes: Arc<[u8]>) -> Self {
         let start = Instant::now();
         let digest = Digest::of(&bytes);
-        Self { bytes, digest, hashing: start.elapsed() }
+        Self { bytes, digest, hashing: start.elapsed(), hold: None }
     }
 
     /// The blob, if it is what the entry's checksum is of, where it has one.

@@ -276,6 +276,7 @@ async fn upload(
                 limit_bytes: options.max_artifact_bytes,
                 // The whole is sent before the first byte of the answer comes.
                 stall: options.blob_timeout,
+                budget: None,
             };
             S3::new(options.s3.clone()).write(&want, bucket, &key, &publication.bytes).await?;
             Ok(reference)

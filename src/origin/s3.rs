@@ -124,6 +124,7 @@ impl S3 {
             return Err(want.too_large());
         }
         let size = usize::try_from(first.total).map_err(|_| want.too_large())?;
+        let hold = want.reserve(first.total).await?.map(Arc::new);
         let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, size).collect();
         let block = Arc::get_mut(&mut bytes).expect("nobody else has been given it");
         let part_size = if first.whole { size } else { usize::try_from(part_bytes).unwrap_or(usize::MAX) };
@@ -145,7 +146,7 @@ impl S3 {
             }
         }
         drop(parts);
-        Ok(Blob { bytes, digest: hasher.finish(), hashing })
+        Ok(Blob { bytes, digest: hasher.finish(), hashing, hold })
     }
 
     /// Writes a blob.

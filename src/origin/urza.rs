@@ -14,7 +14,9 @@ use super::{
     reference::Allow,
     web::Web,
 };
-use crate::{clock::Clock, config, guard::BreakerStatus, id::KernelId, validation::Metadata};
+use crate::{
+    cache::FetchBudget, clock::Clock, config, guard::BreakerStatus, id::KernelId, validation::Metadata,
+};
 
 const NAME: &str = "urza";
 
@@ -147,6 +149,13 @@ impl UrzaOrigin {
         );
         let blobs = Blobs::new(NAME, web, options.s3, limits, options.policy, clock);
         Ok(Self { catalogue: Arc::new(catalogue), blobs, accept_testing: options.accept_testing })
+    }
+
+    /// The same, but the bytes of blobs take of a budget before there is memory for them.
+    #[must_use]
+    pub fn within(mut self, budget: Arc<FetchBudget>) -> Self {
+        self.blobs.budget = Some(budget);
+        self
     }
 }
 

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::{OriginError, web::Asker};
-use crate::{fault::shortened, id::KernelId};
+use crate::{
+    cache::{FETCH_PATIENCE, FetchBudget, Reservation},
+    fault::shortened,
+    id::KernelId,
+};
 
 /// One blob as it is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +18,14 @@ pub(super) struct Want<'a> {
     pub(super) limit_bytes: u64,
     /// How long no byte may come.
     pub(super) stall: Duration,
+    /// What the bytes take their share of, where that is bounded, and how long they may wait for it.
+    pub(super) budget: Option<(&'a FetchBudget, Duration)>,
+}
+
+/// How long bytes may wait for their share within a call that may take `total`: a call that runs out of time would
+/// count as the service's failure.
+pub(super) fn patience(total: Duration) -> Duration {
+    FETCH_PATIENCE.min(total / 2)
 }
 
 impl<'a> Want<'a> {
@@ -45,6 +57,13 @@ impl<'a> Want<'a> {
 
     pub(super) fn asker(&self, advice: &'static str) -> Asker<'a> {
         Asker { origin: self.origin, id: self.id, advice }
+    }
+
+    /// Room for so many bytes, to be had before there is memory for them.
+    pub(super) async fn reserve(&self, bytes: u64) -> Result<Option<Reservation>, OriginError> {
+        let Some((budget, patience)) = self.budget else { return Ok(None) };
+        let reserved = budget.reserve_within(bytes, patience).await;
+        reserved.map(Some).map_err(|source| OriginError::Budget { id: self.id.clone(), source })
     }
 
     /// Waits for the next bytes, no longer than the stall limit.

@@ -47,12 +47,13 @@ pub use message::{
     SessionLimits, SetAlpha, TensorEntry,
 };
 pub use operator::{
-    ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FleetReport, LookupReport,
-    OperatorRequest, RuleReport, SeedReport, SeedsReport, SessionReport, StatusReport, TierReport,
-    TotalsReport, ValidationReport,
+    ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FetchingReport, FleetReport,
+    LeavingKernel, LoadingReport, LookupReport, OperatorRequest, RuleReport, SeedReport, SeedsReport,
+    SessionReport, StatusReport, TierReport, TotalsReport, ValidationReport,
 };
 pub use peer::Peer;
 pub use supply::{
-    CopyReport, EvictionReport, LoadReport, NegativeReport, RouteReport, StepReport, WarmReport, WhyReport,
+    CopyReport, EvictionReport, HolderReport, LoadReport, NegativeReport, RouteReport, StepReport,
+    WarmReport, WhyReport,
 };
 pub use words::{Blend, FailureKind, GraftRole, SeedState, Status};

@@ -222,10 +222,24 @@ pub struct SeedReport {
     pub kernel: Option<KernelId>,
     /// Which of its kernels that is.
     pub generation: Generation,
+    /// The kernel that is on its way into it; null where none is.
+    #[serde(default)]
+    pub loading: Option<LoadingReport>,
     /// Its numbers.
     pub stats: SeedStats,
     /// Its most recent failure.
     pub last_error: Option<ErrorReply>,
+}
+
+/// A kernel on its way into a seed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadingReport {
+    /// Which kernel.
+    pub kernel: KernelId,
+    /// Which of the seed's kernels it will be.
+    pub generation: Generation,
+    /// `loading`, or `ready` where the trainer has yet to take it.
+    pub stage: String,
 }
 
 /// Answers [`OperatorRequest::Cache`].
@@ -235,10 +249,16 @@ pub struct CacheReport {
     pub tiers: Vec<TierReport>,
     /// What is resident, the most recently used first.
     pub kernels: Vec<CachedKernel>,
+    /// What no look-up finds any more and is still in use. Its bytes are among the first tier's.
+    #[serde(default)]
+    pub leaving: Vec<LeavingKernel>,
     /// What the places below were measured at, and which of them are passed by.
     pub routes: Vec<RouteReport>,
     /// What look-ups below memory came to.
     pub lookups: LookupReport,
+    /// The bytes on their way from the origin.
+    #[serde(default)]
+    pub fetching: FetchingReport,
     /// How this node hears of what is to be forgotten everywhere; null without a Redis.
     pub fleet: Option<FleetReport>,
     /// Copies given although the origin, asked about them, did not answer.
@@ -247,6 +267,19 @@ pub struct CacheReport {
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.
     pub writes_skipped: u64,
+}
+
+/// Bytes of artifacts on their way from the origin into memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchingReport {
+    /// Bytes now.
+    pub bytes: u64,
+    /// The most there may be.
+    pub limit_bytes: u64,
+    /// Fetches that wait for others' to end.
+    pub waiting: u64,
+    /// Fetches that have waited in vain.
+    pub refused: u64,
 }
 
 /// Look-ups below memory since the daemon started.
@@ -302,6 +335,9 @@ pub struct TierReport {
     pub passed_over: u64,
     /// Kernels dropped to make room.
     pub evictions: u64,
+    /// How often a kernel grew past the limit while all else was in use; of the first tier alone.
+    #[serde(default)]
+    pub overruns: u64,
     /// Kernels held; null where the tier cannot tell.
     pub entries: Option<u64>,
     /// Bytes held; null where the tier cannot tell.
@@ -319,7 +355,7 @@ pub struct CachedKernel {
     pub kernel: KernelId,
     /// SHA-256 of the artifact.
     pub digest: String,
-    /// Bytes it takes, plans included.
+    /// Bytes it takes, with its plans and the workspaces of the seeds that run it.
     pub bytes: u64,
     /// How many seeds and tickets use it: it is not evicted before they let go.
     pub holders: u32,
@@ -327,12 +363,25 @@ pub struct CachedKernel {
     pub pinned: bool,
     /// Milliseconds since it was loaded.
     pub age_ms: u64,
-    /// Milliseconds since it was last looked up.
+    /// Milliseconds since it was last let go; 0 while it is held.
     pub idle_ms: u64,
     /// Look-ups it has answered.
     pub hits: u64,
     /// Plans made of it.
     pub plans: u32,
+}
+
+/// One kernel that no look-up finds any more and that somebody still uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeavingKernel {
+    /// Its name.
+    pub kernel: KernelId,
+    /// Bytes it takes.
+    pub bytes: u64,
+    /// How many seeds and tickets use it: it goes with the last.
+    pub holders: u32,
+    /// Milliseconds since it was to be forgotten.
+    pub leaving_ms: u64,
 }
 
 /// Answers [`OperatorRequest::Evict`] and [`OperatorRequest::Clear`].

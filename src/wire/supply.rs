@@ -2,18 +2,24 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CachedKernel, RuleReport, SeedReport, operator::BreakerReport};
-use crate::id::KernelId;
+use super::{CachedKernel, LeavingKernel, RuleReport, SeedReport, operator::BreakerReport};
+use crate::id::{Generation, KernelId, LayerId, SeedIndex, SessionId};
 
 /// How far warming has come; the daemon serves meanwhile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmReport {
+    /// Whether more may be planned, once a tier tells what was used most.
+    #[serde(default)]
+    pub planning: bool,
     /// Kernels to be loaded: those of the configuration, and the most used.
     pub planned: u32,
     /// Kernels loaded, or resident already.
     pub loaded: u32,
     /// Kernels that could not be loaded.
     pub failed: u32,
+    /// Kernels for which somebody did not answer; they are tried again, after a growing delay.
+    #[serde(default)]
+    pub retrying: u32,
     /// Whether it is over.
     pub done: bool,
 }
@@ -89,6 +95,9 @@ pub struct EvictionReport {
     pub reason: String,
     /// For whom room was made; null for other reasons.
     pub evictor: Option<KernelId>,
+    /// Who asked for it: `uid N`, `node NAME`, or what made the daemon do it; null where nobody did.
+    #[serde(default)]
+    pub by: Option<String>,
     /// What it weighed.
     pub bytes: u64,
     /// How long nobody had used it, in milliseconds.
@@ -130,6 +139,23 @@ pub struct NegativeReport {
     pub retry_in_ms: u64,
 }
 
+/// A seed that has a kernel in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderReport {
+    /// The session.
+    pub session: SessionId,
+    /// The layer.
+    pub layer: LayerId,
+    /// The seed.
+    pub seed: SeedIndex,
+    /// Which of the seed's kernels it is, or was.
+    pub generation: Generation,
+    /// SHA-256 of the artifact.
+    pub digest: String,
+    /// `live`, `loading`, `ready`, or `tickets` where only passes that await their backward have it still.
+    pub stage: String,
+}
+
 /// Answers [`OperatorRequest::Why`](super::OperatorRequest::Why): all that is known of one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WhyReport {
@@ -139,8 +165,14 @@ pub struct WhyReport {
     pub now_unix_ms: i64,
     /// What is in memory; null where it is not resident.
     pub resident: Option<CachedKernel>,
-    /// The seeds that have it.
+    /// What is still in use of it although it is to be forgotten.
+    #[serde(default)]
+    pub leaving: Vec<LeavingKernel>,
+    /// The seeds that have it, or are loading it.
     pub seeds: Vec<SeedReport>,
+    /// Who has it in use, and for what.
+    #[serde(default)]
+    pub holders: Vec<HolderReport>,
     /// What each tier has.
     pub copies: Vec<CopyReport>,
     /// What is remembered of its absence.

@@ -74,11 +74,25 @@ def test_training_goes_on_until_the_kernel_is_there(slow):
         for _ in range(50):
             step(layer, optimizer)
         assert seed.loading == "late" and seed.kernel is None and seed.state == "loading" and not told
+        with daemon.operator() as operator:
+            report = operator.seeds()["seeds"][0]
+            assert (report["kernel"], report["loading"]["kernel"], report["loading"]["stage"]) == (None, "late", "loading")
+            place = "{session}/{layer}/{seed}".format(**report)
+            page = operator.why(place)
+            assert page["kernel"] == "late" and page["seeds"] == [report] and page["holders"] == []
         # The session answers meanwhile, and no pass came to where it might have waited.
         assert layer.remote.stats(0)["executions"] == 0
         assert [session["supply_waits"] for session in daemon.status()["sessions"]] == [0]
         proxy.set(None)
+
+        def stages():
+            with daemon.operator() as operator:
+                return [holder["stage"] for holder in operator.why(place)["holders"]]
+
+        # What is ready and not taken yet is held too, and says for whom.
+        settled(lambda: stages() == ["ready"])
         until_live(layer, optimizer)
+        assert stages() == ["live"]
         assert told == ["late"] and seed.kernel == "late" and seed.alpha == 0.5 and seed.state == "holding"
         before = [parameter.clone() for parameter in seed.parameters()]
         step(layer, optimizer)

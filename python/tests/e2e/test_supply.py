@@ -1,6 +1,7 @@
 """An operator's hands on the supply: warm, pin, unpin, clear, evict and why, by the tool and by the client."""
 
 import json
+import os
 import sqlite3
 import subprocess
 
@@ -11,7 +12,10 @@ from torch import nn
 
 import kasmina.torch
 from .conftest import BINARY, settled
+from .faults import ALONE
 from .modules import TOKENS
+from .proxy import Proxy
+from .servers import Urza
 
 
 def tool(daemon, *arguments):
@@ -109,7 +113,7 @@ def test_why_tells_where_a_kernel_is_and_came_from(daemon):
         layer.seeds[0].prune()
     told(daemon, "evict", "mlp")
     page = told(daemon, "why", "mlp")
-    assert "eviction    " in page and "in memory   no" in page, page
+    assert "eviction    " in page and "in memory   no" in page and f"asked by uid {os.getuid()}" in page, page
     wrong = tool(daemon, "why", "9/9/9")
     assert wrong.returncode == 3 and "9" in wrong.stderr, wrong
     with daemon.connect() as client, pytest.raises(kasmina.KasminaError):
@@ -130,3 +134,49 @@ def test_a_kernel_in_use_is_not_evicted(daemon):
         with daemon.operator() as operator:
             assert operator.evict("mlp")["evicted"] == ["mlp"]
         assert "mlp" not in resident(daemon)
+
+
+def test_a_kernel_weighs_what_passes_of_new_shapes_take(daemon):
+    with daemon.connect() as client:
+        layer = layered(client, "mlp")
+        grafted = resident(daemon)["mlp"]
+        layer(torch.randn(64, *TOKENS[1:]))
+        settled(lambda: resident(daemon)["mlp"]["bytes"] > grafted["bytes"])
+        assert resident(daemon)["mlp"]["plans"] > grafted["plans"] and resident(daemon)["mlp"]["idle_ms"] == 0
+        ran = resident(daemon)["mlp"]["bytes"]
+        layer.seeds[0].prune()
+        # The seed's workspace goes with it, the plans stay.
+        settled(lambda: grafted["bytes"] < resident(daemon)["mlp"]["bytes"] < ran)
+
+
+def test_prefetches_wait_in_a_bounded_row_and_end_with_their_session(start, serve, origin):
+    urza = serve(lambda: Urza(origin))
+    with Proxy(("127.0.0.1", urza.port)) as proxy:
+        daemon = start(origin, settings=ALONE, origin=urza.settings(proxy.port, timeout="60s"))
+        proxy.set("hang")
+
+        def under_way():
+            with daemon.operator() as operator:
+                return operator.cache()["lookups"]["in_flight"]
+
+        with daemon.connect() as client:
+            for batch in range(4):
+                assert client.prefetch([f"k{batch}-{n}" for n in range(64)]) == 64
+            settled(lambda: under_way() == 2)
+            with pytest.raises(kasmina.KasminaError) as raised:
+                client.prefetch([f"more-{n}" for n in range(3)])
+            assert raised.value.code == "session.quota" and "256" in str(raised.value)
+            assert client.prefetch(["more-0", "more-1"]) == 2
+            assert client.prefetch(["more-0", "k3-63"]) == 0, "they wait already"
+            # An operator is heard, and the session grafts nothing less for it.
+            assert under_way() == 2
+            told(daemon, "why", "k0-0")
+        settled(lambda: under_way() == 0)
+
+
+def test_only_regular_files_are_judged(daemon):
+    with daemon.operator() as operator:
+        for path in ("/dev/zero", str(daemon.folder)):
+            with pytest.raises(kasmina.KasminaError) as raised:
+                operator.validate(path)
+            assert "no regular file" in str(raised.value)

@@ -59,18 +59,23 @@ impl Fault for AskError {
     }
 }
 
+/// Orders that an actor takes at a time, beside its work.
+const ORDERS: usize = 64;
+
 struct Slot<A: Actor> {
     name: &'static str,
     limit: usize,
     address: RwLock<Option<Addr<A>>>,
     under_way: Semaphore,
+    orders: Semaphore,
     down: AtomicBool,
 }
 
 /// Where to ask an actor, whichever of its lives it is in.
 ///
 /// actix bounds a mailbox for each clone of an address, so the bound that counts is kept here: requests
-/// under way, from the asking to the answer, over all clones of the handle.
+/// under way, from the asking to the answer, over all clones of the handle. Orders have places of their own, so that
+/// whoever looks after an actor, or tells it what it must not miss, is heard while all its work waits for something.
 pub struct Handle<A: Actor>(Arc<Slot<A>>);
 
 impl<A: Actor> Clone for Handle<A> {
@@ -93,6 +98,7 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
             limit,
             address: RwLock::new(None),
             under_way: Semaphore::new(limit),
+            orders: Semaphore::new(ORDERS),
             down: AtomicBool::new(false),
         }))
     }
@@ -102,7 +108,7 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
         self.0.name
     }
 
-    /// Requests under way.
+    /// Requests under way, orders not counted.
     pub fn under_way(&self) -> usize {
         self.0.limit - self.0.under_way.available_permits().min(self.0.limit)
     }
@@ -118,10 +124,34 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
         M::Result: Send,
         A::Context: ToEnvelope<A, M>,
     {
+        self.send(&self.0.under_way, self.0.limit, message).await
+    }
+
+    /// As [`ask`](Self::ask), for what must be heard however much work is under way: questions and commands of
+    /// operators and other nodes, and news. Not for what waits for a dependency.
+    ///
+    /// # Errors
+    /// [`AskError`] when too many orders are under way, or the actor failed before it answered.
+    pub async fn order<M>(&self, message: M) -> Result<M::Result, AskError>
+    where
+        A: Handler<M>,
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A::Context: ToEnvelope<A, M>,
+    {
+        self.send(&self.0.orders, ORDERS, message).await
+    }
+
+    async fn send<M>(&self, places: &Semaphore, limit: usize, message: M) -> Result<M::Result, AskError>
+    where
+        A: Handler<M>,
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A::Context: ToEnvelope<A, M>,
+    {
         step_path::may_wait();
         let actor = self.0.name;
-        let overloaded = |_| AskError::Overloaded { actor, limit: self.0.limit };
-        let _place = self.0.under_way.try_acquire().map_err(overloaded)?;
+        let _place = places.try_acquire().map_err(|_| AskError::Overloaded { actor, limit })?;
         let address = self.address()?;
         address.send(message).await.map_err(|_| self.absent())
     }
@@ -137,6 +167,11 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
         self.publish(None);
     }
 
+    /// Whether the actor will not come back.
+    pub fn is_down(&self) -> bool {
+        self.0.down.load(Ordering::Acquire)
+    }
+
     /// The present address, for stopping the actor.
     ///
     /// # Errors
@@ -148,10 +183,6 @@ impl<A: Actor<Context = Context<A>>> Handle<A> {
 
     fn absent(&self) -> AskError {
         let actor = self.0.name;
-        if self.0.down.load(Ordering::Acquire) {
-            AskError::Down { actor }
-        } else {
-            AskError::Restarting { actor }
-        }
+        if self.is_down() { AskError::Down { actor } } else { AskError::Restarting { actor } }
     }
 }

@@ -20,6 +20,8 @@ pub struct ActorReport {
     pub name: &'static str,
     /// Whether it can be asked now.
     pub alive: bool,
+    /// Whether it has failed too often to be brought back.
+    pub down: bool,
     /// Lives that ended in a panic.
     pub panics: u64,
     /// Requests under way.
@@ -87,6 +89,7 @@ impl<A: Actor<Context = Context<A>>> Child for Supervised<A> {
         ActorReport {
             name: self.name(),
             alive: self.handle.address().is_ok(),
+            down: self.handle.is_down(),
             panics: self.panics,
             under_way: self.handle.under_way(),
         }

@@ -1,6 +1,10 @@
 //! Respawning: a panicked actor comes back under the same handle until its budget is spent.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::poll_fn,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor, Context, Handler, Message};
 use tokio::sync::mpsc;
@@ -54,7 +58,7 @@ async fn a_panicked_actor_is_brought_back_within_its_budget() {
     assert_eq!(handle.ask(Ask { panic: true }).await, Err(AskError::Restarting { actor: "fragile" }));
     let exit = ended.recv().await.unwrap();
     assert!(!exit.graceful && exit.actor == "fragile");
-    assert!(!child.report().alive);
+    assert!(!child.report().alive && !child.report().down);
 
     let now = Instant::now();
     assert_eq!(child.failed(now), Some(Duration::ZERO));
@@ -65,6 +69,7 @@ async fn a_panicked_actor_is_brought_back_within_its_budget() {
     assert!(!ended.recv().await.unwrap().graceful);
     assert_eq!(child.failed(now), None);
     assert_eq!(handle.ask(Ask { panic: false }).await, Err(AskError::Down { actor: "fragile" }));
+    assert!(!child.report().alive && child.report().down);
     assert_eq!(child.report().panics, 2);
 }
 
@@ -113,6 +118,25 @@ async fn more_than_the_bound_is_refused_and_not_queued() {
     let (_never, until) = tokio::sync::oneshot::channel();
     let refused = handle.ask(WaitFor(until)).await;
     assert_eq!(refused, Err(AskError::Overloaded { actor: "slow", limit: 1 }));
+    // Orders have places of their own.
+    let (release_other, until) = tokio::sync::oneshot::channel();
+    release_other.send(()).unwrap();
+    assert_eq!(handle.order(WaitFor(until)).await, Ok(()));
+    let mut orders = Vec::new();
+    for _ in 0..64 {
+        let (release, until) = tokio::sync::oneshot::channel();
+        let mut order = Box::pin(handle.order(WaitFor(until)));
+        let polled = poll_fn(|context| Poll::Ready(order.as_mut().poll(context))).await;
+        assert!(polled.is_pending());
+        orders.push((release, order));
+    }
+    let (_never, until) = tokio::sync::oneshot::channel();
+    let refused = handle.order(WaitFor(until)).await;
+    assert_eq!(refused, Err(AskError::Overloaded { actor: "slow", limit: 64 }));
+    for (release, order) in orders {
+        release.send(()).unwrap();
+        assert_eq!(order.await, Ok(()));
+    }
     release.send(()).unwrap();
     assert_eq!(first.await.unwrap(), Ok(()));
     assert_eq!(handle.under_way(), 0);

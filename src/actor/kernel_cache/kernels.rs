@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{GetKernel, KernelCache, KernelLease};
+use super::{GetKernel, HeldKernel, Holder, Holders, KernelCache};
 use crate::{
     actor::{ActorError, base::Handle},
     cache::DeviceCache,
@@ -14,24 +14,31 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Kernels {
     device: DeviceCache<Arc<Kernel>>,
+    holders: Arc<Holders>,
     cache: Handle<KernelCache>,
 }
 
 impl Kernels {
-    /// The device tier, and the actor that fills it.
-    pub fn new(device: DeviceCache<Arc<Kernel>>, cache: Handle<KernelCache>) -> Self {
-        Self { device, cache }
+    /// The device tier, who holds what of it, and the actor that fills it.
+    pub fn new(device: DeviceCache<Arc<Kernel>>, holders: Arc<Holders>, cache: Handle<KernelCache>) -> Self {
+        Self { device, holders, cache }
     }
 
-    /// The kernel, in use until the lease is dropped.
+    /// The kernel, in use by this holder until it is dropped.
     ///
     /// # Errors
     /// Why it could not be loaded.
-    pub async fn get(&self, id: &KernelId) -> Result<KernelLease, ActorError> {
-        match self.device.lease(id) {
-            Some(lease) => Ok(lease),
-            None => self.cache.ask(GetKernel(id.clone())).await?,
-        }
+    pub async fn get(&self, id: &KernelId, holder: Holder) -> Result<HeldKernel, ActorError> {
+        let lease = match self.device.lease(id) {
+            Some(lease) => lease,
+            None => self.cache.ask(GetKernel(id.clone())).await??,
+        };
+        Ok(self.holders.enter(lease, holder))
+    }
+
+    /// Whether the kernel is in memory. Counts no look-up.
+    pub fn has(&self, id: &KernelId) -> bool {
+        self.device.peek(id).is_some()
     }
 
     /// The actor, for all else.

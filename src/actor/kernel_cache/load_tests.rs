@@ -19,8 +19,8 @@ use crate::{
         base::{Child as _, Handle, RestartPolicy, Supervised},
     },
     cache::{
-        Budget, DeviceCache, Fetched, Lookup, LookupOptions, SharedFault, SingleFlight, Source, SqlTier,
-        SqliteOptions, Stored, Tier as _,
+        Budget, DeviceCache, Evictor, FetchBudget, Fetched, Lookup, LookupOptions, SharedFault, SingleFlight,
+        Source, SqlTier, SqliteOptions, Stored, Tier as _,
     },
     clock::{Clock, SystemClock},
     digest::Digest,
@@ -29,6 +29,8 @@ use crate::{
     origin::OriginError,
     validation::{Metadata, Policy},
 };
+
+const BY: Evictor = Evictor::Operator { uid: 7 };
 
 /// Gives what it held when it was asked, as soon as the test lets it.
 #[derive(Debug)]
@@ -66,7 +68,7 @@ impl Source for Gated {
             self.asked.fetch_add(1, Ordering::SeqCst);
             self.gate.acquire().await.unwrap().forget();
             let stored = Stored::new(Metadata::bare(id.clone()), bytes.ok_or_else(|| Self::absent(id))?, at);
-            Ok(Fetched { stored, metadata_us: 1, artifact_us: 2, checksum_us: 3 })
+            Ok(Fetched { stored, metadata_us: 1, artifact_us: 2, checksum_us: 3, hold: None })
         })
     }
 }
@@ -110,7 +112,9 @@ fn bench(name: Option<&str>) -> Bench {
             |kernel| kernel.resident_bytes() as u64,
             clock.clone(),
         ),
+        holders: Arc::default(),
         lookup: Arc::new(lookup),
+        fetching: FetchBudget::new(1 << 30),
         databases: Vec::new(),
         fleet: None,
         validator: handle,
@@ -141,8 +145,8 @@ async fn a_kernel_evicted_while_it_is_loaded_is_loaded_anew() {
         bench.asked(1).await;
         bench.source.set(Some("activations.eval.pt2"));
         match everywhere {
-            true => bench.parts.forget_here(id("k")).await.unwrap(),
-            false => bench.parts.evict(id("k")).await.unwrap(),
+            true => bench.parts.forget_here(id("k"), &BY).await.unwrap(),
+            false => bench.parts.evict(id("k"), &BY).await.unwrap(),
         };
         bench.source.gate.add_permits(2);
         let new = Digest::of(&golden("activations.eval.pt2"));
@@ -164,7 +168,7 @@ async fn an_evicted_kernel_does_not_come_back_by_who_waited_for_its_load() {
     bench.parts.lookup.settle().await;
     let search = bench.parts.lookup.find(&id("k")).await.unwrap().search();
     let kernel = bench.parts.device.peek(&id("k")).unwrap();
-    bench.parts.evict(id("k")).await.unwrap();
+    bench.parts.evict(id("k"), &BY).await.unwrap();
     let loaded = super::parts::Loaded::new(kernel, search);
     assert!(bench.parts.admit(&id("k"), &loaded).await.unwrap().is_none());
     assert!(bench.parts.device.peek(&id("k")).is_none());
@@ -210,10 +214,10 @@ async fn why_tells_the_way_of_a_load_that_failed_and_what_the_tiers_know() {
 
     // What a tier keeps of the verdict is told of a kernel that is not in memory.
     bench.source.set(Some("activations.eval.pt2"));
-    bench.parts.evict(id("k")).await.unwrap();
+    bench.parts.evict(id("k"), &BY).await.unwrap();
     drop(bench.parts.get(id("k")).await.unwrap());
     bench.parts.lookup.settle().await;
-    bench.parts.device.evict(&id("k")).unwrap();
+    bench.parts.device.evict(&id("k"), &BY).unwrap();
     let report = bench.parts.explain(id("k")).await;
     assert!(report.resident.is_none() && report.copies[0].negative.is_none());
     assert!(

@@ -1,5 +1,6 @@
 //! The kernel cache: from a name to a kernel that runs, once however many ask.
 
+mod holders;
 mod kernels;
 mod loads;
 mod parts;
@@ -7,14 +8,18 @@ mod report;
 mod warm;
 
 #[cfg(test)]
+mod actor_tests;
+#[cfg(test)]
 mod load_tests;
 
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+pub use holders::{HeldKernel, Holder, Holders};
 pub use kernels::Kernels;
 pub use loads::LoadLog;
 pub use parts::{KernelCacheParts, KernelLease};
+use tokio::sync::oneshot;
 pub use warm::{WarmPlan, Warming};
 
 use super::{
@@ -22,6 +27,7 @@ use super::{
     base::{Life, stops_in_order},
 };
 use crate::{
+    cache::Evictor,
     guard::BreakerStatus,
     id::KernelId,
     wire::{CacheReport, EvictReport, WarmReport, WhyReport},
@@ -83,8 +89,8 @@ impl Handler<GetKernel> for KernelCache {
 pub struct ReweighKernel {
     /// Which.
     pub kernel: KernelId,
-    /// Microseconds of the planning.
-    pub plan_us: u64,
+    /// Microseconds of the planning, where it was planned for a graft.
+    pub plan_us: Option<u64>,
 }
 
 impl Handler<ReweighKernel> for KernelCache {
@@ -92,37 +98,38 @@ impl Handler<ReweighKernel> for KernelCache {
 
     fn handle(&mut self, message: ReweighKernel, _: &mut Self::Context) {
         let ReweighKernel { kernel: id, plan_us } = message;
-        self.parts.loads.note_plan(&id, plan_us);
+        if let Some(plan_us) = plan_us {
+            self.parts.loads.note_plan(&id, plan_us);
+        }
         if let Err(error) = self.parts.device.reweigh(&id) {
             tracing::warn!(kernel = %id, %error, "the cache is over its budget, for what it holds is in use");
         }
     }
 }
 
-/// Begins to load kernels that are not resident, and says how many.
+/// Loads a kernel that nobody needs yet, for as long as somebody wants it.
 #[derive(Debug, Message)]
-#[rtype(result = "u32")]
-pub struct PrefetchKernels(
+#[rtype(result = "Result<(), ActorError>")]
+pub struct PrefetchKernel {
     /// Which.
-    pub Vec<KernelId>,
-);
+    pub kernel: KernelId,
+    /// Closed once nobody wants it any more.
+    pub wanted: oneshot::Receiver<()>,
+}
 
-impl Handler<PrefetchKernels> for KernelCache {
-    type Result = u32;
+impl Handler<PrefetchKernel> for KernelCache {
+    type Result = ResponseFuture<Result<(), ActorError>>;
 
-    fn handle(&mut self, PrefetchKernels(ids): PrefetchKernels, _: &mut Self::Context) -> u32 {
-        let absent: Vec<KernelId> =
-            ids.into_iter().filter(|id| self.parts.device.peek(id).is_none()).collect();
-        let (started, parts) = (absent.len() as u32, self.parts.clone());
-        // One after the other: hints must not take the places of those who wait.
-        actix::spawn(async move {
-            for id in absent {
-                if let Err(error) = parts.get(id.clone()).await {
-                    tracing::warn!(kernel = %id, %error, "prefetch failed");
-                }
+    fn handle(&mut self, message: PrefetchKernel, _: &mut Self::Context) -> Self::Result {
+        let PrefetchKernel { kernel, wanted } = message;
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            tokio::select! {
+                // Dropping this leaves the work to whoever else waits for the kernel.
+                loaded = parts.get(kernel) => loaded.map(drop),
+                _ = wanted => Ok(()),
             }
-        });
-        started
+        })
     }
 }
 
@@ -166,15 +173,18 @@ pub struct EvictKernel {
     pub kernel: KernelId,
     /// Whether every node is to drop it; then what a seed uses goes with its last use.
     pub fleet: bool,
+    /// Who wants it.
+    pub by: Evictor,
 }
 
 impl Handler<EvictKernel> for KernelCache {
     type Result = ResponseFuture<Result<EvictReport, ActorError>>;
 
-    fn handle(&mut self, EvictKernel { kernel, fleet }: EvictKernel, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: EvictKernel, _: &mut Self::Context) -> Self::Result {
+        let EvictKernel { kernel, fleet, by } = message;
         let parts = self.parts.clone();
         Box::pin(async move {
-            if fleet { parts.evict_everywhere(kernel).await } else { parts.evict(kernel).await }
+            if fleet { parts.evict_everywhere(kernel, &by).await } else { parts.evict(kernel, &by).await }
         })
     }
 }
@@ -182,34 +192,52 @@ impl Handler<EvictKernel> for KernelCache {
 /// Drops a kernel from what this node alone keeps, because another node had it forgotten everywhere.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<EvictReport, ActorError>")]
-pub struct ForgetKernel(
+pub struct ForgetKernel {
     /// Which.
-    pub KernelId,
-);
+    pub kernel: KernelId,
+    /// The node.
+    pub by: Evictor,
+}
 
 impl Handler<ForgetKernel> for KernelCache {
     type Result = ResponseFuture<Result<EvictReport, ActorError>>;
 
-    fn handle(&mut self, ForgetKernel(id): ForgetKernel, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, ForgetKernel { kernel, by }: ForgetKernel, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
-        Box::pin(async move { parts.forget_here(id).await })
+        Box::pin(async move { parts.forget_here(kernel, &by).await })
+    }
+}
+
+/// Drops every kernel from memory, those in use with their last use, and has every copy below confirmed: this
+/// node may have missed what another said.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct DoubtKernels;
+
+impl Handler<DoubtKernels> for KernelCache {
+    type Result = ();
+
+    fn handle(&mut self, _: DoubtKernels, _: &mut Self::Context) {
+        actix::spawn(self.parts.doubt());
     }
 }
 
 /// Drops every resident kernel that no seed uses.
-#[derive(Clone, Copy, Debug, Message)]
+#[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<EvictReport, ActorError>")]
 pub struct ClearKernels {
     /// Whether the tiers below are emptied too.
     pub tiers: bool,
+    /// Who wants it.
+    pub by: Evictor,
 }
 
 impl Handler<ClearKernels> for KernelCache {
     type Result = ResponseFuture<Result<EvictReport, ActorError>>;
 
-    fn handle(&mut self, ClearKernels { tiers }: ClearKernels, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, ClearKernels { tiers, by }: ClearKernels, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
-        Box::pin(async move { parts.clear(tiers).await })
+        Box::pin(async move { parts.clear(tiers, &by).await })
     }
 }
 

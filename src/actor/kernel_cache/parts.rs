@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
-use super::{LoadLog, WarmPlan, Warming, loads};
+use super::{Holders, LoadLog, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
-    cache::{Condemned, DeviceCache, Fleet, Lease, Lookup, Search, SingleFlight, SqlTier, TierError},
+    cache::{
+        Condemned, DeviceCache, Evictor, FetchBudget, Fleet, Lease, Lookup, Search, SingleFlight, SqlTier,
+        TierError,
+    },
     clock::Clock,
     engine::Kernel,
     id::KernelId,
@@ -45,8 +48,12 @@ impl Loaded {
 pub struct KernelCacheParts {
     /// L1.
     pub device: DeviceCache<Arc<Kernel>>,
+    /// Who holds what of it.
+    pub holders: Arc<Holders>,
     /// The tiers below and the origin.
     pub lookup: Arc<Lookup>,
+    /// What may be on its way from the origin at a time.
+    pub fetching: Arc<FetchBudget>,
     /// The tiers in databases, to be closed at the end.
     pub databases: Vec<Arc<SqlTier>>,
     /// The other nodes, where there is a Redis to reach them by.
@@ -68,8 +75,10 @@ pub struct KernelCacheParts {
 }
 
 impl KernelCacheParts {
+    /// The kernel, loaded where it is not resident. Counts no look-up in memory: who asks for himself has counted it,
+    /// and who does not, such as warming, is none.
     pub(super) async fn get(&self, id: KernelId) -> Result<KernelLease, ActorError> {
-        if let Some(lease) = self.device.lease(&id) {
+        if let Some(lease) = self.device.hold(&id) {
             return Ok(lease);
         }
         for _ in 0..MOST_LOADS {
@@ -96,8 +105,11 @@ impl KernelCacheParts {
         let lease = self.device.admit_wait(id.clone(), loaded.kernel.clone(), ADMISSION_PATIENCE).await?;
         // Not before it is in: who evicts notes that first, and then looks for it here.
         if self.lookup.is_forgotten(id, loaded.search) {
-            drop(lease);
-            self.device.condemn(id);
+            // What is there instead of it has been taken in by somebody else, who looks after it.
+            if Arc::ptr_eq(&*lease, &loaded.kernel) {
+                drop(lease);
+                self.device.condemn(id, &Evictor::Earlier);
+            }
             return Ok(None);
         }
         Ok(Some(lease))
@@ -152,18 +164,17 @@ impl KernelCacheParts {
         Ok(loaded)
     }
 
-    pub(super) async fn evict(&self, id: KernelId) -> Result<EvictReport, ActorError> {
-        let bytes = self.device.entries().iter().find(|entry| entry.id == id).map_or(0, |entry| entry.bytes);
+    pub(super) async fn evict(&self, id: KernelId, by: &Evictor) -> Result<EvictReport, ActorError> {
         let mut report = EvictReport::default();
-        match self.device.evict(&id) {
+        match self.device.evict(&id, by) {
             Ok(resident) => {
                 // From here on no load under way brings it back; one may have just before.
                 self.lookup.begin_forgetting(&id);
-                self.device.condemn(&id);
+                self.device.condemn(&id, by);
                 let below = self.lookup.forget(&id).await.unwrap_or_else(|error| left(&mut report, &error));
-                if resident || below {
+                if resident.is_some() || below {
                     report.evicted.push(id);
-                    report.freed_bytes = if resident { bytes } else { 0 };
+                    report.freed_bytes = resident.unwrap_or(0);
                 }
             }
             Err(_) => report.in_use.push(id),
@@ -172,10 +183,14 @@ impl KernelCacheParts {
     }
 
     /// Has every node forget a kernel. What a seed uses here or there goes with its last use.
-    pub(super) async fn evict_everywhere(&self, id: KernelId) -> Result<EvictReport, ActorError> {
+    pub(super) async fn evict_everywhere(
+        &self,
+        id: KernelId,
+        by: &Evictor,
+    ) -> Result<EvictReport, ActorError> {
         let fleet = self.fleet.as_ref().ok_or(ActorError::NoFleet)?;
         self.lookup.begin_forgetting(&id);
-        let condemned = self.device.condemn(&id);
+        let condemned = self.device.condemn(&id, by);
         // First from what nodes share, so that nobody who has been told finds it there.
         let below = self.lookup.forget(&id).await;
         fleet.announce(&id).await?;
@@ -185,29 +200,36 @@ impl KernelCacheParts {
     }
 
     /// Forgets a kernel because another node said so.
-    pub(super) async fn forget_here(&self, id: KernelId) -> Result<EvictReport, ActorError> {
+    pub(super) async fn forget_here(&self, id: KernelId, by: &Evictor) -> Result<EvictReport, ActorError> {
         self.lookup.begin_forgetting(&id);
-        let condemned = self.device.condemn(&id);
+        let condemned = self.device.condemn(&id, by);
         let below = self.lookup.forget_here(&id).await?;
         Ok(report_of(id, condemned, below))
     }
 
-    pub(super) async fn clear(&self, tiers: bool) -> Result<EvictReport, ActorError> {
-        let before = self.device.entries();
+    /// Trusts nothing any more that it has, because it may have missed that some of it was to be forgotten. What a
+    /// seed uses goes on with it; what is pinned is loaded anew, by the work that is returned.
+    pub(super) fn doubt(&self) -> impl Future<Output = ()> + use<> {
+        // First what memory is filled from.
+        self.lookup.doubt_all();
+        let condemned = self.device.condemn_all(&Evictor::Gap);
+        tracing::warn!(condemned, "kernels may be out of date, they are looked up anew");
+        self.begin_warming(lock(&self.pinned).iter().cloned().collect())
+    }
+
+    pub(super) async fn clear(&self, tiers: bool, by: &Evictor) -> Result<EvictReport, ActorError> {
         if tiers {
             self.lookup.begin_forgetting_all();
         }
-        self.device.clear();
+        let gone = self.device.clear(by);
         let mut failed = EvictReport::default();
         if tiers && let Err(error) = self.lookup.clear().await {
             left(&mut failed, &error);
         }
-        let stays: Vec<KernelId> = self.device.entries().into_iter().map(|entry| entry.id).collect();
-        let gone: Vec<_> = before.into_iter().filter(|entry| !stays.contains(&entry.id)).collect();
         Ok(EvictReport {
-            freed_bytes: gone.iter().map(|entry| entry.bytes).sum(),
-            evicted: gone.into_iter().map(|entry| entry.id).collect(),
-            in_use: stays,
+            freed_bytes: gone.iter().map(|(_, bytes)| bytes).sum(),
+            evicted: gone.into_iter().map(|(id, _)| id).collect(),
+            in_use: self.device.entries().into_iter().map(|entry| entry.id).collect(),
             ..failed
         })
     }

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use super::KernelCacheParts;
 use crate::{
-    cache::{EntryStats, Eviction, FleetStats, InTier, LookupStats, Negative, RouteStats, TierStats},
+    cache::{
+        EntryStats, Eviction, FetchBudgetStats, FleetStats, InTier, LeavingStats, LookupStats, Negative,
+        RouteStats, TierStats,
+    },
     id::KernelId,
     wire::{
-        CacheReport, CachedKernel, CopyReport, EvictionReport, FleetReport, LookupReport, NegativeReport,
-        RouteReport, RuleReport, TierReport, WhyReport,
+        CacheReport, CachedKernel, CopyReport, EvictionReport, FetchingReport, FleetReport, HolderReport,
+        LeavingKernel, LookupReport, NegativeReport, RouteReport, RuleReport, TierReport, WhyReport,
     },
 };
 
@@ -21,6 +24,7 @@ impl KernelCacheParts {
         let mut entries = self.device.entries();
         entries.sort_by_key(|entry| entry.idle_ms);
         report.kernels = entries.into_iter().filter_map(|entry| self.cached(entry)).collect();
+        report.leaving = self.device.leaving().into_iter().map(leaving_report).collect();
         report
     }
 
@@ -43,6 +47,8 @@ impl KernelCacheParts {
         CacheReport {
             tiers,
             kernels: Vec::new(),
+            leaving: Vec::new(),
+            fetching: fetching_report(self.fetching.stats()),
             routes: below.routes.into_iter().map(route_report).collect(),
             lookups: LookupReport {
                 found: below.found.values().sum(),
@@ -110,11 +116,23 @@ impl KernelCacheParts {
             Err(error) => CopyReport { tier, error: Some(error.to_string()), ..CopyReport::default() },
         });
         let negative = self.lookup.negative(&id).map(negative_report);
+        let leaving = self.device.leaving().into_iter().filter(|leaving| leaving.id == id);
+        let holders = self.holders.of(&id).into_iter().map(|(digest, holder)| HolderReport {
+            session: holder.session,
+            layer: holder.layer,
+            seed: holder.seed,
+            generation: holder.generation,
+            digest: digest.to_string(),
+            // The seeds know better, whom others ask.
+            stage: "tickets".to_owned(),
+        });
         let evictions = self.device.evictions().into_iter().rev().filter(|eviction| eviction.id == id);
         WhyReport {
             now_unix_ms,
             resident: entry.and_then(|entry| self.cached(entry)),
+            leaving: leaving.map(leaving_report).collect(),
             seeds: Vec::new(),
+            holders: holders.collect(),
             copies: copies.collect(),
             negative,
             loads: self.loads.of(&id, TOLD),
@@ -137,12 +155,23 @@ fn tier_report(stats: TierStats) -> TierReport {
         admissions: stats.admissions,
         passed_over: stats.passed_over,
         evictions: stats.evictions,
+        overruns: stats.overruns,
         entries: answers.then_some(stats.entries),
         bytes: answers.then_some(stats.bytes),
         limit_bytes: answers.then_some(stats.max_bytes),
         error: stats.error,
         name: stats.tier,
     }
+}
+
+fn leaving_report(stats: LeavingStats) -> LeavingKernel {
+    let LeavingStats { id, bytes, leaving_ms, holders } = stats;
+    LeavingKernel { kernel: id, bytes, holders, leaving_ms }
+}
+
+fn fetching_report(stats: FetchBudgetStats) -> FetchingReport {
+    let FetchBudgetStats { bytes, limit_bytes, waiting, refused } = stats;
+    FetchingReport { bytes, limit_bytes, waiting, refused }
 }
 
 fn fleet_report(stats: FleetStats) -> FleetReport {
@@ -159,6 +188,7 @@ fn eviction_report(eviction: Eviction) -> EvictionReport {
     EvictionReport {
         reason: eviction.reason.as_str().to_owned(),
         evictor: eviction.reason.newcomer().cloned(),
+        by: eviction.reason.by().map(ToString::to_string),
         kernel: eviction.id,
         bytes: eviction.bytes,
         idle_ms: eviction.idle_ms,

@@ -6,7 +6,7 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Handler, Message, ResponseAc
 
 use super::{Occupant, Seed, SeedParts, memory::SeedMemory};
 use crate::{
-    actor::{ActorError, ReweighKernel},
+    actor::{ActorError, Holder, ReweighKernel},
     engine::{Alpha, LiveSeed, PlanKey, Weight, is_active},
     id::{Generation, KernelId},
     tensor::{DType, PackedLayout, Shape},
@@ -51,8 +51,9 @@ pub(super) struct Prepared {
 
 impl SeedParts {
     async fn prepare(&self, graft: &GraftSeed, generation: Generation) -> Result<Prepared, ActorError> {
-        let lease = self.kernels.get(&graft.kernel).await?;
-        let (kernel, backend, config) = (Arc::clone(&lease), self.backend.clone(), self.config.clone());
+        let SeedParts { session, layer, seed, .. } = *self;
+        let lease = self.kernels.get(&graft.kernel, Holder { session, layer, seed, generation }).await?;
+        let (kernel, backend, config) = (Arc::clone(&*lease), self.backend.clone(), self.config.clone());
         let dims = [TRIAL_BATCH].into_iter().chain(graft.input_shape.iter().copied());
         let key = PlanKey {
             input_shape: dims.collect(),
@@ -75,9 +76,9 @@ impl SeedParts {
         });
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
-        // Planning has made the kernel heavier; a cache that cannot be asked learns of it at the next graft.
-        let plan_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let _ = self.kernels.cache().ask(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
+        // Planning has made the kernel heavier; a cache that cannot be asked learns of it when it next looks for room.
+        let plan_us = Some(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let _ = self.kernels.cache().order(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
         Ok(Prepared { live, memory })
     }
 }
@@ -97,14 +98,14 @@ type Grafting = ResponseActFuture<Seed, Result<Grafted, ActorError>>;
 
 impl Seed {
     /// Begins a load; by its number it is told later whether it is still wanted.
-    fn begin(&mut self, alpha: f32) -> Result<u64, ActorError> {
-        Alpha::new(alpha)?;
+    fn begin(&mut self, graft: &GraftSeed) -> Result<u64, ActorError> {
+        Alpha::new(graft.alpha)?;
         // A kernel that runs goes on running while the next one is made ready beside it.
         if self.state != SeedState::Loading && !is_active(self.state) {
             self.step(SeedState::Loading)?;
         }
         self.epoch += 1;
-        self.background = None;
+        (self.load, self.background) = (Some((graft.kernel.clone(), self.epoch)), None);
         Ok(self.epoch)
     }
 
@@ -136,6 +137,9 @@ impl Seed {
     fn load_failed(&mut self, epoch: u64, error: &ActorError, graft: &GraftSeed) {
         let SeedParts { layer, seed, .. } = self.parts;
         tracing::warn!(%layer, %seed, kernel = %graft.kernel, %error, "graft failed");
+        if self.epoch == epoch {
+            self.load = None;
+        }
         if self.epoch == epoch && self.state == SeedState::Loading {
             let back = self.step(SeedState::ErrorRecovery).and_then(|()| self.step(SeedState::Dormant));
             debug_assert!(back.is_ok(), "a seed that loads may fail, and one that failed may rest");
@@ -155,6 +159,7 @@ impl Seed {
                 GraftRole::Train => SeedState::Training,
             })?;
         }
+        self.load = self.load.take().filter(|(_, epoch)| Generation(*epoch) != generation);
         let kernel = prepared.live.kernel().clone();
         let memory_bytes = kernel.memory_bytes() as u64;
         (self.generation, self.alpha, self.failure) = (generation, graft.alpha, None);
@@ -193,7 +198,7 @@ impl Handler<GraftSeed> for Seed {
     type Result = Grafting;
 
     fn handle(&mut self, graft: GraftSeed, _: &mut Self::Context) -> Self::Result {
-        let epoch = match self.begin(graft.alpha) {
+        let epoch = match self.begin(&graft) {
             Ok(epoch) => epoch,
             Err(error) => return Box::pin(actix::fut::err(error)),
         };
@@ -220,7 +225,7 @@ impl Handler<BeginGraft> for Seed {
     type Result = Result<(), ActorError>;
 
     fn handle(&mut self, BeginGraft(graft): BeginGraft, context: &mut Self::Context) -> Self::Result {
-        let epoch = self.begin(graft.alpha)?;
+        let epoch = self.begin(&graft)?;
         self.background = Some(Background::Loading);
         let (parts, asked) = (self.parts.clone(), graft.clone());
         let prepared = async move { parts.prepare(&asked, Generation(epoch)).await };

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use crate::{
-    actor::{ActorError, KernelLease},
+    actor::{ActorError, HeldKernel},
     backend::{Memory, Region},
     wire::SharedMemory,
 };
@@ -54,7 +54,7 @@ impl Drop for Share {
 pub(super) struct SeedMemory {
     pub(super) shared: Arc<SharedMemory>,
     pub(super) _share: Share,
-    pub(super) _lease: KernelLease,
+    pub(super) _lease: HeldKernel,
 }
 
 impl Memory for SeedMemory {

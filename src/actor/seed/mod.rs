@@ -16,13 +16,15 @@ use super::{ActorError, Kernels, LaneLink};
 use crate::{
     backend::Backend,
     engine::{Alpha, EngineConfig, EngineError, SeedCounters, is_active, transition},
-    id::{Generation, KernelId, LayerId, SeedIndex},
-    wire::{ErrorReply, SeedReply, SeedState},
+    id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
+    wire::{ErrorReply, LoadingReport, SeedReply, SeedState},
 };
 
 /// What a seed is made with.
 #[derive(Clone, Debug)]
 pub struct SeedParts {
+    /// Its session.
+    pub session: SessionId,
     /// Its layer.
     pub layer: LayerId,
     /// Its place there.
@@ -58,6 +60,8 @@ pub struct Seed {
     generation: Generation,
     /// Counts what was asked of the seed, so that a load that comes late can tell it is not wanted any more.
     epoch: u64,
+    /// The kernel that is being made ready, with the epoch that asked for it.
+    load: Option<(KernelId, u64)>,
     /// A graft that nobody waits for.
     background: Option<Background>,
     /// Why the kernel was unloaded.
@@ -74,6 +78,7 @@ impl Seed {
             occupant: None,
             generation: Generation(0),
             epoch: 0,
+            load: None,
             background: None,
             failure: None,
         }
@@ -85,6 +90,13 @@ impl Seed {
         let SeedParts { layer, seed, .. } = self.parts;
         tracing::info!(%layer, %seed, from = from.as_str(), to = to.as_str(), "seed changes state");
         Ok(())
+    }
+
+    fn loading(&self) -> Option<LoadingReport> {
+        let (kernel, epoch) = self.load.clone()?;
+        let ready = matches!(self.background, Some(Background::Ready(_)));
+        let stage = if ready { "ready" } else { "loading" };
+        Some(LoadingReport { kernel, generation: Generation(epoch), stage: stage.to_owned() })
     }
 
     fn reply(&self) -> SeedReply {
@@ -141,7 +153,7 @@ impl Handler<PruneSeed> for Seed {
 
     fn handle(&mut self, _: PruneSeed, _: &mut Self::Context) -> Self::Result {
         self.epoch += 1;
-        self.background = None;
+        (self.load, self.background) = (None, None);
         let SeedParts { layer, seed, ref lane, .. } = self.parts;
         let lane = lane.clone();
         let detached = async move { lane.detach(layer, seed).await };
@@ -194,6 +206,8 @@ impl Handler<UnloadSeed> for Seed {
 pub struct SeedDescription {
     /// State, alpha, kernel, generation.
     pub seed: SeedReply,
+    /// The kernel that is on its way into it.
+    pub loading: Option<LoadingReport>,
     /// Bytes of the seed's memory file.
     pub memory_bytes: u64,
     /// Why the kernel was unloaded, or why the last pass failed.
@@ -213,6 +227,7 @@ impl Handler<DescribeSeed> for Seed {
         let last_error = self.failure.clone().or_else(|| counters.last_error());
         MessageResult(SeedDescription {
             seed: self.reply(),
+            loading: self.loading(),
             memory_bytes: self.occupant.as_ref().map_or(0, |occupant| occupant.memory_bytes),
             last_error: last_error.map(|error| error.at(layer, seed)),
         })

@@ -100,8 +100,8 @@ pub(super) async fn describe(session: SessionId, placed: Placed) -> SeedReport {
         Some(actor) => actor.send(DescribeSeed).await.ok(),
         None => None,
     };
-    let (seed, last_error) =
-        described.map_or_else(|| (dormant(), None), |found| (found.seed, found.last_error));
+    let (seed, loading, last_error) = described
+        .map_or_else(|| (dormant(), None, None), |found| (found.seed, found.loading, found.last_error));
     SeedReport {
         session,
         layer: placed.layer,
@@ -111,6 +111,7 @@ pub(super) async fn describe(session: SessionId, placed: Placed) -> SeedReport {
         alpha: seed.alpha,
         kernel: seed.kernel,
         generation: seed.generation,
+        loading,
         stats: placed.slot.counters.snapshot(),
         last_error,
     }

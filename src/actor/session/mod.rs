@@ -1,6 +1,7 @@
 //! A session: one trainer's connection, its layers, its lane.
 
 mod connection;
+mod hints;
 mod layers;
 mod requests;
 
@@ -10,7 +11,7 @@ use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageRe
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ActorError, Kernels, LaneLink, LaneNumbers, Supervisor, UnloadSeed,
+    ActorError, Kernels, LaneLink, LaneNumbers, ReweighKernel, Supervisor, UnloadSeed,
     base::{Handle, StopActor},
     seed::MemoryBudget,
     supervisor::SessionClosed,
@@ -18,9 +19,10 @@ use super::{
 use crate::{
     backend::Backend,
     engine::{EngineConfig, LaneEvent},
-    id::SessionId,
+    id::{KernelId, SessionId},
     wire::{Peer, SeedReport, SessionLimits, SessionReport},
 };
+use hints::Hints;
 use layers::{Layers, describe};
 
 pub use connection::serve_session;
@@ -60,6 +62,7 @@ pub struct Session {
     arena_bytes: u64,
     layers: Layers,
     memory: Arc<MemoryBudget>,
+    hints: Hints,
     draining: bool,
     /// Closes the connection when dropped.
     _open: watch::Sender<()>,
@@ -76,6 +79,7 @@ impl Session {
             lane: None,
             arena_bytes: 0,
             layers: Layers::default(),
+            hints: Hints::default(),
             draining: false,
             _open: open,
         };
@@ -84,6 +88,13 @@ impl Session {
 
     fn lane(&self, verb: &'static str) -> Result<&LaneLink, ActorError> {
         self.lane.as_ref().ok_or(ActorError::Greeting { verb })
+    }
+
+    /// Has the cache take a kernel's weight anew.
+    fn reweigh(&self, kernel: KernelId) {
+        let cache = self.parts.kernels.cache().clone();
+        // A cache that cannot be asked learns of it when it next looks for room.
+        actix::spawn(async move { cache.order(ReweighKernel { kernel, plan_us: None }).await });
     }
 
     /// Turns a lane's events into messages, one after the other.
@@ -131,6 +142,7 @@ impl Handler<LaneHappened> for Session {
             LaneEvent::SeedFailed { layer, seed, error, .. } => {
                 tracing::warn!(%session, %layer, %seed, %error, "a pass of a seed failed");
             }
+            LaneEvent::Planned { kernel } => self.reweigh(kernel),
             LaneEvent::SeedUnloaded { layer, seed, generation, error } => {
                 tracing::warn!(%session, %layer, %seed, %error, "kernel unloaded after failures in a row");
                 if let Some(actor) = self.layers.actor(layer, seed) {

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     actor::{
-        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, PrefetchKernels, PruneSeed,
-        Seed, SeedParts, SetSeedAlpha,
+        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, PruneSeed, Seed, SeedParts,
+        SetSeedAlpha,
     },
     engine::{LaneLimits, LaneParts, LayerSpec},
     fault::Fault as _,
@@ -115,7 +115,7 @@ impl Handler<Serve> for Session {
                 self.layers.slot(seed.layer, seed.seed).map(|slot| answered(Ok(slot.counters.snapshot())))
             }
             Request::LastError(seed) => self.last_error(seed),
-            Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels),
+            Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels, context),
         };
         served.unwrap_or_else(|error| {
             tracing::debug!(session = %self.parts.id, verb, code = error.code(), %error, "request refused");
@@ -238,14 +238,15 @@ impl Session {
         let lane = self.lane("graft")?.clone();
         let parts = &self.parts;
         let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
-        let memory = self.memory.clone();
+        let (session, memory) = (parts.id, self.memory.clone());
         let slot = self.layers.slot(layer, seed)?;
         if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
             return Ok(actor.clone());
         }
         let counters = slot.counters.clone();
         let actor =
-            Seed::new(SeedParts { layer, seed, lane, kernels, backend, config, counters, memory }).start();
+            Seed::new(SeedParts { session, layer, seed, lane, kernels, backend, config, counters, memory })
+                .start();
         slot.actor = Some(actor.clone());
         Ok(actor)
     }
@@ -333,15 +334,18 @@ impl Session {
         }))
     }
 
-    fn prefetch(&mut self, kernels: Vec<KernelId>) -> Result<Served, ActorError> {
+    fn prefetch(
+        &mut self,
+        mut kernels: Vec<KernelId>,
+        context: &mut Context<Self>,
+    ) -> Result<Served, ActorError> {
         self.lane("prefetch")?;
         if kernels.len() > MAX_PREFETCH {
             return Err(ActorError::Quota { what: "kernels in one prefetch", limit: MAX_PREFETCH as u64 });
         }
-        let cache = self.parts.kernels.cache().clone();
-        Ok(self.later(async move {
-            let started = cache.ask(PrefetchKernels(kernels)).await;
-            started.map(|started| PrefetchReply { started }).map_err(|error| refusal(&error.into()))
-        }))
+        kernels.retain(|id| !self.parts.kernels.has(id));
+        let started = self.hints.add(kernels)?;
+        self.follow_hints(context);
+        Ok(answered(Ok(PrefetchReply { started })))
     }
 }

@@ -65,6 +65,11 @@ impl Executable for CpuExecutable {
         &self.plan.needs
     }
 
+    fn held_bytes(&self) -> usize {
+        let inner = self.plan.held_bytes() + self.bounds.held_bytes() + self.constants.bytes.capacity();
+        size_of::<Self>() + inner
+    }
+
     fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError> {
         let memory = Memory { bindings, constants: self.constants.region() };
         self.bounds.check(&memory)?;

@@ -65,6 +65,11 @@ impl Bounds {
         Self(bounds)
     }
 
+    /// Bytes of memory that they take.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.0.capacity() * size_of::<(Home, usize, usize)>()
+    }
+
     /// Checks every block that the plan touches.
     pub(super) fn check(&self, memory: &Memory<'_>) -> Result<(), RunError> {
         for &(home, needed_bytes, alignment) in &self.0 {

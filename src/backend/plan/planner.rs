@@ -68,6 +68,21 @@ pub struct Plan {
     pub constants: Vec<u8>,
 }
 
+impl Plan {
+    /// Bytes of memory that it takes: steps with their places, and constants.
+    pub fn held_bytes(&self) -> usize {
+        let spilled = |step: &Step| {
+            let inputs = if step.inputs.spilled() { step.inputs.capacity() } else { 0 };
+            let outputs = if step.outputs.spilled() { step.outputs.capacity() } else { 0 };
+            (inputs + outputs) * size_of::<Place>()
+        };
+        self.steps.capacity() * size_of::<Step>()
+            + self.steps.iter().map(spilled).sum::<usize>()
+            + size_of_val(self.needs.saved.slots())
+            + self.constants.capacity()
+    }
+}
+
 /// Memory that one or more values look at.
 #[derive(Clone, Copy)]
 struct Storage {

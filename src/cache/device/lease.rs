@@ -10,6 +10,8 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
+use crate::clock::Clock;
+
 /// One lease, in the lowest 24 bits: each belongs to a seed, so they do not run over.
 const LEASE: u64 = 1;
 const LEASES: u64 = (1 << 24) - 1;
@@ -63,15 +65,17 @@ pub(super) struct Resident<V> {
     pub(super) value: V,
     /// Leases, hits and whether it is closed, in one word: a hit is a single addition.
     word: AtomicU64,
-    /// When it was last used, on the clock's coarse face.
+    /// When a lease last ended, or when it came in, on the clock's coarse face.
     used_ms: AtomicU64,
+    clock: Arc<dyn Clock>,
     /// Shared by the whole tier: told whenever a last lease ends.
     freed: Arc<Freed>,
 }
 
 impl<V> Resident<V> {
-    pub(super) fn new(value: V, now_ms: u64, freed: Arc<Freed>) -> Arc<Self> {
-        Arc::new(Self { value, word: AtomicU64::new(0), used_ms: AtomicU64::new(now_ms), freed })
+    pub(super) fn new(value: V, clock: Arc<dyn Clock>, freed: Arc<Freed>) -> Arc<Self> {
+        let used_ms = AtomicU64::new(clock.coarse_ms());
+        Arc::new(Self { value, word: AtomicU64::new(0), used_ms, clock, freed })
     }
 
     /// Leases that are out.
@@ -84,22 +88,22 @@ impl<V> Resident<V> {
         self.word.load(Ordering::Relaxed) / HIT
     }
 
-    /// When it was last used, in milliseconds.
+    /// When it was last let go, in milliseconds; of what is in use it says nothing.
     pub(super) fn used_ms(&self) -> u64 {
         self.used_ms.load(Ordering::Relaxed)
     }
 
-    /// A lease for somebody who looked it up; `None` once it is closed.
-    pub(super) fn hit(self: Arc<Self>, now_ms: u64) -> Option<Lease<V>> {
-        let lease = self.take(LEASE + HIT)?;
-        // Read far more often than it changes, so that threads share its line until the clock ticks.
-        if lease.0.used_ms() != now_ms {
-            lease.0.used_ms.store(now_ms, Ordering::Relaxed);
-        }
-        Some(lease)
+    /// Milliseconds for which nobody has used it: none while a lease is out.
+    pub(super) fn idle_ms(&self, now_ms: u64) -> u64 {
+        if self.leases() > 0 { 0 } else { now_ms.saturating_sub(self.used_ms()) }
     }
 
-    /// A lease for somebody who has just put it there; `None` once it is closed.
+    /// A lease for somebody who looked it up; `None` once it is closed.
+    pub(super) fn hit(self: Arc<Self>) -> Option<Lease<V>> {
+        self.take(LEASE + HIT)
+    }
+
+    /// A lease that is no look-up; `None` once it is closed.
     pub(super) fn hold(self: Arc<Self>) -> Option<Lease<V>> {
         self.take(LEASE)
     }
@@ -159,6 +163,12 @@ impl<V> Deref for Lease<V> {
 
 impl<V> Drop for Lease<V> {
     fn drop(&mut self) {
+        let now_ms = self.0.clock.coarse_ms();
+        // Before the lease is given back, or it could be put out as what nobody has used since it was taken. Read far
+        // more often than it changes, so that threads share its line until the clock ticks.
+        if self.0.used_ms() != now_ms {
+            self.0.used_ms.store(now_ms, Ordering::Relaxed);
+        }
         self.0.give_back(LEASE);
     }
 }

@@ -19,7 +19,7 @@ pub use lease::Lease;
 use table::Table;
 pub use table::{Budget, Condemned};
 
-use super::{CacheError, EntryStats, Eviction, TierStats};
+use super::{CacheError, EntryStats, Eviction, Evictor, LeavingStats, TierStats};
 use crate::{
     clock::Clock,
     id::KernelId,
@@ -45,7 +45,6 @@ struct Shared<V> {
     index: Arc<Index<V>>,
     table: Mutex<Table<V>>,
     misses: Counter,
-    clock: Arc<dyn Clock>,
     freed: Arc<Freed>,
 }
 
@@ -53,17 +52,16 @@ impl<V: Clone> DeviceCache<V> {
     /// An empty cache; `weigh` says what a value costs and is called under the lock, so it must be short
     /// and must not come back here.
     pub fn new(budget: Budget, weigh: fn(&V) -> u64, clock: Arc<dyn Clock>) -> Self {
-        let table = Table::new(budget, weigh, clock.clone());
+        let table = Table::new(budget, weigh, clock);
         let (index, freed) = (table.index(), table.freed());
-        Self(Arc::new(Shared { index, table: Mutex::new(table), misses: Counter::new(), clock, freed }))
+        Self(Arc::new(Shared { index, table: Mutex::new(table), misses: Counter::new(), freed }))
     }
 
-    /// The value, now the most recently used one, held until the lease is dropped.
+    /// The value, held until the lease is dropped; then it is the most recently used one of those not in use.
     pub fn lease(&self, id: &KernelId) -> Option<Lease<V>> {
-        let now_ms = self.0.clock.coarse_ms();
         let lease = self.0.index.get(id).and_then(|held| {
             // What is closed is about to leave, or to be replaced, or to stay after all: the lock tells.
-            held.hit(now_ms).or_else(|| self.lock().held(id)?.hit(now_ms))
+            held.hit().or_else(|| self.lock().held(id)?.hit())
         });
         if lease.is_none() {
             self.0.misses.increment();
@@ -71,8 +69,8 @@ impl<V: Clone> DeviceCache<V> {
         lease
     }
 
-    /// The value, held until the lease is dropped, without counting a look-up: for whoever has just put it
-    /// there.
+    /// The value, held until the lease is dropped, without counting a look-up: for whoever has counted one already,
+    /// or does not look it up for its own use.
     pub fn hold(&self, id: &KernelId) -> Option<Lease<V>> {
         self.lock().held(id)?.hold()
     }
@@ -92,7 +90,8 @@ impl<V: Clone> DeviceCache<V> {
     }
 
     /// As [`admit`](Self::admit), but where all that could make room is in use, waits up to `patience` for a lease
-    /// or a pin to end. Nobody's room is taken from him, and who waits has no right before who comes later.
+    /// or a pin to end. Nobody's room is taken from him, and who waits has no right before who comes later. What has
+    /// come in under the name meanwhile and is in use or pinned is given instead.
     ///
     /// # Errors
     /// As [`admit`](Self::admit), at once where waiting cannot help, else the last refusal.
@@ -108,6 +107,7 @@ impl<V: Clone> DeviceCache<V> {
             // Made before trying: what is freed between the two is not missed.
             let freed = listener.freed();
             match self.admit(id.clone(), value.clone()) {
+                Err(CacheError::InUse { .. }) if let Some(lease) = self.hold(&id) => return Ok(lease),
                 Err(CacheError::NoRoom { .. } | CacheError::InUse { .. }) if !end.is_elapsed() => {}
                 result => return result,
             }
@@ -119,27 +119,26 @@ impl<V: Clone> DeviceCache<V> {
         }
     }
 
-    /// Weighs a value again that has grown or shrunk, and puts out what must go for it; `false` where it is
-    /// not here.
+    /// Puts out what must go for a value that has grown; `false` where it is not here.
     ///
     /// # Errors
-    /// [`CacheError::TooLarge`] or [`CacheError::NoRoom`]: the new weight does not fit beside what is held.
-    /// The value stays with its old weight, and it is the caller's to shrink it again.
+    /// [`CacheError::TooLarge`] or [`CacheError::NoRoom`]: it does not fit beside what is held. It counts with its
+    /// new weight all the same, what nobody uses is gone, and nothing comes in before there is room for it.
     pub fn reweigh(&self, id: &KernelId) -> Result<bool, CacheError> {
         self.lock().reweigh(id)
     }
 
-    /// Puts a kernel out; `false` where it is not here.
+    /// Puts a kernel out, and says what it weighed; nothing where it is not here.
     ///
     /// # Errors
     /// [`CacheError::InUse`] when it is leased or pinned.
-    pub fn evict(&self, id: &KernelId) -> Result<bool, CacheError> {
-        self.lock().evict(id)
+    pub fn evict(&self, id: &KernelId, by: &Evictor) -> Result<Option<u64>, CacheError> {
+        self.lock().evict(id, by)
     }
 
-    /// Puts all out that is neither leased nor pinned, and says how many that were.
-    pub fn clear(&self) -> usize {
-        self.lock().clear()
+    /// Puts all out that is neither leased nor pinned, and says what that was and weighed.
+    pub fn clear(&self, by: &Evictor) -> Vec<(KernelId, u64)> {
+        self.lock().clear(by)
     }
 
     /// Keeps a kernel from eviction, or lets it go again; `false` where it is not here.
@@ -149,13 +148,13 @@ impl<V: Clone> DeviceCache<V> {
 
     /// Sees to it that no look-up finds a kernel any more: it is put out, pinned or not; one in use leaves when
     /// its last lease ends, and counts until then.
-    pub fn condemn(&self, id: &KernelId) -> Condemned {
-        self.lock().condemn(id)
+    pub fn condemn(&self, id: &KernelId, by: &Evictor) -> Condemned {
+        self.lock().condemn(id, by)
     }
 
-    /// Puts all out that is not leased, pinned or not, and says how many that were.
-    pub fn condemn_unleased(&self) -> usize {
-        self.lock().condemn_unleased()
+    /// Condemns everything, and says how many kernels that were.
+    pub fn condemn_all(&self, by: &Evictor) -> usize {
+        self.lock().condemn_all(by)
     }
 
     /// How often each kernel was found since this was last asked, those included that have left since.
@@ -171,6 +170,11 @@ impl<V: Clone> DeviceCache<V> {
     /// Every kernel held, the most recently used last.
     pub fn entries(&self) -> Vec<EntryStats> {
         self.lock().entries()
+    }
+
+    /// What was condemned and is still in use, the latest last.
+    pub fn leaving(&self) -> Vec<LeavingStats> {
+        self.lock().leaving()
     }
 
     /// The last evictions, the latest last.

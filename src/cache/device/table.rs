@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    CacheError, EntryStats, Eviction, Lease, TierStats,
+    CacheError, EntryStats, Eviction, Evictor, Lease, LeavingStats, TierStats,
     index::Index,
     lease::{Freed, Resident},
 };
@@ -15,7 +15,7 @@ use crate::{cache::EvictionReason, clock::Clock, config, id::KernelId};
 /// How many evictions are remembered.
 const REMEMBERED_EVICTIONS: usize = 256;
 
-/// The limits of the device tier; both hold at all times.
+/// The limits of the device tier. What comes in keeps both; what grows while all else is in use may pass the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// The most kernels.
@@ -33,6 +33,7 @@ impl From<&config::Cache> for Budget {
 #[derive(Debug)]
 struct Entry<V> {
     held: Arc<Resident<V>>,
+    /// What it weighed when it was last looked at.
     bytes: u64,
     pinned: bool,
     /// On the clock's coarse face.
@@ -44,23 +45,27 @@ struct Entry<V> {
 }
 
 impl<V> Entry<V> {
-    /// Who has the least goes first: the clock ticks every few milliseconds, and of those used within one tick who
-    /// was found less often goes before the others.
-    fn recency(&self) -> (u64, u64, u64) {
-        (self.held.used_ms(), self.held.hits(), self.number)
+    /// Who has the least goes first: the clock ticks every few milliseconds, and of those let go within one tick who
+    /// was found less often goes before the others. What is in use is used now.
+    fn recency(&self) -> (bool, u64, u64, u64) {
+        (self.held.leases() > 0, self.held.used_ms(), self.held.hits(), self.number)
     }
 }
 
 /// A kernel that was condemned while leases were out: no look-up finds it, but its bytes are still taken.
 #[derive(Debug)]
 struct Leaving<V> {
+    id: KernelId,
     held: Weak<Resident<V>>,
     bytes: u64,
+    /// On the clock's coarse face.
+    condemned_ms: u64,
 }
 
 impl<V> Leaving<V> {
-    fn is_gone(&self) -> bool {
-        self.held.upgrade().is_none_or(|held| held.leases() == 0)
+    /// What somebody still uses of it.
+    fn held(&self) -> Option<Arc<Resident<V>>> {
+        self.held.upgrade().filter(|held| held.leases() > 0)
     }
 }
 
@@ -140,6 +145,7 @@ impl<V: Clone> Table<V> {
     /// As [`DeviceCache::admit`](super::DeviceCache::admit).
     pub(super) fn admit(&mut self, id: KernelId, value: V) -> Result<Lease<V>, CacheError> {
         let bytes = (self.weigh)(&value);
+        self.weigh_all();
         let replaces = self.close(&id)?;
         if let Err(error) = self.make_room(&id, bytes) {
             if replaces {
@@ -149,7 +155,7 @@ impl<V: Clone> Table<V> {
         }
         self.put_out(&id, EvictionReason::Replaced);
         let now_ms = self.clock.coarse_ms();
-        let held = Resident::new(value, now_ms, self.freed.clone());
+        let held = Resident::new(value, self.clock.clone(), self.freed.clone());
         let lease = Lease::first(&held);
         self.index.insert(id.clone(), held.clone());
         self.counters.admissions += 1;
@@ -162,19 +168,42 @@ impl<V: Clone> Table<V> {
 
     /// As [`DeviceCache::reweigh`](super::DeviceCache::reweigh).
     pub(super) fn reweigh(&mut self, id: &KernelId) -> Result<bool, CacheError> {
+        self.weigh_all();
         let Some(entry) = self.entries.get(id) else {
             return Ok(false);
         };
-        let (old, bytes) = (entry.bytes, (self.weigh)(&entry.held.value));
-        if bytes > old {
-            self.make_room(id, bytes)?;
+        let bytes = entry.bytes;
+        if self.bytes <= self.budget.max_bytes {
+            return Ok(true);
         }
-        self.entries.entry(id.clone()).and_modify(|entry| entry.bytes = bytes);
-        self.bytes = self.bytes - old + bytes;
-        if bytes < old {
+        let short = self.make_room(id, bytes).inspect_err(|_| {
+            // What has grown is there. Nobody unused is left where it is too much.
+            self.put_out_all(&EvictionReason::Room { newcomer: id.clone() }, |entry| !entry.pinned, Some(id));
+            self.counters.overruns += 1;
+        });
+        short.map(|()| true)
+    }
+
+    /// Takes every weight anew: kernels grow and shrink with their plans and with what their seeds run on, and only
+    /// those that grow tell.
+    fn weigh_all(&mut self) {
+        self.let_go();
+        let before = self.bytes;
+        for entry in self.entries.values_mut() {
+            let bytes = (self.weigh)(&entry.held.value);
+            self.bytes = self.bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
+        }
+        for leaving in &mut self.leaving {
+            if let Some(held) = leaving.held.upgrade() {
+                let bytes = (self.weigh)(&held.value);
+                self.bytes = self.bytes - leaving.bytes + bytes;
+                leaving.bytes = bytes;
+            }
+        }
+        if self.bytes < before {
             self.freed.tell();
         }
-        Ok(true)
     }
 
     /// Evicts others until `bytes` fit beside what stays, counting what stands under `id` as already gone; all or
@@ -184,7 +213,6 @@ impl<V: Clone> Table<V> {
         if bytes > max_bytes || max_entries == 0 {
             return Err(CacheError::TooLarge { id: id.clone(), bytes, max_bytes });
         }
-        self.let_go();
         let own = self.entries.get(id);
         let mut left_bytes = self.bytes - own.map_or(0, |entry| entry.bytes);
         let mut left_entries = self.entries.len() + self.leaving.len() - usize::from(own.is_some());
@@ -224,15 +252,18 @@ impl<V: Clone> Table<V> {
     }
 
     /// As [`DeviceCache::evict`](super::DeviceCache::evict).
-    pub(super) fn evict(&mut self, id: &KernelId) -> Result<bool, CacheError> {
-        let closed = self.close(id)?;
-        self.put_out(id, EvictionReason::Asked);
-        Ok(closed)
+    pub(super) fn evict(&mut self, id: &KernelId, by: &Evictor) -> Result<Option<u64>, CacheError> {
+        self.weigh_all();
+        let bytes = self.entries.get(id).map(|entry| entry.bytes);
+        self.close(id)?;
+        self.put_out(id, EvictionReason::Asked { by: by.clone() });
+        Ok(bytes)
     }
 
-    /// Puts all out that is neither leased nor pinned, and says how many that were.
-    pub(super) fn clear(&mut self) -> usize {
-        self.put_out_all(EvictionReason::Cleared, |entry| !entry.pinned)
+    /// As [`DeviceCache::clear`](super::DeviceCache::clear).
+    pub(super) fn clear(&mut self, by: &Evictor) -> Vec<(KernelId, u64)> {
+        self.weigh_all();
+        self.put_out_all(&EvictionReason::Cleared { by: by.clone() }, |entry| !entry.pinned, None)
     }
 
     /// Keeps a kernel from eviction, or lets it go again; `false` where it is not here.
@@ -248,45 +279,59 @@ impl<V: Clone> Table<V> {
     }
 
     /// As [`DeviceCache::condemn`](super::DeviceCache::condemn).
-    pub(super) fn condemn(&mut self, id: &KernelId) -> Condemned {
+    pub(super) fn condemn(&mut self, id: &KernelId, by: &Evictor) -> Condemned {
         let Some(entry) = self.entries.get(id) else {
             return Condemned::Absent;
         };
         let (bytes, held) = (entry.bytes, entry.held.clone());
         held.close();
-        self.put_out(id, EvictionReason::Invalidated);
+        self.put_out(id, EvictionReason::Invalidated { by: by.clone() });
         match held.leases() {
             0 => Condemned::Gone { bytes },
             holders => {
                 self.bytes += bytes;
-                self.leaving.push(Leaving { held: Arc::downgrade(&held), bytes });
+                let (id, held) = (id.clone(), Arc::downgrade(&held));
+                self.leaving.push(Leaving { id, held, bytes, condemned_ms: self.clock.coarse_ms() });
                 Condemned::Marked { holders }
             }
         }
     }
 
-    /// Puts all out that is not leased, pinned or not, and says how many that were.
-    pub(super) fn condemn_unleased(&mut self) -> usize {
-        self.put_out_all(EvictionReason::Invalidated, |_| true)
+    /// As [`DeviceCache::condemn_all`](super::DeviceCache::condemn_all).
+    pub(super) fn condemn_all(&mut self, by: &Evictor) -> usize {
+        let all: Vec<KernelId> = self.oldest_first().cloned().collect();
+        for id in &all {
+            self.condemn(id, by);
+        }
+        all.len()
     }
 
-    /// Puts out, the oldest first, what may go and nobody uses.
-    fn put_out_all(&mut self, reason: EvictionReason, may_go: fn(&Entry<V>) -> bool) -> usize {
-        let goes = |id: &&KernelId| may_go(&self.entries[*id]) && self.entries[*id].held.close_unused();
-        let gone: Vec<KernelId> = self.oldest_first().filter(goes).cloned().collect();
-        gone.iter().for_each(|id| self.put_out(id, reason.clone()));
-        gone.len()
+    /// Puts out, the oldest first, what may go and nobody uses, but for one; says what that was and weighed.
+    fn put_out_all(
+        &mut self,
+        reason: &EvictionReason,
+        may_go: fn(&Entry<V>) -> bool,
+        except: Option<&KernelId>,
+    ) -> Vec<(KernelId, u64)> {
+        let goes = |id: &&KernelId| {
+            let entry = &self.entries[*id];
+            Some(*id) != except && may_go(entry) && entry.held.close_unused()
+        };
+        let gone = self.oldest_first().filter(goes).map(|id| (id.clone(), self.entries[id].bytes));
+        let gone: Vec<(KernelId, u64)> = gone.collect();
+        gone.iter().for_each(|(id, _)| self.put_out(id, reason.clone()));
+        gone
     }
 
     /// Gives back the bytes of condemned kernels that nobody uses any more.
     fn let_go(&mut self) {
         let bytes = &mut self.bytes;
         self.leaving.retain(|leaving| {
-            let gone = leaving.is_gone();
-            if gone {
+            let stays = leaving.held().is_some();
+            if !stays {
                 *bytes -= leaving.bytes;
             }
-            !gone
+            stays
         });
     }
 
@@ -319,7 +364,7 @@ impl<V: Clone> Table<V> {
         if self.evictions.len() == REMEMBERED_EVICTIONS {
             self.evictions.pop_front();
         }
-        let idle_ms = self.clock.coarse_ms().saturating_sub(entry.held.used_ms());
+        let idle_ms = entry.held.idle_ms(self.clock.coarse_ms());
         let at_unix_ms = self.clock.unix_ms();
         self.evictions.push_back(Eviction {
             id: id.clone(),
@@ -345,7 +390,7 @@ impl<V: Clone> Table<V> {
 
     /// Counters and contents, but for the misses.
     pub(super) fn stats(&mut self) -> TierStats {
-        self.let_go();
+        self.weigh_all();
         let count =
             |wanted: fn(&Entry<V>) -> bool| self.entries.values().filter(|e| wanted(e)).count() as u64;
         TierStats {
@@ -362,22 +407,37 @@ impl<V: Clone> Table<V> {
     }
 
     /// Every kernel held, the most recently used last.
-    pub(super) fn entries(&self) -> Vec<EntryStats> {
+    pub(super) fn entries(&mut self) -> Vec<EntryStats> {
+        self.weigh_all();
         let now_ms = self.clock.coarse_ms();
-        let since = |then_ms: u64| now_ms.saturating_sub(then_ms);
         let entry_stats = |id: &KernelId| {
             let entry = &self.entries[id];
             EntryStats {
                 id: id.clone(),
                 bytes: entry.bytes,
-                age_ms: since(entry.admitted_ms),
-                idle_ms: since(entry.held.used_ms()),
+                age_ms: now_ms.saturating_sub(entry.admitted_ms),
+                idle_ms: entry.held.idle_ms(now_ms),
                 hits: entry.held.hits(),
                 holders: entry.held.leases(),
                 pinned: entry.pinned,
             }
         };
         self.oldest_first().map(entry_stats).collect()
+    }
+
+    /// What was condemned and is still in use, the latest last.
+    pub(super) fn leaving(&mut self) -> Vec<LeavingStats> {
+        self.weigh_all();
+        let now_ms = self.clock.coarse_ms();
+        let stats = |leaving: &Leaving<V>| {
+            Some(LeavingStats {
+                id: leaving.id.clone(),
+                bytes: leaving.bytes,
+                leaving_ms: now_ms.saturating_sub(leaving.condemned_ms),
+                holders: leaving.held()?.leases(),
+            })
+        };
+        self.leaving.iter().filter_map(stats).collect()
     }
 
     /// The last evictions, the latest last.

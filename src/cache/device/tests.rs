@@ -1,16 +1,24 @@
 //! The device tier against a model of it, and its cases one by one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use proptest::prelude::*;
 
-use super::{Budget, CacheError, Condemned, DeviceCache, Lease};
+use super::{Budget, CacheError, Condemned, DeviceCache, Evictor, Lease, LeavingStats};
 use crate::{
     cache::EvictionReason,
     clock::ManualClock,
     id::KernelId,
     telemetry::{Counter, step_path},
 };
+
+const BY: Evictor = Evictor::Operator { uid: 7 };
 
 fn id(number: u64) -> KernelId {
     format!("k{number}").parse().unwrap()
@@ -53,7 +61,7 @@ fn what_is_leased_stays_and_a_newcomer_without_room_changes_nothing() {
     assert!(matches!(error, CacheError::NoRoom { held_bytes: 60, held_entries: 1, .. }), "{error}");
     assert!(error.to_string().contains("60 of 100 bytes in 1 kernels"), "{error}");
     assert_eq!(cache.stats().entries, 2);
-    assert!(matches!(cache.evict(&id(0)), Err(CacheError::InUse { holders: 1, .. })));
+    assert!(matches!(cache.evict(&id(0), &BY), Err(CacheError::InUse { holders: 1, .. })));
     assert!(matches!(cache.admit(id(0), 1), Err(CacheError::InUse { .. })));
     assert!(matches!(cache.admit(id(2), 101), Err(CacheError::TooLarge { .. })));
     drop(lease);
@@ -70,31 +78,84 @@ fn pins_hold_until_they_are_drawn() {
     assert!(!cache.pin(&id(9), true));
     (1..5).for_each(|n| drop(cache.admit(id(n), 1).unwrap()));
     assert_eq!(value(&cache, 0), Some(1));
-    assert_eq!(cache.clear(), 1);
+    assert_eq!(cache.clear(&BY), [(id(4), 1)]);
     assert_eq!(cache.stats().pinned, 1);
     cache.pin(&id(0), false);
-    assert_eq!(cache.evict(&id(0)), Ok(true));
-    assert_eq!(cache.evict(&id(0)), Ok(false));
+    assert_eq!(cache.evict(&id(0), &BY), Ok(Some(1)));
+    assert_eq!(cache.evict(&id(0), &BY), Ok(None));
+    let reasons: Vec<_> =
+        cache.evictions().into_iter().rev().map(|eviction| eviction.reason).take(2).collect();
+    assert_eq!(reasons, [EvictionReason::Asked { by: BY }, EvictionReason::Cleared { by: BY }]);
+}
+
+#[test]
+fn what_was_in_use_for_long_goes_after_what_nobody_used_meanwhile() {
+    let (cache, clock) = cache(3, 100);
+    let long = cache.admit(id(0), 10).unwrap();
+    (1..3).for_each(|n| drop(cache.admit(id(n), 10).unwrap()));
+    clock.advance(Duration::from_secs(36_000));
+    assert_eq!(value(&cache, 1), Some(10));
+    clock.advance(Duration::from_secs(60));
+    let idle = |cache: &DeviceCache<u64>| -> Vec<_> {
+        cache.entries().into_iter().map(|entry| (entry.id, entry.idle_ms)).collect()
+    };
+    assert_eq!(idle(&cache), [(id(2), 36_060_000), (id(1), 60_000), (id(0), 0)]);
+    drop(long);
+    clock.advance(Duration::from_secs(5));
+    assert_eq!(idle(&cache), [(id(2), 36_065_000), (id(1), 65_000), (id(0), 5000)]);
+    (3..5).for_each(|n| drop(cache.admit(id(n), 10).unwrap()));
+    let gone: Vec<_> = cache.evictions().into_iter().map(|gone| (gone.id, gone.idle_ms)).collect();
+    assert_eq!(gone, [(id(2), 36_065_000), (id(1), 65_000)]);
+    assert!(cache.peek(&id(0)).is_some());
+}
+
+type Grows = Arc<AtomicU64>;
+
+fn grows(bytes: u64) -> Grows {
+    Arc::new(bytes.into())
+}
+
+fn of_growing(max_bytes: u64) -> DeviceCache<Grows> {
+    let weigh = |value: &Grows| value.load(Ordering::Relaxed);
+    DeviceCache::new(Budget { max_entries: 9, max_bytes }, weigh, Arc::new(ManualClock::default()))
 }
 
 #[test]
 fn a_value_that_grows_pushes_others_out() {
-    let clock = ManualClock::default();
-    let weigh = |value: &Arc<std::sync::atomic::AtomicU64>| value.load(std::sync::atomic::Ordering::Relaxed);
-    let cache = DeviceCache::new(Budget { max_entries: 9, max_bytes: 100 }, weigh, Arc::new(clock));
-    let value = |bytes: u64| Arc::new(bytes.into());
-    let grows: Arc<std::sync::atomic::AtomicU64> = value(10);
-    let lease = cache.admit(id(0), grows.clone()).unwrap();
-    drop(cache.admit(id(1), value(50)).unwrap());
-    grows.store(70, std::sync::atomic::Ordering::Relaxed);
+    let cache = of_growing(100);
+    let large = grows(10);
+    let lease = cache.admit(id(0), large.clone()).unwrap();
+    drop(cache.admit(id(1), grows(50)).unwrap());
+    large.store(70, Ordering::Relaxed);
     assert_eq!(cache.reweigh(&id(0)), Ok(true));
     assert_eq!((cache.stats().bytes, cache.stats().entries), (70, 1));
-    let other = cache.admit(id(2), value(30)).unwrap();
-    grows.store(71, std::sync::atomic::Ordering::Relaxed);
-    assert!(matches!(cache.reweigh(&id(0)), Err(CacheError::NoRoom { .. })));
+    assert_eq!(cache.reweigh(&id(7)), Ok(false));
+    assert_eq!((cache.stats().overruns, lease.load(Ordering::Relaxed)), (0, 70));
+}
+
+#[test]
+fn a_value_that_grows_past_what_is_free_counts_all_the_same() {
+    let cache = of_growing(100);
+    let large = grows(10);
+    let lease = cache.admit(id(0), large.clone()).unwrap();
+    let other = cache.admit(id(1), grows(30)).unwrap();
+    drop(cache.admit(id(2), grows(20)).unwrap());
+    large.store(90, Ordering::Relaxed);
+    assert!(matches!(cache.reweigh(&id(0)), Err(CacheError::NoRoom { held_bytes: 30, .. })));
+    let stats = cache.stats();
+    assert_eq!((stats.bytes, stats.entries, stats.overruns), (120, 2, 1), "who could go is gone");
+    let refused = cache.admit(id(3), grows(1)).unwrap_err();
+    assert!(matches!(refused, CacheError::NoRoom { held_bytes: 120, .. }), "{refused}");
+    large.store(101, Ordering::Relaxed);
+    assert!(matches!(cache.reweigh(&id(0)), Err(CacheError::TooLarge { bytes: 101, .. })));
+    assert_eq!((cache.stats().bytes, cache.stats().overruns), (131, 2));
+    // What shrinks again is seen without a word.
+    large.store(60, Ordering::Relaxed);
+    drop(cache.admit(id(3), grows(10)).unwrap());
     assert_eq!(cache.stats().bytes, 100);
     drop((lease, other));
-    assert_eq!(cache.reweigh(&id(7)), Ok(false));
+    drop(cache.admit(id(4), grows(100)).unwrap());
+    assert_eq!((cache.stats().bytes, cache.stats().entries), (100, 1));
 }
 
 #[derive(Clone, Debug)]
@@ -121,7 +182,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The same rules, slow and plain: a list with the least recently used first.
+/// The same rules, slow and plain.
 #[derive(Default)]
 struct Model(Vec<Row>);
 
@@ -131,6 +192,8 @@ struct Row {
     bytes: u64,
     leases: usize,
     pinned: bool,
+    /// The step in which it came in or was last let go.
+    used: usize,
 }
 
 impl Row {
@@ -143,14 +206,16 @@ impl Model {
     const ENTRIES: usize = 4;
     const BYTES: u64 = 100;
 
-    fn touch(&mut self, key: u64) -> Option<&mut Row> {
-        let at = self.0.iter().position(|row| row.key == key)?;
-        let row = self.0.remove(at);
-        self.0.push(row);
-        self.0.last_mut()
+    fn row(&mut self, key: u64) -> Option<&mut Row> {
+        self.0.iter_mut().find(|row| row.key == key)
     }
 
-    fn admit(&mut self, key: u64, bytes: u64) -> bool {
+    /// The least recently used first, and what is in use behind all others.
+    fn in_order(&mut self) {
+        self.0.sort_by_key(|row| (row.leases > 0, row.used));
+    }
+
+    fn admit(&mut self, key: u64, bytes: u64, used: usize) -> bool {
         if self.0.iter().any(|row| row.key == key && row.held()) {
             return false;
         }
@@ -164,7 +229,7 @@ impl Model {
             };
             left.remove(victim);
         }
-        left.push(Row { key, bytes, leases: 1, pinned: false });
+        left.push(Row { key, bytes, leases: 1, pinned: false, used });
         self.0 = left;
         true
     }
@@ -176,42 +241,47 @@ proptest! {
         let (cache, clock) = cache(Model::ENTRIES, Model::BYTES);
         let mut model = Model::default();
         let mut leases: Vec<(u64, Lease<u64>)> = Vec::new();
-        for step in steps {
+        for (now, step) in steps.into_iter().enumerate() {
             clock.advance(Duration::from_millis(1));
             match step {
                 Step::Admit(key, bytes) => {
                     let lease = cache.admit(id(key), bytes);
-                    prop_assert_eq!(lease.is_ok(), model.admit(key, bytes));
+                    prop_assert_eq!(lease.is_ok(), model.admit(key, bytes, now));
                     leases.extend(lease.ok().map(|lease| (key, lease)));
                 }
-                Step::Get(key) => prop_assert_eq!(value(&cache, key), model.touch(key).map(|row| row.bytes)),
+                Step::Get(key) => {
+                    let row = model.row(key);
+                    prop_assert_eq!(value(&cache, key), row.as_ref().map(|row| row.bytes));
+                    row.into_iter().for_each(|row| row.used = now);
+                }
                 Step::Lease(key) => {
                     let lease = cache.lease(&id(key));
-                    let row = model.touch(key);
+                    let row = model.row(key);
                     prop_assert_eq!(lease.is_some(), row.is_some());
                     row.into_iter().for_each(|row| row.leases += 1);
                     leases.extend(lease.map(|lease| (key, lease)));
                 }
                 Step::Release(n) if n < leases.len() => {
                     let (key, _) = leases.swap_remove(n);
-                    model.0.iter_mut().filter(|row| row.key == key).for_each(|row| row.leases -= 1);
+                    model.row(key).into_iter().for_each(|row| (row.leases, row.used) = (row.leases - 1, now));
                 }
                 Step::Release(_) => {}
                 Step::Pin(key, pinned) => {
                     cache.pin(&id(key), pinned);
-                    model.0.iter_mut().filter(|row| row.key == key).for_each(|row| row.pinned = pinned);
+                    model.row(key).into_iter().for_each(|row| row.pinned = pinned);
                 }
                 Step::Evict(key) => {
                     let free = model.0.iter().any(|row| row.key == key && !row.held());
-                    prop_assert_eq!(cache.evict(&id(key)) == Ok(true), free);
+                    prop_assert_eq!(matches!(cache.evict(&id(key), &BY), Ok(Some(_))), free);
                     model.0.retain(|row| row.key != key || row.held());
                 }
                 Step::Clear => {
                     let before = model.0.len();
                     model.0.retain(Row::held);
-                    prop_assert_eq!(cache.clear(), before - model.0.len());
+                    prop_assert_eq!(cache.clear(&BY).len(), before - model.0.len());
                 }
             }
+            model.in_order();
             let stats = cache.stats();
             prop_assert!(stats.entries <= Model::ENTRIES as u64 && stats.bytes <= Model::BYTES);
             let seen: Vec<_> = cache.entries().into_iter().map(|e| (e.id, e.bytes, e.holders, e.pinned)).collect();
@@ -228,10 +298,12 @@ fn what_is_condemned_is_not_found_and_counts_until_its_last_lease_ends() {
     let lease = cache.admit(id(0), 60).unwrap();
     drop(cache.admit(id(1), 30).unwrap());
     cache.pin(&id(1), true);
-    assert_eq!(cache.condemn(&id(1)), Condemned::Gone { bytes: 30 });
-    assert_eq!(cache.condemn(&id(0)), Condemned::Marked { holders: 1 });
-    assert_eq!(cache.condemn(&id(0)), Condemned::Absent);
+    assert_eq!(cache.condemn(&id(1), &BY), Condemned::Gone { bytes: 30 });
+    assert_eq!(cache.condemn(&id(0), &BY), Condemned::Marked { holders: 1 });
+    assert_eq!(cache.condemn(&id(0), &BY), Condemned::Absent);
     assert!(cache.lease(&id(0)).is_none() && cache.hold(&id(0)).is_none());
+    let leaving = LeavingStats { id: id(0), bytes: 60, leaving_ms: 0, holders: 1 };
+    assert_eq!((cache.leaving(), cache.entries()), (vec![leaving], vec![]));
     assert_eq!((*lease, cache.stats().bytes, cache.stats().entries), (60, 60, 0));
     // Its successor comes in beside it as far as there is room for both.
     assert!(matches!(
@@ -242,12 +314,23 @@ fn what_is_condemned_is_not_found_and_counts_until_its_last_lease_ends() {
     assert!(matches!(cache.admit(id(2), 0), Err(CacheError::NoRoom { held_entries: 2, .. })));
     drop(lease);
     assert_eq!((cache.stats().bytes, *successor), (40, 40));
-    assert_eq!(cache.evictions().pop().unwrap().reason, EvictionReason::Invalidated);
-    cache.pin(&id(0), true);
-    drop(cache.admit(id(2), 60).unwrap());
-    assert_eq!(cache.condemn_unleased(), 1);
-    drop(successor);
-    assert_eq!((cache.condemn_unleased(), cache.stats().bytes), (1, 0));
+    assert_eq!((cache.leaving(), cache.evictions().pop().unwrap().reason), (vec![], INVALIDATED));
+}
+
+const INVALIDATED: EvictionReason = EvictionReason::Invalidated { by: BY };
+
+#[test]
+fn all_that_is_condemned_goes_at_once_or_with_its_last_lease() {
+    let (cache, _) = cache(3, 100);
+    let lease = cache.admit(id(0), 40).unwrap();
+    drop(cache.admit(id(1), 60).unwrap());
+    cache.pin(&id(1), true);
+    assert_eq!(cache.condemn_all(&BY), 2);
+    assert!((0..2).all(|n| cache.lease(&id(n)).is_none()));
+    assert_eq!((cache.stats().bytes, cache.leaving().len(), cache.evictions().len()), (40, 1, 2));
+    assert!(cache.evictions().into_iter().all(|gone| gone.reason == INVALIDATED));
+    drop(lease);
+    assert_eq!((cache.stats().bytes, cache.condemn_all(&BY)), (0, 0));
 }
 
 #[test]
@@ -258,15 +341,15 @@ fn ten_thousand_loads_leave_nothing_behind() {
     for n in 0..10_000 {
         let lease = cache.admit(id(n % 23), value.clone());
         match n % 3 {
-            0 => drop(cache.condemn(&id(n % 23))),
-            1 => drop(cache.evict(&id(n % 23))),
+            0 => drop(cache.condemn(&id(n % 23), &BY)),
+            1 => drop(cache.evict(&id(n % 23), &BY)),
             _ => {}
         }
         drop(lease);
         assert!(cache.stats().bytes <= 70 && Arc::strong_count(&value) <= 8);
     }
     assert_eq!(cache.evictions().len(), 256);
-    cache.clear();
+    cache.clear(&BY);
     assert_eq!((cache.stats().bytes, cache.stats().entries, Arc::strong_count(&value)), (0, 0, 1));
 }
 
@@ -291,6 +374,20 @@ async fn admission_waits_for_a_lease_to_end() {
     drop(first);
     assert_eq!(waits.await.unwrap(), Ok(50));
     assert!(cache.peek(&id(0)).is_none() && cache.peek(&id(1)).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_is_given_what_is_there_meanwhile() {
+    let cache = shared(100);
+    let first = cache.admit(id(0), 60).unwrap();
+    let late = cache.admit_wait(id(0), 50, Duration::from_secs(60)).await.unwrap();
+    assert_eq!((*late, cache.stats().admissions), (60, 1));
+    drop((first, late));
+    cache.pin(&id(0), true);
+    assert_eq!(*cache.admit_wait(id(0), 50, Duration::from_secs(60)).await.unwrap(), 60);
+    cache.pin(&id(0), false);
+    // What nobody uses is replaced.
+    assert_eq!(*cache.admit_wait(id(0), 50, Duration::from_secs(60)).await.unwrap(), 50);
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,6 +33,8 @@ struct State {
     order: VecDeque<(KernelId, Mark)>,
     /// What counts for all kernels: all was forgotten, or there were too many to be remembered by name.
     all: Option<Mark>,
+    /// When any may have been forgotten without a word to this node.
+    doubt: Option<Mark>,
 }
 
 /// Kernels by when they were forgotten. Where there are too many, the earliest counts for all: that costs a question
@@ -80,14 +82,33 @@ impl Forgotten {
         state.order.clear();
     }
 
-    /// Whether a kernel was forgotten after a search for it had begun.
+    /// Notes that any kernel may have been: its copies serve only once the origin has been asked about them, or does
+    /// not answer.
+    pub(super) fn doubt(&self) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        state.doubt = Some(state.mark(now));
+    }
+
+    /// Whether a kernel was forgotten, or may have been, after a search for it had begun.
     pub(super) fn since(&self, id: &KernelId, search: Search) -> bool {
-        self.lock().last(id).is_some_and(|mark| mark.number > search.0)
+        let state = self.lock();
+        state.last(id).into_iter().chain(state.doubt).any(|mark| mark.number > search.0)
+    }
+
+    /// Whether a kernel may have been forgotten after the origin had vouched for a copy.
+    pub(super) fn is_doubted(&self, confirmed_unix_ms: i64) -> bool {
+        let doubt = self.lock().doubt;
+        doubt.is_some_and(|mark| self.is_before(mark, confirmed_unix_ms))
     }
 
     /// Whether a kernel was forgotten after the origin had vouched for a copy, by the calendar as it stands now.
     pub(super) fn is_older(&self, id: &KernelId, confirmed_unix_ms: i64) -> bool {
-        let Some(mark) = self.lock().last(id) else { return false };
+        let last = self.lock().last(id);
+        last.is_some_and(|mark| self.is_before(mark, confirmed_unix_ms))
+    }
+
+    fn is_before(&self, mark: Mark, confirmed_unix_ms: i64) -> bool {
         let ago = self.clock.now().saturating_duration_since(mark.at);
         if ago > self.kept_for {
             return false;
@@ -161,6 +182,20 @@ mod tests {
         clock.set_unix_ms(start + 10_000);
         clock.advance(Duration::from_secs(3600));
         assert!(!forgotten.is_older(&id("a"), start - 1), "it is too old in any case");
+    }
+
+    #[test]
+    fn what_may_have_been_forgotten_is_doubted_and_not_known_to_be_old() {
+        let clock = ManualClock::default();
+        let forgotten = Forgotten::new(Duration::from_secs(3600), Arc::new(clock.clone()));
+        let (before, start) = (forgotten.search(), clock.unix_ms());
+        assert!(!forgotten.is_doubted(start - 1));
+        forgotten.doubt();
+        assert!(forgotten.since(&id("a"), before) && !forgotten.since(&id("a"), forgotten.search()));
+        assert!(forgotten.is_doubted(start - 1) && !forgotten.is_doubted(start));
+        assert!(!forgotten.is_older(&id("a"), start - 1));
+        clock.advance(Duration::from_secs(3601));
+        assert!(!forgotten.is_doubted(start - 1), "it is too old in any case");
     }
 
     #[test]

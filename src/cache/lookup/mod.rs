@@ -26,7 +26,10 @@ pub use report::{Found, InTier, LookupStats, RouteStats, Step, StepOutcome};
 use routes::Routes;
 use writes::Writes;
 
-use super::{Answer, Fetched, Negative, SharedFault, Source, Stored, Tier, TierError, negatives::Negatives};
+use super::{
+    Answer, FetchBudget, FetchBudgetSpent, Fetched, Negative, Reservation, SharedFault, Source, Stored, Tier,
+    TierError, negatives::Negatives,
+};
 use crate::{
     clock::Clock,
     config::Config,
@@ -97,7 +100,19 @@ pub struct Lookup {
     negatives: Mutex<Negatives>,
     counters: Counters,
     writes: Writes,
+    reading: Option<ReadLimit>,
 }
+
+/// What bounds the bytes that tiers give at a time.
+#[derive(Debug)]
+struct ReadLimit {
+    budget: Arc<FetchBudget>,
+    /// The most that one can give.
+    most_bytes: u64,
+}
+
+/// The bytes' share of a budget, where there is one.
+type Hold = Option<Arc<Reservation>>;
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -125,7 +140,7 @@ struct Trail {
     /// Tiers with a copy that the origin has not vouched for of late.
     old: Vec<usize>,
     /// The newest of these copies that may serve while the origin does not answer.
-    fallback: Option<(usize, Stored)>,
+    fallback: Option<(usize, Stored, Hold)>,
     /// What the origin said when it was asked about such a copy: once is enough.
     entry: Option<Arc<Metadata>>,
     /// Why it did not answer.
@@ -171,7 +186,15 @@ impl Lookup {
             negatives: Mutex::new(Negatives::new(options.max_negatives)),
             counters: Counters::default(),
             writes: Writes::default(),
+            reading: None,
         }
+    }
+
+    /// The same, but what tiers give takes of a budget before they are asked: the most that one can give, and then
+    /// what it gave.
+    #[must_use]
+    pub fn within(self, budget: Arc<FetchBudget>, most_bytes: u64) -> Self {
+        Self { reading: Some(ReadLimit { budget, most_bytes }), ..self }
     }
 
     /// Finds a kernel's bytes. Who asks for one kernel many times at once sees to it that it is looked for once.
@@ -233,11 +256,11 @@ impl Lookup {
                 return Ok(found);
             }
         }
-        let Some((tier, stored)) = trail.fallback.take() else { return Err(error) };
+        let Some((tier, stored, hold)) = trail.fallback.take() else { return Err(error) };
         self.counters.stale.increment();
         let place = self.tiers[tier].name();
         tracing::warn!(kernel = %id, place, %error, "the origin does not answer, an old copy serves");
-        Ok(Found { stale: true, ..self.found(stored, Some(tier), search, trail) })
+        Ok(Found { stale: true, hold, ..self.found(stored, Some(tier), search, trail) })
     }
 
     async fn ask(
@@ -249,29 +272,38 @@ impl Lookup {
     ) -> Result<Asked, LookupError> {
         let place = self.tiers[tier].as_ref();
         trail.asked.push(tier);
+        let Ok(mut hold) = self.reserve(place, id).await else {
+            trail.note(place.name(), StepOutcome::PassedBy, 0);
+            return Ok(Asked::Next);
+        };
         let start = self.clock.now();
         let answer = place.get(id).await;
         let us = micros(self.clock.now() - start);
         match answer {
             Ok(Answer::Hit(stored)) => {
                 self.routes.record_hit(tier, id, stored.bytes.len(), us);
+                hold.iter_mut().for_each(|hold| hold.shrink_to(stored.bytes.len() as u64));
+                let hold = hold.map(Arc::new);
                 let step = trail.note(place.name(), StepOutcome::Hit, us);
                 match self.judge(id, stored, search, trail).await? {
-                    Worth::Current(stored) => Ok(Asked::Found(self.found(stored, Some(tier), search, trail))),
+                    Worth::Current(stored) => {
+                        let found = self.found(stored, Some(tier), search, trail);
+                        Ok(Asked::Found(Found { hold, ..found }))
+                    }
                     Worth::Confirmed(stored) => {
                         // Its copy has the old date: it is to be written anew.
                         trail.wanting.push(tier);
                         let found = self.found(stored, Some(tier), search, trail);
-                        Ok(Asked::Found(Found { holder: None, ..found }))
+                        Ok(Asked::Found(Found { holder: None, hold, ..found }))
                     }
                     Worth::Outdated(stored) => {
                         trail.steps[step].outcome = StepOutcome::Outdated;
-                        self.fall_back_on(tier, id, stored, trail);
+                        self.fall_back_on(tier, id, stored, hold, trail);
                         Ok(Asked::Outdated)
                     }
                     Worth::Unconfirmed(stored) => {
                         trail.steps[step].outcome = StepOutcome::Outdated;
-                        self.fall_back_on(tier, id, stored, trail);
+                        self.fall_back_on(tier, id, stored, hold, trail);
                         Ok(Asked::Next)
                     }
                 }
@@ -306,6 +338,16 @@ impl Lookup {
         }
     }
 
+    /// Room for what a tier may give, where that is bounded.
+    async fn reserve(&self, tier: &dyn Tier, id: &KernelId) -> Result<Option<Reservation>, FetchBudgetSpent> {
+        let Some(ReadLimit { budget, most_bytes }) = &self.reading else { return Ok(None) };
+        let reserved = budget.reserve(*most_bytes).await;
+        let reserved = reserved.inspect_err(
+            |error| tracing::warn!(kernel = %id, tier = tier.name(), %error, "cache tier passed by"),
+        );
+        reserved.map(Some)
+    }
+
     /// What was found, and who is to be told.
     fn found(&self, stored: Stored, holder: Option<usize>, search: Search, trail: &Trail) -> Found {
         for &(tier, us) in &trail.misses {
@@ -330,20 +372,22 @@ impl Lookup {
             holder,
             search,
             stored,
+            hold: None,
         }
     }
 
     /// Keeps a copy in mind for the case that nobody has a better one.
-    fn fall_back_on(&self, tier: usize, id: &KernelId, stored: Stored, trail: &mut Trail) {
+    fn fall_back_on(&self, tier: usize, id: &KernelId, stored: Stored, hold: Hold, trail: &mut Trail) {
         trail.old.push(tier);
         let known = trail.entry.as_ref().and_then(|entry| entry.checksum);
         let is_other = known.is_some_and(|checksum| checksum != stored.digest);
         if !self.options.serve_stale || is_other || self.forgotten.is_older(id, stored.confirmed_unix_ms) {
             return;
         }
-        let newer = |(_, other): &(usize, Stored)| stored.confirmed_unix_ms > other.confirmed_unix_ms;
+        let newer =
+            |(_, other, _): &(usize, Stored, Hold)| stored.confirmed_unix_ms > other.confirmed_unix_ms;
         if trail.fallback.as_ref().is_none_or(newer) {
-            trail.fallback = Some((tier, stored));
+            trail.fallback = Some((tier, stored, hold));
         }
     }
 
@@ -353,6 +397,7 @@ impl Lookup {
         let age_ms = self.clock.unix_ms().abs_diff(stored.confirmed_unix_ms);
         u128::from(age_ms) <= self.options.fresh_for.as_millis()
             && !self.forgotten.is_older(id, stored.confirmed_unix_ms)
+            && !self.forgotten.is_doubted(stored.confirmed_unix_ms)
     }
 
     /// Says what a copy is worth; for an old one the origin is asked, unless it has been.
@@ -418,7 +463,7 @@ impl Lookup {
                 let us = micros(self.clock.now() - start);
                 self.routes.record_hit(self.routes.source(), id, fetched.stored.bytes.len(), us);
                 let place = source.name().to_owned();
-                let Fetched { metadata_us, artifact_us, checksum_us, .. } = fetched;
+                let Fetched { stored, metadata_us, artifact_us, checksum_us, hold } = fetched;
                 for (part, us) in
                     [("metadata", metadata_us), ("artifact", artifact_us), ("checksum", checksum_us)]
                 {
@@ -427,7 +472,7 @@ impl Lookup {
                 if outdated {
                     trail.wanting = (0..self.tiers.len()).collect();
                 }
-                Ok(Found { place, ..self.found(fetched.stored, None, search, trail) })
+                Ok(Found { place, hold, ..self.found(stored, None, search, trail) })
             }
             Err(fault) => {
                 let absent = fault.class() == ErrorClass::NotFound;

@@ -1,11 +1,11 @@
 //! What a look-up tells of its way, and the look-up as a whole of itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::Search;
-use crate::cache::{Held, Negative, Stored, TierStats};
+use crate::cache::{Held, Negative, Reservation, Stored, TierStats};
 
 /// What one place said during a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,8 @@ pub struct Found {
     pub(super) holder: Option<usize>,
     /// The search that found it.
     pub(super) search: Search,
+    /// The bytes' share of what may be on its way into memory, until nobody needs this any more.
+    pub hold: Option<Arc<Reservation>>,
 }
 
 impl Found {

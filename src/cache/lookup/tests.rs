@@ -12,8 +12,8 @@ use std::{
 use futures_util::future::BoxFuture;
 
 use crate::cache::{
-    Fetched, Found, Lookup, LookupError, LookupOptions, SharedFault, Source, SqlTier, SqliteOptions,
-    StepOutcome, Stored, Tier,
+    FetchBudget, Fetched, Found, Lookup, LookupError, LookupOptions, SharedFault, Source, SqlTier,
+    SqliteOptions, StepOutcome, Stored, Tier,
     contract::{artifact, id, verdict},
 };
 use crate::{
@@ -91,7 +91,9 @@ impl Source for Scripted {
             self.asked.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
             match self.answer.lock().unwrap().clone() {
-                Ok(stored) => Ok(Fetched { stored, metadata_us: 1, artifact_us: 2, checksum_us: 3 }),
+                Ok(stored) => {
+                    Ok(Fetched { stored, metadata_us: 1, artifact_us: 2, checksum_us: 3, hold: None })
+                }
                 Err(said) => Err(Arc::new(said) as SharedFault),
             }
         })
@@ -292,6 +294,72 @@ async fn an_old_copy_is_confirmed_by_the_origin_without_its_bytes() {
     let ahead = Stored { confirmed_unix_ms: i64::MAX, ..other };
     bench.upper.put(&ahead).await.unwrap();
     assert_eq!(bench.load().await.place, "scripted");
+}
+
+#[tokio::test]
+async fn what_is_doubted_is_confirmed_and_serves_where_nobody_can_tell() {
+    let bench = bench(Ok(fresh("a", 100))).await;
+    bench.load().await;
+    bench.clock.advance(Duration::from_millis(1));
+    bench.lookup.doubt_all();
+    bench.source.set(Err(Said(ErrorClass::Unavailable)));
+    assert!(bench.lookup.find(&id("a")).await.unwrap().stale);
+    // The copy was replaced while this node did not hear of it.
+    let other = Stored { metadata: fresh("a", 100).metadata, ..fresh("b", 50) };
+    let other = Stored { confirmed_unix_ms: bench.clock.unix_ms(), ..other };
+    bench.source.set(Ok(other.clone()));
+    let found = bench.load().await;
+    assert_eq!((found.place.as_str(), found.stored.digest), ("scripted", other.digest));
+    bench.load().await;
+    assert_eq!((bench.lookup.stats().await.confirmations, bench.source.asked()), (2, 2), "one asks once");
+}
+
+#[tokio::test]
+async fn what_was_used_most_is_not_known_while_who_knows_it_is_away() {
+    let bench = bench(Ok(fresh("a", 100))).await;
+    assert_eq!(bench.lookup.most_used(0, 9).await, Ok(vec![]));
+    bench.load().await;
+    bench.load().await;
+    bench.lower.close().await;
+    assert_eq!(bench.lookup.most_used(0, 9).await, Ok(vec![id("a")]), "one that knows is enough");
+    bench.upper.close().await;
+    assert_eq!(bench.lookup.most_used(0, 9).await.unwrap_err().class(), ErrorClass::Unavailable);
+}
+
+#[tokio::test]
+async fn what_tiers_give_takes_its_share_until_nobody_needs_it() {
+    let bench = bench(Ok(fresh("a", 10_000))).await;
+    bench.load().await;
+    let budget = FetchBudget::new(1 << 20);
+    let tiers: Vec<Arc<dyn Tier>> = vec![bench.upper.clone()];
+    let lookup = Lookup::new(
+        tiers,
+        Some(bench.source.clone()),
+        LookupOptions::default(),
+        Arc::new(bench.clock.clone()),
+    );
+    let lookup = lookup.within(budget.clone(), 1 << 19);
+    let found = lookup.find(&id("a")).await.unwrap();
+    assert_eq!((found.place.as_str(), budget.stats().bytes), ("sqlite", 12_288));
+    drop(found);
+    assert_eq!(budget.stats().bytes, 0);
+    assert!(lookup.find(&id("b")).await.is_ok(), "the source has it");
+    assert_eq!(budget.stats().bytes, 0, "who gives nothing keeps nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tier_without_room_for_what_it_gives_is_passed_by() {
+    let source = Scripted::new(Ok(fresh("a", 100)));
+    let (clock, budget) = (ManualClock::default(), FetchBudget::new(1 << 20));
+    // It is never asked, or the test would fail to open it.
+    let tier: Arc<dyn Tier> = sqlite(Path::new("/nonexistent/file"), 1 << 20, &clock).await;
+    let lookup = Lookup::new(vec![tier], Some(source), LookupOptions::default(), Arc::new(clock));
+    let lookup = lookup.within(budget.clone(), 1 << 19);
+    let all = budget.reserve(1 << 20).await.unwrap();
+    let found = lookup.find(&id("a")).await.unwrap();
+    assert_eq!((found.place.as_str(), found.steps[0].outcome), ("scripted", StepOutcome::PassedBy));
+    assert_eq!(budget.stats().refused, 1);
+    drop(all);
 }
 
 #[tokio::test]

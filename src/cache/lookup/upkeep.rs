@@ -29,6 +29,12 @@ impl Lookup {
         self.forgotten.note_all();
     }
 
+    /// Notes that any kernel may have been forgotten without a word to this node: what a search finds that has begun
+    /// before is kept nowhere, and the origin is asked about every copy at its next use.
+    pub fn doubt_all(&self) {
+        self.forgotten.doubt();
+    }
+
     /// Whether a kernel has been forgotten since it was searched for.
     pub fn is_forgotten(&self, id: &KernelId, search: Search) -> bool {
         self.forgotten.since(id, search)
@@ -97,15 +103,19 @@ impl Lookup {
 
     /// The ids most used since a time in milliseconds since 1970, by the last tier that answers with any:
     /// the last is the one that outlives the others.
-    pub async fn most_used(&self, since_unix_ms: i64, limit: u32) -> Vec<KernelId> {
+    ///
+    /// # Errors
+    /// The first that failed, where none answered with any: it may know some.
+    pub async fn most_used(&self, since_unix_ms: i64, limit: u32) -> Result<Vec<KernelId>, TierError> {
+        let mut failure = None;
         for tier in self.tiers.iter().rev() {
             match tier.most_used(since_unix_ms, limit).await {
-                Ok(Some(ids)) if !ids.is_empty() => return ids,
+                Ok(Some(ids)) if !ids.is_empty() => return Ok(ids),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(tier = tier.name(), %error, "cache tier failed"),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Vec::new()
+        failure.map_or(Ok(Vec::new()), Err)
     }
 
     /// What every tier has of a kernel, by the tiers' names.

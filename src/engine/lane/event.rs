@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     engine::EngineError,
     fault::Fault,
-    id::{Generation, LayerId, SeedIndex},
+    id::{Generation, KernelId, LayerId, SeedIndex},
     wire::WireError,
 };
 
@@ -27,6 +27,12 @@ pub enum LaneEvent {
         generation: Generation,
         /// Why.
         error: EngineError,
+    },
+    /// A pass of a shape that its seed had not run before has made the kernel heavier: by a plan, or by the memory
+    /// that the seed runs it in. Once for each such shape.
+    Planned {
+        /// Which kernel.
+        kernel: KernelId,
     },
     /// As many passes in a row have failed as the configuration allows: the lane has taken the kernel out.
     SeedUnloaded {

@@ -130,7 +130,13 @@ impl Layers {
         tell: &dyn Fn(LaneEvent),
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, request.layer)?;
-        let report = layer.synchronizer.forward(request, arena, &mut self.quota)?;
+        let report = layer.synchronizer.forward(request, arena, &mut self.quota);
+        // Refused or not, it may have planned.
+        layer
+            .synchronizer
+            .take_grown()
+            .for_each(|kernel| tell(LaneEvent::Planned { kernel: kernel.clone() }));
+        let report = report?;
         completion.blend_weight = report.blend_weight;
         completion.alpha_total = report.alpha_total;
         completion.ticket = report.ticket.0;

@@ -271,6 +271,13 @@ impl GradientSynchronizer {
         self.generation
     }
 
+    /// The kernels that forward passes since this was last asked have made heavier or lighter, by plans or by the
+    /// memory that these run in.
+    pub fn take_grown(&mut self) -> impl Iterator<Item = &KernelId> {
+        let attached = self.slots.iter_mut().filter_map(|slot| slot.attached.as_mut());
+        attached.filter_map(Attached::take_grown).map(|kernel| kernel.id())
+    }
+
     /// How many seeds are live.
     pub fn live_seeds(&self) -> usize {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     backend::Backend,
     engine::{
-        Alpha, EngineConfig, EngineError, LiveSeed, PlanKey, PlanSet, Role, SeedCounters,
+        Alpha, EngineConfig, EngineError, Kernel, LiveSeed, PlanKey, PlanSet, Role, SeedCounters,
         executor::SeedExecutor, job::Scratch,
     },
 };
@@ -31,12 +31,27 @@ pub(super) struct Attached {
     /// Started when the layer has a second live seed.
     pub(super) executor: Option<SeedExecutor>,
     plans: Vec<(PlanKey, Arc<PlanSet>)>,
+    /// Whether it has asked its kernel for plans since [`take_grown`](Self::take_grown) was asked.
+    asked: bool,
+    /// What its kernel weighed when that last told of it.
+    told_bytes: usize,
 }
 
 impl Attached {
     pub(super) fn new(live: Arc<LiveSeed>, alpha: Alpha, role: Role) -> Self {
         let scratch = Some(Box::new(Scratch::new()));
-        Self { live, alpha, role, scratch, executor: None, plans: Vec::with_capacity(REMEMBERED_PLANS) }
+        let plans = Vec::with_capacity(REMEMBERED_PLANS);
+        Self { live, alpha, role, scratch, executor: None, plans, asked: false, told_bytes: 0 }
+    }
+
+    /// The kernel, if it weighs something else since a pass of this seed asked it for plans.
+    pub(super) fn take_grown(&mut self) -> Option<&Arc<Kernel>> {
+        if !std::mem::take(&mut self.asked) {
+            return None;
+        }
+        let kernel = self.live.kernel();
+        let bytes = kernel.resident_bytes();
+        (std::mem::replace(&mut self.told_bytes, bytes) != bytes).then_some(kernel)
     }
 
     /// The plans for a key: most of the time without a lock.
@@ -49,6 +64,7 @@ impl Attached {
         if let Some((_, plans)) = self.plans.iter().find(|(known, _)| known == key) {
             return Ok(plans.clone());
         }
+        self.asked = true;
         let plans = self.live.kernel().plans(key, backend, config)?;
         if self.plans.len() == REMEMBERED_PLANS {
             self.plans.remove(0);

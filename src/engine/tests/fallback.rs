@@ -149,6 +149,10 @@ impl Executable for GatedRun {
         self.inner.needs()
     }
 
+    fn held_bytes(&self) -> usize {
+        self.inner.held_bytes()
+    }
+
     fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError> {
         if let Some(permits) = &self.permits {
             // The thread that holds the request comes through; a seed's own thread waits.

@@ -20,6 +20,7 @@ fn busy() -> (Trainer, impl Fn() -> bool) {
     let held = Arc::downgrade(&seed);
     trainer.attach(0, seed, 1.0).unwrap();
     assert_eq!(status(&trainer.forward(&X, true, Some(ALL)).completion), Status::Ok);
+    assert!(matches!(trainer.events.recv().unwrap(), LaneEvent::Planned { .. }));
     (trainer, move || held.strong_count() > 0)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     kernels::{FEATURES, GRADIENT_BYTES, kernel, live, passes, too_wide},
-    trainer::{ALL, Backward, Forward, Trainer, status},
+    trainer::{ALL, Backward, Forward, Trainer, status, until},
 };
 use crate::{
     engine::{EngineConfig, EngineError, LaneEvent, LaneLimits},
@@ -125,7 +125,7 @@ fn a_plan_is_made_once_for_each_batch_and_mode() {
         trainer.forward(&X[..3], true, None);
     }
     assert_eq!(kernel.plan_count(), 3);
-    assert_eq!(kernel.resident_bytes(), GRADIENT_BYTES + 64, "two blocks of weights, no constants");
+    assert!(kernel.resident_bytes() > GRADIENT_BYTES + 64, "two blocks of weights, and plans");
 }
 
 #[test]
@@ -294,4 +294,44 @@ fn a_layer_that_is_not_open_is_refused_and_the_session_goes_on() {
     assert_eq!(status(&trainer.submit(elsewhere)), Status::LayerUnknown);
     assert_eq!(status(&trainer.submit(submission)), Status::Ok);
     assert_eq!(trainer.handle.gauges().refusals(), 1);
+}
+
+#[test]
+fn a_kernel_is_told_to_have_grown_once_for_each_new_shape() {
+    let mut trainer = two_seeds(Blend::Residual, [0.5, 0.25], EngineConfig::default());
+    let planned = |trainer: &Trainer| {
+        let told = trainer.events.try_iter().map(|event| match event {
+            LaneEvent::Planned { kernel } => kernel.to_string(),
+            other => panic!("{other:?}"),
+        });
+        let mut told: Vec<String> = told.collect();
+        told.sort();
+        told
+    };
+    trainer.forward(&X, true, Some(ALL));
+    assert_eq!(planned(&trainer), ["first", "second"]);
+    trainer.forward(&X, true, Some(ALL));
+    assert_eq!(planned(&trainer), [""; 0], "nothing is new");
+    trainer.forward(&X[..3], true, Some(ALL));
+    assert_eq!(planned(&trainer), ["first", "second"]);
+}
+
+#[test]
+fn a_kernel_weighs_its_plans_and_what_its_seeds_run_in() {
+    let trainer = Trainer::with_layer(Blend::Residual, 1, EngineConfig::default());
+    let kernel = kernel("first", FIRST.0, FIRST.1);
+    let bare = kernel.resident_bytes();
+    trainer.attach(0, live(&kernel, 1).0, 1.0).unwrap();
+    assert_eq!(kernel.resident_bytes(), bare);
+    let mut trainer = trainer;
+    trainer.forward(&X, true, None);
+    let one_shape = kernel.resident_bytes();
+    assert!(one_shape > bare + 64, "a plan and a workspace");
+    trainer.forward(&X[..3], false, None);
+    let two_shapes = kernel.resident_bytes();
+    assert!(two_shapes > one_shape);
+    trainer.detach(0).unwrap();
+    // The seed's memory is gone, the plans stay with the kernel.
+    until(|| kernel.resident_bytes() < two_shapes);
+    assert!(kernel.resident_bytes() > bare);
 }

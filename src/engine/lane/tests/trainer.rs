@@ -108,9 +108,14 @@ impl Trainer {
         self.ask(|answer| LaneCommand::Snapshot { answer })
     }
 
-    /// The next event.
+    /// The next event but those that tell of plans.
     pub(super) fn event(&self) -> LaneEvent {
-        self.events.recv_timeout(PATIENCE).unwrap()
+        loop {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                LaneEvent::Planned { .. } => {}
+                event => return event,
+            }
+        }
     }
 
     fn block(&mut self, bytes: usize) -> Block {
