@@ -95,7 +95,7 @@ impl<'a> Candidate<'a> {
 
 /// What came of asking them in turn.
 enum Round {
-    Found(Metadata),
+    Found(Box<Metadata>),
     /// Not one could be asked, so that asking again at once is of no use.
     Refused(OriginError),
 }
@@ -130,7 +130,7 @@ impl Catalogue {
         match result? {
             Round::Found(metadata) => {
                 self.look_after_the_others(id);
-                Ok(metadata)
+                Ok(*metadata)
             }
             Round::Refused(error) => Err(error),
         }
@@ -154,7 +154,7 @@ impl Catalogue {
             let result = one.endpoint.service.in_time(self.timeout, self.ask(one.endpoint, id)).await;
             one.note(result.as_ref().map(|_| ()).map_err(Clone::clone));
             match result {
-                Ok(metadata) => return Ok(Round::Found(metadata)),
+                Ok(metadata) => return Ok(Round::Found(Box::new(metadata))),
                 Err(error) => match error.class() {
                     ErrorClass::NotFound => unknown = unknown.or(Some(error)),
                     ErrorClass::Unavailable | ErrorClass::Overloaded => {

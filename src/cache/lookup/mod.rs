@@ -149,7 +149,7 @@ struct Trail {
 
 /// What came of asking a tier.
 enum Asked {
-    Found(Found),
+    Found(Box<Found>),
     /// Ask the next.
     Next,
     /// The origin has other bytes, or may have: no tier behind is newer than it is.
@@ -230,7 +230,7 @@ impl Lookup {
         let mut outdated = false;
         for tier in plan.first.into_iter().chain(plan.before_source) {
             match self.ask(tier, id, search, trail).await? {
-                Asked::Found(found) => return Ok(found),
+                Asked::Found(found) => return Ok(*found),
                 Asked::Next => {}
                 Asked::Outdated => {
                     outdated = true;
@@ -253,7 +253,7 @@ impl Lookup {
         // The tiers that were left out, each of which may have a newer copy than those before.
         for tier in (0..self.tiers.len()).filter(|tier| !trail.asked.contains(tier)).collect::<Vec<_>>() {
             if let Asked::Found(found) = self.ask(tier, id, search, trail).await? {
-                return Ok(found);
+                return Ok(*found);
             }
         }
         let Some((tier, stored, hold)) = trail.fallback.take() else { return Err(error) };
@@ -288,13 +288,13 @@ impl Lookup {
                 match self.judge(id, stored, search, trail).await? {
                     Worth::Current(stored) => {
                         let found = self.found(stored, Some(tier), search, trail);
-                        Ok(Asked::Found(Found { hold, ..found }))
+                        Ok(Asked::Found(Box::new(Found { hold, ..found })))
                     }
                     Worth::Confirmed(stored) => {
                         // Its copy has the old date: it is to be written anew.
                         trail.wanting.push(tier);
                         let found = self.found(stored, Some(tier), search, trail);
-                        Ok(Asked::Found(Found { holder: None, hold, ..found }))
+                        Ok(Asked::Found(Box::new(Found { holder: None, hold, ..found })))
                     }
                     Worth::Outdated(stored) => {
                         trail.steps[step].outcome = StepOutcome::Outdated;
