@@ -409,11 +409,11 @@ impl Lookup {
         trail: &mut Trail,
     ) -> Result<Worth, LookupError> {
         let Some(source) = &self.source else { return Ok(Worth::Current(stored)) };
-        let said = trail.entry.clone().filter(|entry| entry.checksum.is_some());
-        if said.is_none() && self.is_fresh(id, &stored) {
+        let is_told = trail.entry.as_ref().is_some_and(|entry| entry.checksum.is_some());
+        if !is_told && self.is_fresh(id, &stored) {
             return Ok(Worth::Current(stored));
         }
-        let entry = match said.or_else(|| trail.entry.clone()) {
+        let entry = match trail.entry.clone() {
             Some(entry) => entry,
             None if trail.down.is_some() => return Ok(Worth::Unconfirmed(stored)),
             None => {

@@ -46,17 +46,7 @@ impl Lookup {
     /// # Errors
     /// The first tier's that failed, when the others have been asked.
     pub async fn forget(&self, id: &KernelId) -> Result<bool, TierError> {
-        self.begin_forgetting(id);
-        self.settle().await;
-        let mut any = self.forget_negative(id);
-        let mut failure = None;
-        for tier in &self.tiers {
-            match tier.remove(id).await {
-                Ok(removed) => any |= removed,
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
-        failure.map_or(Ok(any), Err)
+        self.forget_in(id, |_| true).await
     }
 
     /// Forgets all that this node alone knows of a kernel: who had it forgotten everywhere has seen to what
@@ -65,11 +55,15 @@ impl Lookup {
     /// # Errors
     /// The first tier's that failed, when the others have been asked.
     pub async fn forget_here(&self, id: &KernelId) -> Result<bool, TierError> {
+        self.forget_in(id, |tier| !tier.shared()).await
+    }
+
+    async fn forget_in(&self, id: &KernelId, is_meant: fn(&dyn Tier) -> bool) -> Result<bool, TierError> {
         self.begin_forgetting(id);
         self.settle().await;
         let mut any = self.forget_negative(id);
         let mut failure = None;
-        for tier in self.tiers.iter().filter(|tier| !tier.shared()) {
+        for tier in self.tiers.iter().filter(|tier| is_meant(tier.as_ref())) {
             match tier.remove(id).await {
                 Ok(removed) => any |= removed,
                 Err(error) => failure = failure.or(Some(error)),
