@@ -25,12 +25,14 @@ import torch  # noqa: E402
 import kasmina  # noqa: E402
 from e2e import modules  # noqa: E402
 from e2e.conftest import Daemon  # noqa: E402
+from e2e.faults import ALONE, fill, small_disk  # noqa: E402
 from e2e.modules import TOKENS  # noqa: E402
+from e2e.proxy import FAULTS, Proxy  # noqa: E402
 from e2e.servers import S3, Postgres, Redis, Urza  # noqa: E402
+from e2e.test_clock import YEAR, Calendar  # noqa: E402
 from e2e.trainer import Trainer  # noqa: E402
 
-STEPS, TURNS, COLD = 150, 4, 400
-ALONE = "[cache.sqlite]\nenabled = false\n"
+STEPS, TURNS, COLD = 100, 4, 400
 
 
 class Asker(threading.Thread):
@@ -72,13 +74,14 @@ def percentiles(times):
     return f"{times[len(times) // 2]:.2f} | {times[len(times) * 99 // 100]:.2f}"
 
 
-def measure(kernels, row, settings, breaks, heals, server=None, origin=None):
+def measure(kernels, row, breaks, heals, settings="", origin=None, environment=None):
+    """Prints a row: steps in turns without the fault and with it, on a daemon of the row's own."""
     folder = Path(tempfile.mkdtemp(prefix="kasmina-"))
     directory = folder / "origin"
     shutil.copytree(kernels, directory)
     # A cache of few entries, so that what is asked for is cold.
-    settings = settings.replace("[cache.", "[cache]\nmax_entries = 4\n[cache.", 1)
-    daemon = Daemon(folder, directory, settings=settings, origin=origin)
+    settings = "[cache]\nmax_entries = 4\n" + settings
+    daemon = Daemon(folder, directory, settings=settings, origin=origin, environment=environment)
     calm, broken = [], []
     try:
         with Trainer(daemon) as trainer:
@@ -97,12 +100,15 @@ def measure(kernels, row, settings, breaks, heals, server=None, origin=None):
         daemon.kill()
         daemon.log.close()
         shutil.rmtree(folder, ignore_errors=True)
-        if server is not None:
-            server.resume()
-            server.close()
 
 
-def rows(kernels):
+def call(action, *arguments):
+    """An action of a server's as one on a daemon."""
+    return lambda _: action(*arguments)
+
+
+def local(kernels):
+    """What breaks on the daemon's own machine."""
     locks = {}
 
     def lock(daemon):
@@ -112,48 +118,88 @@ def rows(kernels):
     def unlock(daemon):
         locks.pop(daemon).close()
 
+    def spoil(daemon):
+        with sqlite3.connect(daemon.folder / "state" / "cache.sqlite", timeout=30) as connection:
+            connection.execute("UPDATE artifacts SET bytes = zeroblob(length(bytes))")
+
     def hide(daemon):
         (daemon.folder / "origin").rename(daemon.folder / "away")
 
     def show(daemon):
         (daemon.folder / "away").rename(daemon.folder / "origin")
 
-    disk = "[cache.sqlite]\nenabled = true\n"
-    measure(kernels, "origin away", disk, hide, show)
-    measure(kernels, "SQLite locked by another process", disk, lock, unlock)
-    for kind in (Postgres, Redis):
-        name = {Postgres: "PostgreSQL", Redis: "Redis"}[kind]
-        restart = kind.restart if kind is Postgres else kind.start
-        for fault, breaks, heals in [
-            ("killed", lambda server: server.kill(), restart),
-            ("paused", lambda server: server.pause(), lambda server: server.resume()),
-        ]:
-            server = kind()
-            server.start()
-            act = lambda action, server=server: lambda _: action(server)
-            measure(kernels, f"{name} {fault}", server.settings() + ALONE, act(breaks), act(heals), server)
+    measure(kernels, "origin away", hide, show)
+    measure(kernels, "SQLite locked by another process", lock, unlock)
+    measure(kernels, "every copy in SQLite corrupt", spoil, lambda _: None)
+    with tempfile.TemporaryDirectory(prefix="kasmina-") as folder, small_disk(Path(folder) / "disk", "400k") as disk:
+        settings = f'[cache.sqlite]\npath = "{disk}/cache.sqlite"\n'
+        measure(kernels, "disk full under SQLite", call(fill, disk), call((disk / "filler").unlink), settings)
+    with tempfile.TemporaryDirectory(prefix="kasmina-") as folder:
+        calendar = Calendar(Path(folder))
+        jumps = call(calendar.set, YEAR), call(calendar.set, 0)
+        measure(kernels, "calendar a year ahead", *jumps, environment=calendar.environment)
 
 
-    urza = Urza(kernels).start()
-    act = lambda action: lambda _: action()
-    for fault, breaks, heals in [
-        ("killed", urza.kill, urza.start),
-        ("paused", urza.pause, urza.resume),
-    ]:
-        measure(kernels, f"Urza {fault}", ALONE, act(breaks), act(heals), origin=urza.settings())
-    urza.resume()
-    urza.close()
-    s3, catalogue = S3(), kernels / "catalogue"
-    catalogue.mkdir()
-    for artifact in kernels.glob("*.pt2"):
-        shutil.copy(artifact, s3.bucket)
-        entry = {"id": artifact.stem, "status": "validated", "kernel_binary_ref": f"s3://kernels/{artifact.name}"}
-        (catalogue / f"{artifact.stem}.json").write_text(json.dumps(entry))
-    s3.start()
-    urza = Urza(catalogue).start()
-    origin = urza.settings() + s3.settings()
-    measure(kernels, "S3 paused", ALONE, act(s3.pause), act(s3.resume), origin=origin)
-    for server in (s3, urza):
+def tiers(kernels):
+    """What breaks in Redis and PostgreSQL, and on the way to them."""
+    for kind, name in ((Redis, "Redis"), (Postgres, "PostgreSQL")):
+        again = kind.restart if kind is Postgres else kind.start
+        whole = [
+            ("killed", kind.kill, again),
+            ("paused", kind.pause, kind.resume),
+            ("restarted empty", kind.restart_empty, lambda _: None),
+            ("refusing the password", kind.refuse_auth, kind.restart_empty),
+        ]
+        for fault, breaks, heals in whole:
+            with serving(kind()) as server:
+                faults = call(breaks, server), call(heals, server)
+                measure(kernels, f"{name} {fault}", *faults, server.settings() + ALONE)
+        for fault in ("latency", "reset", "truncate", "corrupt", "drip", "hang", "refuse"):
+            with serving(kind()) as server, Proxy(("127.0.0.1", server.port)) as proxy:
+                faults = call(proxy.set, fault, 0.02, 40), call(proxy.set)
+                measure(kernels, f"network before {name}: {fault}", *faults, server.settings(proxy.port) + ALONE)
+    with serving(Redis()) as server:
+        settings = server.settings() + ALONE
+        server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        limits = [call(server.ask, "CONFIG", "SET", "maxmemory", limit) for limit in ("1", "0")]
+        measure(kernels, "Redis out of memory", *limits, settings)
+    with serving(Postgres()) as server, small_disk(server.folder / "disk", "1m") as disk:
+        server.keep_tables_in(disk)
+        faults = call(fill, disk), call((disk / "filler").unlink)
+        measure(kernels, "disk full under PostgreSQL", *faults, server.settings() + ALONE)
+
+
+def origins(kernels):
+    """What breaks in Urza and S3, and on the way to them."""
+    for fault, breaks, heals in [("killed", Urza.kill, Urza.start), ("paused", Urza.pause, Urza.resume)]:
+        with serving(Urza(kernels)) as urza:
+            measure(kernels, f"Urza {fault}", call(breaks, urza), call(heals, urza), ALONE, urza.settings())
+    for fault in FAULTS:
+        with serving(Urza(kernels)) as urza, Proxy(("127.0.0.1", urza.port)) as proxy:
+            faults = call(proxy.set, fault, 0.02, 600), call(proxy.set)
+            measure(kernels, f"Urza and blobs: {fault}", *faults, ALONE, urza.settings(proxy.port))
+    with tempfile.TemporaryDirectory(prefix="kasmina-catalogue-") as folder, serving(S3()) as s3:
+        for artifact in kernels.glob("*.pt2"):
+            shutil.copy(artifact, s3.bucket)
+            entry = {"id": artifact.stem, "status": "validated", "kernel_binary_ref": f"s3://kernels/{artifact.name}"}
+            (Path(folder) / f"{artifact.stem}.json").write_text(json.dumps(entry))
+        with serving(Urza(folder)) as urza, Proxy(("127.0.0.1", s3.port)) as proxy:
+            origin = urza.settings() + s3.settings(proxy.port)
+            for fault, breaks, heals in [("killed", s3.kill, s3.start), ("paused", s3.pause, s3.resume)]:
+                measure(kernels, f"S3 {fault}", call(breaks), call(heals), ALONE, origin)
+            for fault in FAULTS:
+                faults = call(proxy.set, fault, 0.02, 600), call(proxy.set)
+                measure(kernels, f"S3: {fault}", *faults, ALONE, origin)
+
+
+@contextlib.contextmanager
+def serving(server):
+    """A server while it is needed."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.resume()
         server.close()
 
 
@@ -166,7 +212,8 @@ def main():
             shutil.copy(kernels / "mlp.pt2", kernels / f"cold-{n}.pt2")
         print("| fault | step without, ms p50 | p99 | with, ms p50 | p99 | cold kernels asked for | refused |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-        rows(kernels)
+        for scene in (local, tiers, origins):
+            scene(kernels)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ pub enum Evictor {
     Gap,
     /// Whoever had it forgotten while it was being loaded.
     Earlier,
+    /// The origin, which has another of that name, or none any more.
+    Origin,
 }
 
 impl fmt::Display for Evictor {
@@ -107,6 +109,7 @@ impl fmt::Display for Evictor {
             Self::Node { name } => write!(f, "node {name}"),
             Self::Earlier => f.write_str("an eviction that came while it was being loaded"),
             Self::Gap => f.write_str("a gap in what other nodes announce"),
+            Self::Origin => f.write_str("the origin, which has another now, or none"),
         }
     }
 }

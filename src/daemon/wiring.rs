@@ -83,6 +83,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
+        unconfirmed: Arc::default(),
         warming: Arc::new(Warming::of(&warm_plan)),
         warm_plan: Arc::new(warm_plan),
         clock: clock.clone(),

@@ -99,6 +99,8 @@ metrics! {
         "Kernels that the tier put out.";
     CachePassedOver: Counter "kasmina_cache_passed_over_total" ["tier"]
         "Kernels too large for the tier, which it did not take in.";
+    CacheOverruns: Counter "kasmina_cache_overruns_total" []
+        "How often a kernel in memory grew past the limit while all else was in use.";
     CacheEntries: Gauge "kasmina_cache_entries" ["tier"]
         "Kernels that the tier holds; missing while it does not say.";
     CacheBytes: Gauge "kasmina_cache_bytes" ["tier"]
@@ -120,6 +122,15 @@ metrics! {
         "Kernels known not to be had, remembered in memory.";
     CacheWritesSkipped: Counter "kasmina_cache_writes_skipped_total" []
         "Writes to tiers that were left out because too many were under way.";
+
+    FetchingBytes: Gauge "kasmina_cache_fetching_bytes" []
+        "Bytes of artifacts that are on their way from the origin into memory.";
+    FetchingLimitBytes: Gauge "kasmina_cache_fetching_limit_bytes" []
+        "The most such bytes.";
+    FetchesWaiting: Gauge "kasmina_cache_fetches_waiting" []
+        "Fetches that wait for others to end.";
+    FetchesRefused: Counter "kasmina_cache_fetches_refused_total" []
+        "Fetches that have waited for others in vain.";
 
     RouteBypassed: Gauge "kasmina_route_bypassed" ["tier", "size_class"]
         "1 while the tier is passed by for artifacts of this size, as slower than the next place.";

@@ -120,6 +120,12 @@ impl Samples {
         if let Some(fleet) = &cache.fleet {
             self.fleet(fleet);
         }
+        self.put(Metric::FetchingBytes, &[], cache.fetching.bytes);
+        self.put(Metric::FetchingLimitBytes, &[], cache.fetching.limit_bytes);
+        self.put(Metric::FetchesWaiting, &[], cache.fetching.waiting);
+        self.put(Metric::FetchesRefused, &[], cache.fetching.refused);
+        // Memory's alone: it comes first.
+        self.put(Metric::CacheOverruns, &[], cache.tiers.first().map_or(0, |memory| memory.overruns));
         let lookups = &cache.lookups;
         self.put(Metric::CacheLookups, &["found"], lookups.found);
         self.put(Metric::CacheLookups, &["not_found"], lookups.not_found);

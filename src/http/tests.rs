@@ -32,8 +32,8 @@ use crate::{
     actor::base::AskError,
     id::SessionId,
     wire::{
-        ActorReport, BreakerReport, CacheReport, FleetReport, LookupReport, RouteReport, SessionReport,
-        StatusReport, TierReport, TotalsReport, WarmReport,
+        ActorReport, BreakerReport, CacheReport, FetchingReport, FleetReport, LookupReport, RouteReport,
+        SessionReport, StatusReport, TierReport, TotalsReport, WarmReport,
     },
 };
 
@@ -93,6 +93,7 @@ fn cache() -> CacheReport {
         name: "device".to_owned(),
         hits: 11,
         evictions: 1,
+        overruns: 3,
         entries: Some(2),
         bytes: Some(4096),
         limit_bytes: Some(8192),
@@ -115,6 +116,7 @@ fn cache() -> CacheReport {
         lookups: LookupReport { found: 1, not_found: 2, joined: 63, ..LookupReport::default() },
         fleet: Some(FleetReport { listening: true, announced: 1, ..FleetReport::default() }),
         stale: 1,
+        fetching: FetchingReport { bytes: 12, limit_bytes: 34, waiting: 5, refused: 6 },
         ..CacheReport::default()
     }
 }
@@ -215,6 +217,11 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_cache_bytes{tier=\"device\"}", 4096.0),
         ("kasmina_cache_lookups_total{outcome=\"joined\"}", 63.0),
         ("kasmina_cache_stale_total", 1.0),
+        ("kasmina_cache_overruns_total", 3.0),
+        ("kasmina_cache_fetching_bytes", 12.0),
+        ("kasmina_cache_fetching_limit_bytes", 34.0),
+        ("kasmina_cache_fetches_waiting", 5.0),
+        ("kasmina_cache_fetches_refused_total", 6.0),
         ("kasmina_route_bypassed{tier=\"redis\",size_class=\"64KiB\"}", 1.0),
         ("kasmina_route_bypasses_total{tier=\"redis\",size_class=\"larger\"}", 6.0),
         ("kasmina_route_hit_mean_seconds{tier=\"redis\",size_class=\"larger\"}", 0.0025),

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -38,11 +38,20 @@ struct Gated {
     bytes: Mutex<Option<Arc<[u8]>>>,
     asked: AtomicUsize,
     gate: Semaphore,
+    away: AtomicBool,
 }
 
 impl Gated {
     fn absent(id: &KernelId) -> SharedFault {
         Arc::new(OriginError::NotFound { origin: "gated".into(), id: id.clone(), here_only: false })
+    }
+
+    /// Fails while the origin is away.
+    fn answers(&self) -> Result<(), SharedFault> {
+        let (origin, reason) = ("gated".to_owned(), "away".to_owned());
+        let place = crate::origin::Place::from(std::path::PathBuf::from("gated"));
+        let away = OriginError::Unavailable { origin, place, reason };
+        if self.away.load(Ordering::SeqCst) { Err(Arc::new(away)) } else { Ok(()) }
     }
 
     fn set(&self, name: Option<&str>) {
@@ -57,6 +66,7 @@ impl Source for Gated {
 
     fn entry<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Metadata, SharedFault>> {
         Box::pin(async move {
+            self.answers()?;
             let bytes = self.bytes.lock().unwrap().clone().ok_or_else(|| Self::absent(id))?;
             Ok(Metadata { checksum: Some(Digest::of(&bytes)), ..Metadata::bare(id.clone()) })
         })
@@ -64,6 +74,7 @@ impl Source for Gated {
 
     fn fetch<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Fetched, SharedFault>> {
         Box::pin(async move {
+            self.answers()?;
             let (bytes, at) = (self.bytes.lock().unwrap().clone(), SystemClock.unix_ms());
             self.asked.fetch_add(1, Ordering::SeqCst);
             self.gate.acquire().await.unwrap().forget();
@@ -96,7 +107,12 @@ fn bench(name: Option<&str>) -> Bench {
     let tier = SqlTier::new(SqliteOptions::new(folder.path().join("kernels.sqlite")), clock.clone());
     let tier = Arc::new(tier);
     let gate = Semaphore::new(0);
-    let source = Arc::new(Gated { bytes: Mutex::default(), asked: AtomicUsize::new(0), gate });
+    let source = Arc::new(Gated {
+        bytes: Mutex::default(),
+        asked: AtomicUsize::new(0),
+        gate,
+        away: AtomicBool::new(false),
+    });
     source.set(name);
     let lookup =
         Lookup::new(vec![tier.clone()], Some(source.clone()), LookupOptions::default(), clock.clone());
@@ -121,6 +137,7 @@ fn bench(name: Option<&str>) -> Bench {
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
+        unconfirmed: Arc::default(),
         warming: Arc::default(),
         warm_plan: Arc::new(WarmPlan::default()),
         clock,
@@ -226,4 +243,42 @@ async fn why_tells_the_way_of_a_load_that_failed_and_what_the_tiers_know() {
         report.rules
     );
     drop(bench.validator);
+}
+
+#[actix::test]
+async fn an_old_copy_that_served_while_the_origin_was_away_is_confirmed_or_leaves() {
+    for (now, stays) in
+        [(Some("activations.eval.pt2"), true), (Some("arithmetic.eval.pt2"), false), (None, false)]
+    {
+        let bench = bench(Some("activations.eval.pt2"));
+        let old = Stored::new(Metadata::bare(id("k")), golden("activations.eval.pt2"), 0);
+        bench.tier.put(&old).await.unwrap();
+        bench.source.away.store(true, Ordering::SeqCst);
+        let lease = bench.parts.get(id("k")).await.unwrap();
+        assert_eq!((lease.digest(), bench.parts.report().await.stale), (old.digest, 1));
+
+        bench.parts.confirm_old().await;
+        assert!(bench.parts.device.peek(&id("k")).is_some(), "nobody can say anything against it");
+
+        bench.source.away.store(false, Ordering::SeqCst);
+        bench.source.gate.add_permits(9);
+        bench.source.set(now);
+        bench.parts.confirm_old().await;
+        bench.parts.lookup.settle().await;
+        let resident = bench.parts.device.peek(&id("k"));
+        assert_eq!(resident.map(|kernel| kernel.digest()), stays.then_some(old.digest), "{now:?}");
+        assert_eq!(lease.digest(), old.digest, "who runs it goes on");
+        let asked = bench.parts.report().await.lookups.found;
+        bench.parts.confirm_old().await;
+        assert_eq!(bench.parts.report().await.lookups.found, asked, "there is nothing left to ask about");
+        if stays {
+            let found = bench.parts.lookup.find(&id("k")).await.unwrap();
+            assert!(!found.stale && found.place == "sqlite", "its new date is written");
+            assert_eq!(bench.parts.report().await.lookups.confirmations, 3);
+        } else {
+            let evicted = &bench.parts.explain(id("k")).await.evictions[0];
+            assert_eq!(evicted.by.as_deref(), Some("the origin, which has another now, or none"));
+        }
+        drop(bench.validator);
+    }
 }

@@ -5,6 +5,7 @@ mod kernels;
 mod loads;
 mod parts;
 mod report;
+mod unconfirmed;
 mod warm;
 
 #[cfg(test)]
@@ -14,12 +15,15 @@ mod load_tests;
 
 use std::time::Duration;
 
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, ResponseFuture, WrapFuture as _,
+};
 pub use holders::{HeldKernel, Holder, Holders};
 pub use kernels::Kernels;
 pub use loads::LoadLog;
 pub use parts::{KernelCacheParts, KernelLease};
 use tokio::sync::oneshot;
+pub use unconfirmed::Unconfirmed;
 pub use warm::{WarmPlan, Warming};
 
 use super::{
@@ -38,17 +42,22 @@ const MAILBOX: usize = 1024;
 /// How often the tiers are told of the uses they did not see.
 const NOTE_USES_EVERY: Duration = Duration::from_secs(60);
 
+/// How often the origin is asked about kernels that came from old copies.
+const CONFIRM_EVERY: Duration = Duration::from_secs(30);
+
 /// Keeps kernels ready to run.
 #[derive(Debug)]
 pub struct KernelCache {
     parts: KernelCacheParts,
     life: Life,
+    /// Whether a round of questions about old copies is under way.
+    is_confirming: bool,
 }
 
 impl KernelCache {
     /// A cache over its parts.
     pub fn new(parts: KernelCacheParts, life: Life) -> Self {
-        Self { parts, life }
+        Self { parts, life, is_confirming: false }
     }
 }
 
@@ -60,6 +69,14 @@ impl Actor for KernelCache {
         context.run_interval(NOTE_USES_EVERY, |cache, _| {
             let parts = cache.parts.clone();
             actix::spawn(async move { parts.note_uses().await });
+        });
+        context.run_interval(CONFIRM_EVERY, |cache, context| {
+            // One round at a time: a place that hangs must not have them pile up.
+            if !std::mem::replace(&mut cache.is_confirming, true) {
+                let parts = cache.parts.clone();
+                let round = async move { parts.confirm_old().await };
+                context.spawn(round.into_actor(cache).map(|(), cache, _| cache.is_confirming = false));
+            }
         });
     }
 }

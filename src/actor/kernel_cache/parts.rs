@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Holders, LoadLog, WarmPlan, Warming, loads};
+use super::{Holders, LoadLog, Unconfirmed, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
     cache::{
@@ -66,6 +66,8 @@ pub struct KernelCacheParts {
     pub flights: Arc<SingleFlight<KernelId, Result<Loaded, ActorError>>>,
     /// The last loads.
     pub loads: Arc<LoadLog>,
+    /// What the origin has not vouched for.
+    pub unconfirmed: Arc<Unconfirmed>,
     /// How far warming has come.
     pub warming: Arc<Warming>,
     /// What is warmed at the start.
@@ -158,6 +160,7 @@ impl KernelCacheParts {
         let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
         let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
         let loaded = Loaded { kernel: Arc::new(kernel), search: found.search() };
+        self.unconfirmed.note(&found);
         if self.admit(id, &loaded).await?.is_some() && lock(&self.pinned).contains(id) {
             self.device.pin(id, true);
         }
