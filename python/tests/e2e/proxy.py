@@ -117,10 +117,11 @@ class Proxy:
                 data = bytes(b ^ 1 if i >= start and i % 64 == 0 else b for i, b in enumerate(data))
                 client.sendall(data)
             elif fault == "drip":
-                for byte in data:
+                for at in range(len(data)):
                     if self._fault != "drip":
+                        client.sendall(data[at:])
                         break
-                    client.sendall(bytes([byte]))
+                    client.sendall(data[at : at + 1])
                     self._wait(delay)
             else:
                 if fault == "latency":

@@ -1,7 +1,19 @@
 //! The Redis tier on a real server: the contract, damage, TLS, users, a server that is killed, paused,
 //! emptied, full, or refuses.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 use super::{RedisOptions, RedisTier};
 use crate::{
@@ -230,6 +242,60 @@ async fn a_server_may_vanish_hang_and_return_empty() {
     while tier.get(&id("a")).await != Ok(Answer::Miss) {}
     while tier.put(&stored).await != Ok(true) {}
     while tier.get(&id("a")).await != Ok(Answer::Hit(stored.clone())) {}
+}
+
+/// A network before a server, which can lose the answers on every connection that is open.
+struct Network {
+    port: u16,
+    losses: Arc<AtomicU64>,
+}
+
+impl Network {
+    async fn before(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let network = Self { port: listener.local_addr().unwrap().port(), losses: Arc::default() };
+        let losses = network.losses.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let ((mut asks, mut hears), (mut answers, mut asked)) =
+                    (client.into_split(), server.into_split());
+                tokio::spawn(async move { tokio::io::copy(&mut asks, &mut asked).await });
+                let (losses, begun) = (losses.clone(), losses.load(Ordering::SeqCst));
+                tokio::spawn(async move {
+                    let mut piece = [0; 4096];
+                    while let Ok(count @ 1..) = answers.read(&mut piece).await {
+                        if losses.load(Ordering::SeqCst) == begun
+                            && hears.write_all(&piece[..count]).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        network
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_any_more_is_left() {
+    let server = RedisServer::start(&[]);
+    let network = Network::before(server.port()).await;
+    let timeout = Duration::from_secs(1);
+    let url = format!("redis://127.0.0.1:{}", network.port);
+    let tier = tier(RedisOptions { url, timeout, ..options(&server) });
+    let stored = artifact("a", 500);
+    while tier.put(&stored).await != Ok(true) {}
+    network.losses.fetch_add(1, Ordering::SeqCst);
+    // Neither end learns of it, so that waiting for the system to give the connection up takes minutes.
+    assert!(matches!(tier.get(&id("a")).await, Err(TierError::Request { .. })));
+    let mut answers = Vec::new();
+    // Several, for a busy machine.
+    while answers.len() < 5 && !matches!(answers.last(), Some(Ok(_))) {
+        answers.push(tier.get(&id("a")).await);
+    }
+    assert_eq!(answers.last(), Some(&Ok(Answer::Hit(stored))), "on a new connection");
 }
 
 #[tokio::test]

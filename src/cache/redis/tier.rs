@@ -85,6 +85,13 @@ impl RedisTier {
         Ok(made)
     }
 
+    /// Has the next request make a new connection, and read the password's file again. On the present one a spoilt
+    /// answer may have left the rest of itself to be read as the next, and one that does not answer may have lost its
+    /// other end without a word.
+    async fn leave_link(&self) {
+        *self.link.lock().await = None;
+    }
+
     fn key(&self, id: &KernelId) -> String {
         record::key(&self.options.prefix, id)
     }
@@ -104,6 +111,7 @@ impl RedisTier {
         match tokio::time::timeout(limit, work).await {
             Ok(result) => self.counted(action, result).await,
             Err(_) => {
+                self.leave_link().await;
                 let reason = format!("no answer within {} ms", limit.as_millis());
                 Err(self.counters.failed(TierError::Request { tier: TIER, action, reason }))
             }
@@ -119,10 +127,8 @@ impl RedisTier {
                 TierError::Overloaded { tier: TIER, action, reason: explain(&error) }
             }
             Err(Failure::Redis(error)) => {
-                if is_refusal(&error) || error.is_unrecoverable_error() {
-                    // The next request makes a new one, and reads the password's file again. On this one a spoilt
-                    // answer may have left the rest of itself to be read as the next.
-                    *self.link.lock().await = None;
+                if is_refusal(&error) || error.is_unrecoverable_error() || error.is_timeout() {
+                    self.leave_link().await;
                 }
                 TierError::Request { tier: TIER, action, reason: explain(&error) }
             }
