@@ -34,7 +34,7 @@ from e2e.servers import S3, Postgres, Redis, Urza  # noqa: E402
 from e2e.test_clock import YEAR, Calendar  # noqa: E402
 from e2e.trainer import Trainer  # noqa: E402
 
-STEPS, TURNS, COLD = 100, 4, 400
+STEPS, TURNS, COLD = 400, 4, 400
 MARKERS = ("<!-- faults:begin -->", "<!-- faults:end -->")
 TABLE = []
 
