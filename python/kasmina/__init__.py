@@ -4,7 +4,9 @@
 ``Client.open_layer`` runs passes on NumPy arrays.
 """
 
+from ._events import Events, watch
 from ._layer import Gradients, Layer, Pass
+from ._life import Schedule
 from ._operator import Operator
 from ._session import Client, connect
 from ._version import __version__
@@ -26,6 +28,7 @@ __all__ = [
     "Client",
     "ConnectionLost",
     "ConnectionWarning",
+    "Events",
     "Gradients",
     "KasminaError",
     "KernelError",
@@ -33,10 +36,12 @@ __all__ = [
     "Operator",
     "OriginError",
     "Pass",
+    "Schedule",
     "SeedFailureWarning",
     "SessionError",
     "TicketError",
     "UsageError",
     "__version__",
     "connect",
+    "watch",
 ]

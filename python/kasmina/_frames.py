@@ -17,6 +17,7 @@ MAX_FRAME_BYTES: int = LAYOUT["max_frame_bytes"]
 MAX_DESCRIPTORS = 4
 REQUEST: int = LAYOUT["frame_kinds"]["request"]
 REPLY: int = LAYOUT["frame_kinds"]["reply"]
+EVENT: int = LAYOUT["frame_kinds"]["event"]
 
 _LOST = "the daemon has closed the connection"
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ._heap import Block
 from ._lane import Completion
+from ._life import Schedule, embargo_ms
 from ._layout import (
     BACKWARD,
     DTYPE_CODES,
@@ -100,8 +101,10 @@ class Layer:
         input_shape: Sequence[int],
         dtype: Optional[str] = None,
         role: str = "blend",
+        schedule: Optional[Schedule] = None,
     ) -> Grafted:
-        """Puts a kernel into a seed; returns when it is live. ``input_shape`` is without the batch.
+        """Puts a kernel into a seed; returns when it is live. ``input_shape`` is without the batch. With a schedule the
+        blend factor then goes on from ``alpha``.
 
         With the role ``train`` it learns behind the layer: it runs in training passes alone, and the output is
         the same without it.
@@ -112,7 +115,9 @@ class Layer:
         reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
         self.begun.pop(seed, None)
         grafted = self._take(asked, reply, descriptors)
-        if alpha != 0 and seed != self.host:
+        if schedule is not None:
+            self.blend(seed, schedule, alpha)
+        elif alpha != 0 and seed != self.host:
             self.set_alpha(seed, alpha)
         return grafted
 
@@ -189,18 +194,36 @@ class Layer:
         return grafted
 
     def set_alpha(self, seed: int, alpha: float) -> Dict[str, Any]:
-        """Sets a seed's blend factor, in [0, 1]."""
+        """Sets a seed's blend factor, in [0, 1], and ends the schedule that it follows."""
         return self._ask("set_alpha", seed, alpha=check_alpha(alpha))
 
-    def prune(self, seed: int) -> Dict[str, Any]:
-        """Takes a seed's kernel out. Passes whose backward is due finish with it."""
-        reply = self._ask("prune", seed)
+    def blend(
+        self, seed: int, schedule: Schedule, alpha: Optional[float] = None, done: int = 0
+    ) -> Dict[str, Any]:
+        """Has a seed's blend factor go by a schedule, from ``alpha`` or from where it is; with ``done`` as if so many
+        steps had been done already."""
+        start = {} if alpha is None else {"alpha": check_alpha(alpha)}
+        return self._ask("blend", seed, schedule=schedule.wire(done), **start)
+
+    def hold(self, seed: int) -> Dict[str, Any]:
+        """Leaves a seed's blend factor where its schedule has brought it."""
+        return self._ask("hold", seed)
+
+    def fossilize(self, seed: int, freeze: bool = False) -> Dict[str, Any]:
+        """Makes the kernel of a seed that holds part of the layer: its blend factor is 1 from now on. Where the reply
+        says ``frozen``, the caller trains its parameters no more."""
+        return self._ask("fossilize", seed, freeze=freeze)
+
+    def prune(self, seed: int, embargo: Optional[float] = None) -> Dict[str, Any]:
+        """Takes a seed's kernel out. Passes whose backward is due finish with it. For ``embargo`` seconds the seed then
+        refuses the kernel; by default as long as the daemon's ``engine.embargo`` says."""
+        reply = self._ask("prune", seed, **embargo_ms(embargo))
         self.grafted[seed] = None
         self.begun.pop(seed, None)
         return reply
 
     def seed_state(self, seed: int) -> Dict[str, Any]:
-        """``state``, ``alpha``, ``kernel`` and ``generation`` of a seed."""
+        """``state``, ``alpha``, ``kernel``, ``generation``, ``target``, ``steps_left`` and ``frozen`` of a seed."""
         return self._ask("seed_state", seed)
 
     def stats(self, seed: int) -> Dict[str, Any]:

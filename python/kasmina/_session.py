@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from . import _reattach
 from ._connection import Connection
+from ._events import Events
 from ._layer import Layer
 from .errors import UsageError
 
@@ -105,6 +106,10 @@ class Client:
         """Has kernels fetched and proven, so that a later graft finds them resident. Returns how many were
         not."""
         return self.request("prefetch", kernels=list(kernels))["started"]
+
+    def events(self) -> Events:
+        """What happens in this session from now on, on a connection of its own: an iterator and a context manager."""
+        return Events(self.path, self.session)
 
     def restore(self, each: Any) -> None:
         """Has ``each._restoration(connection)`` asked for after the daemon's return: what it gives is moved on by

@@ -40,7 +40,7 @@ pub enum ActorError {
     #[error("{0}")]
     Wire(Arc<WireError>),
     /// A request that needs a greeting first.
-    #[error("the first request must be hello, and only that: this one is {verb}")]
+    #[error("the first request must be hello or watch, and only that: this one is {verb}")]
     Greeting {
         /// What was asked.
         verb: &'static str,
@@ -76,6 +76,28 @@ pub enum ActorError {
         layer: LayerId,
         /// The seed.
         seed: SeedIndex,
+    },
+    /// The kernel was pruned from the seed a short while ago.
+    #[error(
+        "kernel {kernel} was pruned from seed {seed} of layer {layer} and is not taken there again for another {left_ms} ms: graft another, or wait"
+    )]
+    Embargoed {
+        /// The kernel.
+        kernel: KernelId,
+        /// The layer.
+        layer: LayerId,
+        /// The seed.
+        seed: SeedIndex,
+        /// How long still.
+        left_ms: u64,
+    },
+    /// A kernel that was to come back into its seed is not what it was.
+    #[error(
+        "kernel {kernel} has other parameters or buffers now than the seed has memory for: graft it anew"
+    )]
+    Changed {
+        /// The kernel.
+        kernel: KernelId,
     },
     /// The session holds as much as it may.
     #[error("at most {limit} {what} are allowed, this would be more: close some or raise the limit")]
@@ -138,7 +160,8 @@ impl Fault for ActorError {
             | Self::SeedUnknown { .. }
             | Self::NoKernel { .. }
             | Self::NothingLoads { .. } => ErrorClass::NotFound,
-            Self::Quota { .. } | Self::Evicted { .. } => ErrorClass::Overloaded,
+            Self::Changed { .. } => ErrorClass::Invalid,
+            Self::Quota { .. } | Self::Evicted { .. } | Self::Embargoed { .. } => ErrorClass::Overloaded,
             Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
             Self::Lost { .. } => ErrorClass::Bug,
         }
@@ -158,6 +181,8 @@ impl Fault for ActorError {
             Self::LayerUnknown { .. } => "layer.unknown",
             Self::SeedUnknown { .. } => "seed.unknown",
             Self::NoKernel { .. } => "seed.no_kernel",
+            Self::Embargoed { .. } => "seed.embargoed",
+            Self::Changed { .. } => "kernel.changed",
             Self::Quota { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
             Self::Evicted { .. } => "kernel.evicted",

@@ -10,10 +10,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::ActorError;
 use crate::{
     engine::{
-        Alpha, Answer, EngineError, LaneCommand, LaneEvent, LaneGauges, LaneHandle, LaneParts, LayerSpec,
-        LiveSeed, Role,
+        Alpha, Answer, Course, EngineError, LaneCommand, LaneEvent, LaneGauges, LaneHandle, LaneParts,
+        LayerSpec, LiveSeed, Role,
     },
     id::{Generation, LayerId, SeedIndex},
+    wire::ScheduleSpec,
 };
 
 /// A session's lane, as its actors ask it.
@@ -23,8 +24,9 @@ pub struct LaneLink(Arc<LaneHandle>);
 impl LaneLink {
     /// Starts a lane; its events arrive on the channel.
     ///
-    /// The channel is unbounded. A lane sends at most two events for each kernel that is attached, one at its end,
-    /// and one for each plan that it makes, which takes it far longer than its session takes to hear of it.
+    /// The channel is unbounded. A lane sends at most two events for each kernel that is attached, one for each
+    /// schedule, one at its end, and one for each plan that it makes, which takes it far longer than its session takes
+    /// to hear of it. Kernels and schedules come one request at a time, each with an answer.
     ///
     /// # Errors
     /// As [`LaneHandle::start`].
@@ -62,8 +64,9 @@ impl LaneLink {
         live: Arc<LiveSeed>,
         alpha: Alpha,
         role: Role,
+        course: Option<Course>,
     ) -> Result<(), ActorError> {
-        self.ask(|answer| LaneCommand::Attach { layer, seed, live, alpha, role, answer }).await
+        self.ask(|answer| LaneCommand::Attach { layer, seed, live, alpha, role, course, answer }).await
     }
 
     /// Takes the kernel out of a slot.
@@ -74,12 +77,35 @@ impl LaneLink {
         self.ask(|answer| LaneCommand::Detach { layer, seed, answer }).await
     }
 
-    /// Sets a slot's blend factor.
+    /// Sets a slot's blend factor, and ends its course.
     ///
     /// # Errors
     /// The lane's refusal.
     pub async fn set_alpha(&self, layer: LayerId, seed: SeedIndex, alpha: Alpha) -> Result<(), ActorError> {
         self.ask(|answer| LaneCommand::SetAlpha { layer, seed, alpha, answer }).await
+    }
+
+    /// Has a slot's blend factor go by a schedule; gives that of the next pass.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn blend(
+        &self,
+        layer: LayerId,
+        seed: SeedIndex,
+        spec: ScheduleSpec,
+        number: u64,
+        from: Option<Alpha>,
+    ) -> Result<Alpha, ActorError> {
+        self.ask(|answer| LaneCommand::Blend { layer, seed, spec, number, from, answer }).await
+    }
+
+    /// Leaves a slot's blend factor where its course has brought it; gives that.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn hold(&self, layer: LayerId, seed: SeedIndex) -> Result<Alpha, ActorError> {
+        self.ask(|answer| LaneCommand::Hold { layer, seed, answer }).await
     }
 
     /// Sets what a slot's kernel does in passes.

@@ -6,6 +6,7 @@
 
 pub mod base;
 mod error;
+mod events;
 mod gradient_sync;
 mod kernel_cache;
 mod roll;
@@ -16,6 +17,7 @@ mod urza_fetcher;
 mod validator;
 
 pub use error::ActorError;
+pub use events::{Events, Scope, Teller, Watcher};
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, CondemnKernels, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel,
@@ -25,10 +27,10 @@ pub use kernel_cache::{
 };
 pub use roll::LaneNumbers;
 pub use seed::{
-    BeginGraft, DescribeSeed, FinishGraft, GraftSeed, Grafted, PruneSeed, Seed, SeedParts, SetSeedAlpha,
-    UnloadSeed,
+    BeginGraft, BlendSeed, DescribeSeed, FinishGraft, FossilizeSeed, GraftSeed, Grafted, HoldSeed, PruneSeed,
+    Seed, SeedParts, SetSeedAlpha, UnloadSeed,
 };
-pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session};
+pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session, serve_watcher};
 pub use supervisor::{
     AdmitSession, BeginDrain, Ping, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
     SupervisorParts,

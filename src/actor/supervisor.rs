@@ -10,8 +10,8 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, Kernels, LaneNumbers, ReportBreakers, ReportSession, ReportSupply, Session,
-    SessionParts, SupplyStatus, UrzaFetcher, WarmStart,
+    ActorError, CloseCache, Events, Kernels, LaneNumbers, ReportBreakers, ReportSession, ReportSupply,
+    Session, SessionParts, SupplyStatus, UrzaFetcher, WarmStart,
     base::{Child, Exit, Handle, StopActor},
     roll::Roll,
     serve_session,
@@ -49,6 +49,8 @@ pub struct SupervisorParts {
     pub spin_us: u32,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Where what happens is told.
+    pub events: Events,
 }
 
 impl std::fmt::Debug for SupervisorParts {
@@ -182,10 +184,13 @@ impl Handler<AdmitSession> for Supervisor {
             limits: parts.limits,
             spin_us: parts.spin_us,
             numbers: numbers.clone(),
+            events: parts.events.clone(),
+            clock: parts.clock.clone(),
         });
         let address = session.start();
         self.sessions.enter(id, address.clone(), numbers);
-        actix::spawn(serve_session(message.stream, address, closed));
+        let events = self.parts.events.clone();
+        actix::spawn(serve_session(message.stream, address, closed, message.peer, events));
         Ok(id)
     }
 }
@@ -231,6 +236,7 @@ impl Handler<ReportStatus> for Supervisor {
             devices: vec![self.parts.backend.name().to_owned()],
             actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
             totals: self.sessions.totals(),
+            events: self.parts.events.report(),
             ..StatusReport::default()
         };
         let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());

@@ -10,7 +10,7 @@ use kasmina::{
         QuickstartOptions, SignOptions, SubjectOptions, TrainerOptions, UrzaServerOptions, ValidateOptions,
     },
     config::{Config, ProcessEnvironment},
-    id::KernelId,
+    id::{KernelId, SessionId},
 };
 
 /// Works with kernels and with a running kasminad.
@@ -130,6 +130,14 @@ enum Command {
     Status(Operator),
     /// Prints every seed of every session.
     Seeds(Operator),
+    /// Prints what happens to seeds, layers and sessions, a line for each event, until the daemon ends.
+    Events {
+        /// One session instead of all.
+        #[arg(long, value_name = "NUMBER")]
+        session: Option<u64>,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Prints what the cache's tiers hold and how they did.
     Cache(Operator),
     /// Drops kernels from memory and from every tier, unless a seed uses them (then: 1).
@@ -317,6 +325,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
         }
         Command::Status(operator) => cli::status(&operator.options()),
         Command::Seeds(operator) => cli::seeds(&operator.options()),
+        Command::Events { session, operator } => cli::events(&operator.options(), session.map(SessionId)),
         Command::Cache(operator) => cli::cache(&operator.options()),
         Command::Evict { kernels, fleet, operator } => cli::evict(&operator.options(), &kernels, fleet),
         Command::Clear { tiers, operator } => cli::clear(&operator.options(), tiers),

@@ -1,6 +1,7 @@
 //! The subcommands of `kasmina`. Each is one file and gives an exit code; `bin/kasmina.rs` reads arguments.
 
 mod error;
+mod events;
 mod exec;
 mod inspect;
 mod offline;
@@ -16,6 +17,7 @@ mod urza;
 mod validate;
 
 pub use error::{CliError, Exit};
+pub use events::events;
 pub use exec::{ExecOptions, exec};
 pub use inspect::{InspectOptions, inspect};
 pub use operator::{OperatorOptions, cache, seeds, status};

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     client::Operator,
     wire::{
-        CacheReport, FetchingReport, FleetReport, LeavingKernel, LoadingReport, LookupReport, RouteReport,
-        WarmReport,
+        CacheReport, FetchingReport, FleetReport, LeavingKernel, LoadingReport, LookupReport, RecoveryReport,
+        RouteReport, SeedReport, WarmReport,
     },
 };
 
@@ -139,7 +139,7 @@ pub fn seeds(options: &OperatorOptions) -> Result<Exit, CliError> {
                     s.layer_name.clone(),
                     s.state.to_string(),
                     s.kernel.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
-                    format!("{:.3}", s.alpha),
+                    alpha_text(s),
                     s.stats.executions.to_string(),
                     s.stats.failures.total().to_string(),
                     micros(s.stats.p50_us),
@@ -154,12 +154,31 @@ pub fn seeds(options: &OperatorOptions) -> Result<Exit, CliError> {
                 say(&format!("{}/{}/{}: {stage} {kernel}\n", seed.session, seed.layer, seed.seed));
             }
         }
+        for seed in &report.seeds {
+            if let Some(recovery) = &seed.recovery {
+                say(&format!("{}/{}/{}: {}\n", seed.session, seed.layer, seed.seed, recovery_text(recovery)));
+            }
+        }
         for seed in report.seeds.iter().filter(|seed| seed.last_error.is_some()) {
             if let Some(error) = &seed.last_error {
                 say(&format!("{}/{}/{}: {}\n", seed.session, seed.layer, seed.seed, error));
             }
         }
     })
+}
+
+/// A blend factor, and where it goes.
+fn alpha_text(seed: &SeedReport) -> String {
+    match seed.target {
+        Some(target) => format!("{:.3} -> {target:.3} in {}", seed.alpha, seed.steps_left),
+        None => format!("{:.3}", seed.alpha),
+    }
+}
+
+fn recovery_text(recovery: &RecoveryReport) -> String {
+    let RecoveryReport { kernel, attempt, attempts, retry_after_ms } = recovery;
+    let when = retry_after_ms.map_or_else(|| "under way".to_owned(), |ms| format!("in {ms} ms"));
+    format!("{kernel} comes back, attempt {attempt} of {attempts} {when}")
 }
 
 /// Prints what the tiers hold and how they did.

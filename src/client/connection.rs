@@ -8,7 +8,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::ClientError;
-use crate::wire::{FrameKind, Reply, decode, encode, receive, send};
+use crate::wire::{Event, FrameKind, Reply, decode, encode, receive, send};
 
 /// The client's end of a session's control connection or of the operator's socket.
 #[derive(Debug)]
@@ -37,5 +37,11 @@ impl Connection {
         let (payload, descriptors) = receive(&self.socket, FrameKind::Reply)?;
         let reply: Reply<T> = decode(&payload)?;
         Ok((reply.into_result()?, descriptors))
+    }
+
+    /// Waits for the next event, on a connection that watches.
+    pub(super) fn event(&mut self) -> Result<Event, ClientError> {
+        let (payload, _none) = receive(&self.socket, FrameKind::Event)?;
+        Ok(decode(&payload)?)
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use super::{ClientError, Pass, PassRequest, session::Shared};
@@ -10,8 +11,9 @@ use crate::{
     id::{KernelId, LayerId, SeedIndex},
     tensor::{DType, Shape},
     wire::{
-        Blend, CloseLayer, Empty, ErrorReply, Graft, GraftReply, GraftRole, LastErrorReply, Request, SeedRef,
-        SeedReply, SeedStats, SetAlpha, SharedFloats, SharedMemory, TensorEntry, WireError,
+        Blend, CloseLayer, Empty, ErrorReply, Fossilize, Graft, GraftReply, GraftRole, LastErrorReply, Prune,
+        Request, ScheduleSpec, SeedRef, SeedReply, SeedStats, SetAlpha, SharedFloats, SharedMemory,
+        StartBlend, TensorEntry, WireError,
     },
 };
 
@@ -95,6 +97,24 @@ impl Layer {
         self.take(seed, reply, descriptors)
     }
 
+    /// As [`Layer::graft`], and from `alpha` on the blend factor goes by a schedule.
+    ///
+    /// # Errors
+    /// As [`Layer::graft`], and [`ClientError::Refused`] with `seed.schedule`.
+    pub fn graft_blending(
+        &self,
+        seed: SeedIndex,
+        kernel: &KernelId,
+        alpha: f32,
+        input_shape: &Shape,
+        schedule: ScheduleSpec,
+    ) -> Result<Arc<Grafted>, ClientError> {
+        let plain = self.graft_of(GraftRole::Blend, seed, kernel, alpha, input_shape);
+        let request = Request::Graft(Graft { schedule: Some(schedule), ..plain });
+        let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
+        self.take(seed, reply, descriptors)
+    }
+
     /// As [`graft_as`](Self::graft_as) without waiting: passes go on with what runs in the seed, until
     /// [`Layer::finish_graft`] finds the kernel ready.
     ///
@@ -139,6 +159,7 @@ impl Layer {
             input_shape: input_shape.clone(),
             dtype: DType::F32,
             role,
+            schedule: None,
         }
     }
 
@@ -169,7 +190,7 @@ impl Layer {
         slots.get(usize::from(seed.0)).cloned().flatten()
     }
 
-    /// Sets a seed's blend factor, in [0, 1].
+    /// Sets a seed's blend factor, in [0, 1], and ends the schedule that it follows.
     ///
     /// # Errors
     /// [`ClientError::Refused`] for a factor out of range or a seed without a kernel; [`ClientError::Wire`].
@@ -177,12 +198,54 @@ impl Layer {
         self.shared.ask(&Request::SetAlpha(SetAlpha { layer: self.id, seed, alpha }))
     }
 
-    /// Takes a seed's kernel out. Tickets taken before finish with it.
+    /// Has a seed's blend factor go by a schedule, one step for each training forward of the layer; from `alpha`, or
+    /// from where it is.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where the seed's state does not allow it or the schedule makes no sense;
+    /// [`ClientError::Wire`].
+    pub fn blend_by(
+        &self,
+        seed: SeedIndex,
+        schedule: ScheduleSpec,
+        alpha: Option<f32>,
+    ) -> Result<SeedReply, ClientError> {
+        self.shared.ask(&Request::Blend(StartBlend { layer: self.id, seed, schedule, alpha }))
+    }
+
+    /// Leaves a seed's blend factor where its schedule has brought it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] for a seed that neither blends nor holds; [`ClientError::Wire`].
+    pub fn hold(&self, seed: SeedIndex) -> Result<SeedReply, ClientError> {
+        self.shared.ask(&Request::Hold(self.seed(seed)))
+    }
+
+    /// Makes a seed's kernel part of the layer: its blend factor is 1 from now on. Where the reply says `frozen`, the
+    /// caller trains its parameters no more.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] for a seed that does not hold; [`ClientError::Wire`].
+    pub fn fossilize(&self, seed: SeedIndex, freeze: bool) -> Result<SeedReply, ClientError> {
+        self.shared.ask(&Request::Fossilize(Fossilize { layer: self.id, seed, freeze }))
+    }
+
+    /// Takes a seed's kernel out. Tickets taken before finish with it. For as long as the daemon's `engine.embargo`
+    /// says, the seed then refuses the kernel.
     ///
     /// # Errors
     /// [`ClientError::Refused`] where the seed's state does not allow it; [`ClientError::Wire`].
     pub fn prune(&self, seed: SeedIndex) -> Result<SeedReply, ClientError> {
-        let reply = self.shared.ask(&Request::Prune(self.seed(seed)))?;
+        self.prune_for(seed, None)
+    }
+
+    /// As [`Layer::prune`], and for this long the seed refuses the kernel.
+    ///
+    /// # Errors
+    /// As [`Layer::prune`].
+    pub fn prune_for(&self, seed: SeedIndex, embargo: Option<Duration>) -> Result<SeedReply, ClientError> {
+        let embargo_ms = embargo.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let reply = self.shared.ask(&Request::Prune(Prune { layer: self.id, seed, embargo_ms }))?;
         let mut slots = self.grafted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get_mut(usize::from(seed.0)) {
             *slot = None;

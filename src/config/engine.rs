@@ -15,5 +15,14 @@ section! {
         non_finite_guard: bool = true, "true or false", Restart;
         /// Forward passes of one layer that may await their backward.
         max_tickets_per_layer: usize = 1024, "tickets", Restart;
+        /// How often a seed tries to come back after its kernel was unloaded; 0 leaves it dormant at once.
+        recovery_attempts: u32 = 3, "attempts", Restart;
+        /// How long it waits before the first attempt; twice as long before each further one, up to half of it left to
+        /// chance.
+        recovery_backoff: Duration = Duration::from_secs(1), "time", Restart;
+        /// The longest it waits.
+        recovery_backoff_max: Duration = Duration::from_secs(60), "time", Restart;
+        /// For how long a seed refuses a kernel that was pruned from it, where the prune does not say.
+        embargo: Duration = Duration::ZERO, "time", Restart;
     }
 }

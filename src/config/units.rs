@@ -57,6 +57,9 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// The shortest text that [`parse_duration`] reads as `time`, with seconds as the largest unit.
 pub(super) fn format_duration(time: Duration) -> String {
+    if time.is_zero() {
+        return "0s".to_owned();
+    }
     struct Shown(u64);
     impl fmt::Display for Shown {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn times_read_back_as_they_are_shown() {
-        for text in ["60s", "5ms", "1500us", "7ns", "3600s"] {
+        for text in ["0s", "60s", "5ms", "1500us", "7ns", "3600s"] {
             assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
         assert_eq!(parse_duration("2min").unwrap(), Duration::from_secs(120));

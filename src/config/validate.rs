@@ -94,6 +94,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
     }
     for (key, count, most) in [
         ("device.threads", config.device.threads as u64, 1024),
+        ("engine.recovery_attempts", config.engine.recovery_attempts.into(), 1000),
         ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
         ("origin.blob.max_redirects", config.origin.blob.max_redirects.into(), 20),
     ] {
@@ -151,6 +152,7 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("validator.time_limit", config.validator.time_limit),
         ("validator.trial_time_limit", config.validator.trial_time_limit),
         ("engine.time_limit", config.engine.time_limit),
+        ("engine.recovery_backoff", config.engine.recovery_backoff),
     ] {
         if time < Duration::from_millis(1) {
             reader.refuse(key, "is too short: write at least \"1ms\"".to_owned());
@@ -159,6 +161,10 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
     if retry.max_delay < retry.base_delay {
         let message = "is below origin.retry.base_delay: write at least that".to_owned();
         reader.refuse("origin.retry.max_delay", message);
+    }
+    if config.engine.recovery_backoff_max < config.engine.recovery_backoff {
+        let message = "is below engine.recovery_backoff: write at least that".to_owned();
+        reader.refuse("engine.recovery_backoff_max", message);
     }
 }
 

@@ -8,9 +8,10 @@ use tokio::{net::UnixStream, sync::Notify};
 use super::file::read_artifact;
 use crate::{
     actor::{
-        ActorError, ClearKernels, EvictKernel, ExplainKernel, JudgeArtifact, KernelCache, PinKernel,
-        ReportCache, ReportSeeds, ReportStatus, Supervisor, Validator, WarmKernels,
+        ActorError, ClearKernels, Events, EvictKernel, ExplainKernel, JudgeArtifact, KernelCache, PinKernel,
+        ReportCache, ReportSeeds, ReportStatus, Scope, Supervisor, Validator, WarmKernels,
         base::{Frames, Handle},
+        serve_watcher,
     },
     cache::Evictor,
     fault::{ErrorClass, Fault},
@@ -31,6 +32,8 @@ pub struct Control {
     pub cache: Handle<KernelCache>,
     /// Who judges files.
     pub validator: Handle<Validator>,
+    /// Where what happens is told.
+    pub events: Events,
     /// Tells the daemon to leave.
     pub shutdown: Arc<Notify>,
     /// What the daemon is doing now.
@@ -97,9 +100,16 @@ fn tell_stage(holder: &mut HolderReport, seeds: &[SeedReport]) {
 /// Serves an operator's connection until it is closed.
 pub async fn serve_operator(stream: UnixStream, peer: Peer, control: Control) {
     let mut frames = Frames::new(stream);
+    let mut is_first = true;
     loop {
         let frame = match frames.next().await {
-            Ok(Some(payload)) => control.answer(&payload, peer).await,
+            Ok(Some(payload)) => match decode(&payload) {
+                Ok(OperatorRequest::Watch { session }) if is_first => {
+                    return serve_watcher(&mut frames, &control.events, Scope { uid: None, session }).await;
+                }
+                Ok(request) => control.answer(request, peer).await,
+                Err(error) => refusal(&error),
+            },
             Ok(None) | Err(WireError::Closed) => return,
             Err(error) => {
                 if let Ok(frame) = refusal(&error) {
@@ -109,6 +119,7 @@ pub async fn serve_operator(stream: UnixStream, peer: Peer, control: Control) {
                 return;
             }
         };
+        is_first = false;
         let sent = match frame {
             Ok(frame) => frames.send(&frame, &[]).await,
             Err(error) => Err(error),
@@ -131,12 +142,8 @@ fn refusal(error: &dyn Fault) -> Result<Vec<u8>, WireError> {
 }
 
 impl Control {
-    async fn answer(&self, payload: &[u8], peer: Peer) -> Result<Vec<u8>, WireError> {
+    async fn answer(&self, request: OperatorRequest, peer: Peer) -> Result<Vec<u8>, WireError> {
         let by = Evictor::Operator { uid: peer.uid };
-        let request: OperatorRequest = match decode(payload) {
-            Ok(request) => request,
-            Err(error) => return refusal(&error),
-        };
         tracing::debug!(verb = request.verb(), "operator asks");
         match request {
             OperatorRequest::Status {} => {
@@ -167,6 +174,7 @@ impl Control {
                 Ok(bytes) => reply(self.judge(path, bytes).await),
                 Err(error) => refusal(&error),
             },
+            OperatorRequest::Watch { .. } => refusal(&ActorError::Greeting { verb: "watch" }),
             OperatorRequest::Shutdown {} => {
                 tracing::info!("an operator asks the daemon to leave");
                 self.shutdown.notify_one();

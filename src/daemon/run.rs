@@ -74,7 +74,8 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         Listener::bind("daemon.control_socket", &config.daemon.control_socket, config.daemon.control_mode)?;
     let metrics = MetricsSocket::bind(&config.metrics)?;
 
-    let Wiring { supervisor, cache, validator, parts } = wire(config, environment.panic_in.clone()).await?;
+    let Wiring { supervisor, cache, validator, events, parts } =
+        wire(config, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
     supervisor.publish(Some(address.clone()));
     let shutdown = Arc::new(Notify::new());
@@ -85,6 +86,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         supervisor: supervisor.clone(),
         cache,
         validator,
+        events,
         shutdown: shutdown.clone(),
         phase,
         max_artifact_bytes: config.validator.max_artifact_bytes.0,

@@ -10,16 +10,16 @@ use super::{
 };
 use crate::{
     actor::{
-        FetcherSource, Holders, KernelCache, KernelCacheParts, Kernels, Supervisor, SupervisorParts,
+        Events, FetcherSource, Holders, KernelCache, KernelCacheParts, Kernels, Supervisor, SupervisorParts,
         UrzaFetcher, Validator, WarmPlan, Warming,
         base::{Child, Handle, RestartPolicy, Supervised},
     },
     backend::{Backend, cpu::CpuBackend},
-    backoff::Jitter,
+    backoff::{Backoff, Jitter},
     cache::{Budget, DeviceCache, FetchBudget, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
     config::{Config, OriginKind},
-    engine::{EngineConfig, Kernel},
+    engine::{EngineConfig, Kernel, RecoveryPolicy},
     id::KernelId,
     origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, UrzaOptions, UrzaOrigin},
     validation::Policy,
@@ -35,6 +35,7 @@ pub(super) struct Wiring {
     pub(super) supervisor: Handle<Supervisor>,
     pub(super) cache: Handle<KernelCache>,
     pub(super) validator: Handle<Validator>,
+    pub(super) events: Events,
     pub(super) parts: SupervisorParts,
 }
 
@@ -103,6 +104,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
             KernelCache::new(cache_parts.clone(), life)
         })),
     ];
+    let events = Events::new(clock.clone());
     let parts = SupervisorParts {
         children,
         exits,
@@ -115,8 +117,9 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         max_sessions: config.limits.max_sessions,
         spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
         clock,
+        events: events.clone(),
     };
-    Ok(Wiring { supervisor, cache, validator, parts })
+    Ok(Wiring { supervisor, cache, validator, events, parts })
 }
 
 /// The origin that the settings name, behind its breakers.
@@ -157,6 +160,15 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
         max_plan_bytes: config.validator.max_plan_bytes.as_usize(),
         max_flops: config.validator.max_flops,
         threads: config.device.thread_count(),
+        recovery: RecoveryPolicy {
+            attempts: config.engine.recovery_attempts,
+            backoff: Backoff {
+                first: config.engine.recovery_backoff,
+                max: config.engine.recovery_backoff_max,
+                ..Backoff::default()
+            },
+        },
+        embargo: config.engine.embargo,
         panic_in,
         ..EngineConfig::default()
     }

@@ -2,7 +2,24 @@
 
 use std::time::Duration;
 
-use crate::{graph::Limits, id::KernelId};
+use crate::{backoff::Backoff, graph::Limits, id::KernelId};
+
+/// How a seed comes back after its kernel was unloaded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecoveryPolicy {
+    /// How often it is tried, in a row; 0 leaves the seed dormant at once.
+    pub attempts: u32,
+    /// How long it waits before each attempt.
+    pub backoff: Backoff,
+}
+
+impl Default for RecoveryPolicy {
+    /// Three attempts, after 1 s, 2 s and 4 s, half of each left to chance.
+    fn default() -> Self {
+        let (first, max) = (Duration::from_secs(1), Duration::from_secs(60));
+        Self { attempts: 3, backoff: Backoff { first, max, ..Backoff::default() } }
+    }
+}
 
 /// How seeds run and when they are given up.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +45,10 @@ pub struct EngineConfig {
     pub graph_limits: Limits,
     /// The longest a plan may take to be made.
     pub plan_time_limit: Duration,
+    /// How a seed whose kernel was unloaded comes back.
+    pub recovery: RecoveryPolicy,
+    /// For how long a seed refuses a kernel that was pruned from it, where the prune does not say.
+    pub embargo: Duration,
     /// A kernel whose runs panic. For tests of the daemon; release builds do not look at it.
     pub panic_in: Option<KernelId>,
 }
@@ -46,6 +67,8 @@ impl Default for EngineConfig {
             spread_above: 1_000_000,
             graph_limits: Limits::default(),
             plan_time_limit: Duration::from_secs(10),
+            recovery: RecoveryPolicy::default(),
+            embargo: Duration::ZERO,
             panic_in: None,
         }
     }

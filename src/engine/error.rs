@@ -34,6 +34,12 @@ pub enum EngineError {
         /// What was given.
         value: f32,
     },
+    /// A schedule that makes no sense.
+    #[error("the schedule is refused: {reason}")]
+    Schedule {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The kernel's weights do not fit the address space.
     #[error("kernel {kernel} is too large: {source}")]
     TooLarge {
@@ -193,6 +199,14 @@ pub enum EngineError {
         /// What happened.
         error: Box<EngineError>,
     },
+    /// The seed has no kernel that runs.
+    #[error("seed {seed} of layer {layer} has no kernel that runs: graft one first")]
+    Vacant {
+        /// The layer.
+        layer: LayerId,
+        /// Which seed.
+        seed: SeedIndex,
+    },
     /// The session never took this ticket.
     #[error("ticket {ticket} was never taken in this session")]
     TicketUnknown {
@@ -250,9 +264,10 @@ impl Fault for EngineError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Panicked { .. } | Self::Blend { .. } => ErrorClass::Bug,
-            Self::LayerUnknown { .. } | Self::SeedUnknown { .. } | Self::TicketUnknown { .. } => {
-                ErrorClass::NotFound
-            }
+            Self::LayerUnknown { .. }
+            | Self::SeedUnknown { .. }
+            | Self::Vacant { .. }
+            | Self::TicketUnknown { .. } => ErrorClass::NotFound,
             Self::Quota { .. } | Self::Busy { .. } | Self::Thread { .. } => ErrorClass::Overloaded,
             Self::LaneGone => ErrorClass::Cancelled,
             Self::Host { error } => error.class(),
@@ -264,6 +279,8 @@ impl Fault for EngineError {
         match self {
             Self::Transition { .. } => "seed.transition",
             Self::Alpha { .. } | Self::GivenAlpha { .. } => "seed.alpha",
+            Self::Schedule { .. } => "seed.schedule",
+            Self::Vacant { .. } => "seed.no_kernel",
             Self::NoHost { .. } => "layer.no_host",
             // As of a seed that failed: these alone have numbers on the wire.
             Self::Host { error } => error.failure().code(),

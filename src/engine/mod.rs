@@ -19,6 +19,7 @@ mod plan_set;
 mod pool;
 mod program;
 mod role;
+mod schedule;
 mod state;
 mod stats;
 mod synchronizer;
@@ -27,7 +28,7 @@ mod tests;
 mod ticket;
 
 pub use alpha::Alpha;
-pub use config::EngineConfig;
+pub use config::{EngineConfig, RecoveryPolicy};
 pub use error::EngineError;
 pub use kernel::{Kernel, KernelParts, Weight};
 pub use lane::{
@@ -38,9 +39,10 @@ pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
 pub use program::Program;
 pub use role::Role;
+pub use schedule::{Course, Schedule};
 pub use state::{is_active, transition};
 pub use stats::{RanOn, SeedCounters};
 pub use synchronizer::{
-    BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, SeedFailure,
+    BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, Reached, SeedFailure,
 };
 pub use ticket::Quota;

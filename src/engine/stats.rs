@@ -3,12 +3,12 @@
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use super::EngineError;
+use super::{Alpha, EngineError};
 use crate::{
     id::KernelId,
     telemetry::{Counter, Histogram},
@@ -34,6 +34,9 @@ pub struct SeedCounters {
     asynchronous: Counter,
     time: Histogram,
     in_a_row: AtomicU32,
+    /// The blend factor's bits, then the steps that its course still has: one number, so that the two always belong
+    /// together.
+    alpha: AtomicU64,
     last_error: Mutex<Option<ErrorReply>>,
 }
 
@@ -47,6 +50,23 @@ impl SeedCounters {
             RanOn::Executor => self.asynchronous.increment(),
         }
         self.time.record_duration(time);
+    }
+
+    /// Notes where the blend factor is and how many steps its course still has.
+    pub(super) fn note_alpha(&self, alpha: Alpha, steps_left: u32) {
+        let packed = u64::from(alpha.get().to_bits()) << 32 | u64::from(steps_left);
+        self.alpha.store(packed, Ordering::Relaxed);
+    }
+
+    /// The blend factor of the next pass, and how many steps its course still has.
+    pub fn alpha(&self) -> (f32, u32) {
+        let packed = self.alpha.load(Ordering::Relaxed);
+        (f32::from_bits((packed >> 32) as u32), packed as u32)
+    }
+
+    /// Forward passes that went well.
+    pub fn successes(&self) -> u64 {
+        self.successes.get()
     }
 
     /// Ends a row of failures.

@@ -175,6 +175,14 @@ metrics! {
         "Bytes of the sessions' shared memory; pages never touched take none.";
     Passes: Counter "kasmina_passes_total" ["direction"]
         "Passes that were answered with a result, of ended sessions too.";
+    SeedTransitions: Counter "kasmina_seed_transitions_total" ["from", "to"]
+        "How often a seed went from one state to another; steps that none has taken are missing.";
+    EventsTold: Counter "kasmina_events_total" []
+        "Events of seeds, layers and sessions, whether or not anybody watched.";
+    EventsLost: Counter "kasmina_events_lost_total" []
+        "Events that a watcher did not get because it was too slow, over all watchers.";
+    Watchers: Gauge "kasmina_watchers" []
+        "Connections that watch events.";
     SupplyWaits: Counter "kasmina_supply_waits_total" []
         "How often a pass came to the supply of kernels, where it might have waited. More than 0 is a defect.";
 

@@ -94,6 +94,12 @@ impl Samples {
         self.put(Metric::SessionsOpened, &[], status.totals.sessions);
         self.put(Metric::Passes, &["forward"], status.totals.forward_passes);
         self.put(Metric::Passes, &["backward"], status.totals.backward_passes);
+        for step in &status.events.transitions {
+            self.put(Metric::SeedTransitions, &[step.from.as_str(), step.to.as_str()], step.count);
+        }
+        self.put(Metric::EventsTold, &[], status.events.told);
+        self.put(Metric::EventsLost, &[], status.events.lost);
+        self.put(Metric::Watchers, &[], status.events.watchers);
         self.put(Metric::SupplyWaits, &[], status.totals.supply_waits);
     }
 

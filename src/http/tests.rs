@@ -32,8 +32,8 @@ use crate::{
     actor::base::AskError,
     id::SessionId,
     wire::{
-        ActorReport, BreakerReport, CacheReport, FetchingReport, FleetReport, LookupReport, RouteReport,
-        SessionReport, StatusReport, TierReport, TotalsReport, WarmReport,
+        ActorReport, BreakerReport, CacheReport, EventsReport, FetchingReport, FleetReport, LookupReport,
+        RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport, WarmReport,
     },
 };
 
@@ -83,6 +83,16 @@ fn status() -> StatusReport {
             breaker("redis", "half_open", None),
         ],
         warming: WarmReport { planned: 3, loaded: 2, failed: 1, done: true, ..WarmReport::default() },
+        events: EventsReport {
+            told: 12,
+            lost: 3,
+            watchers: 1,
+            transitions: vec![TransitionReport {
+                from: SeedState::Loading,
+                to: SeedState::Blending,
+                count: 4,
+            }],
+        },
         totals: TotalsReport { sessions: 9, forward_passes: 20, backward_passes: 10, supply_waits: 0 },
         ..StatusReport::default()
     }
@@ -180,6 +190,7 @@ fn every_metric_is_declared_once_and_named_by_the_rules() {
                 "version",
                 "dependency",
                 "state",
+                "from",
                 "to",
                 "tier",
                 "outcome",
@@ -223,6 +234,8 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_cache_fetching_limit_bytes{from=\"origin\"}", 34.0),
         ("kasmina_cache_fetches_waiting{from=\"origin\"}", 5.0),
         ("kasmina_cache_fetches_refused_total{from=\"origin\"}", 6.0),
+        ("kasmina_seed_transitions_total{from=\"loading\",to=\"blending\"}", 4.0),
+        ("kasmina_events_lost_total", 3.0),
         ("kasmina_route_bypassed{tier=\"redis\",size_class=\"64KiB\"}", 1.0),
         ("kasmina_route_bypasses_total{tier=\"redis\",size_class=\"larger\"}", 6.0),
         ("kasmina_route_hit_mean_seconds{tier=\"redis\",size_class=\"larger\"}", 0.0025),

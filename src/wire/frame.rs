@@ -36,6 +36,8 @@ pub enum FrameKind {
     Request = 1,
     /// The daemon answers.
     Reply = 2,
+    /// The daemon tells unasked, on a connection that watches.
+    Event = 3,
 }
 
 /// A frame's header.
@@ -64,6 +66,7 @@ impl FrameHeader {
         let kind = match kind {
             1 => FrameKind::Request,
             2 => FrameKind::Reply,
+            3 => FrameKind::Event,
             _ => return Err(refused(format!("kind {kind} is not known"))),
         };
         if usize::from(descriptors) > MAX_FRAME_DESCRIPTORS || zero != 0 || zero_too != 0 {
@@ -299,7 +302,7 @@ mod tests {
         assert!(parse([0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]));
         assert!(parse([1, 0, 0x10, 0, 1, 0, 0, 0]), "one byte past the limit");
         assert!(parse([1, 0, 0, 0, 0, 0, 0, 0]));
-        assert!(parse([1, 0, 0, 0, 3, 0, 0, 0]));
+        assert!(parse([1, 0, 0, 0, 4, 0, 0, 0]));
         assert!(parse([1, 0, 0, 0, 1, 5, 0, 0]));
         assert!(parse([1, 0, 0, 0, 1, 0, 0, 1]));
         let mut buffer = FrameBuffer::new();

@@ -285,7 +285,7 @@ pub fn layout_json() -> Value {
         "max_rank": MAX_RANK,
         "frame_header_bytes": super::FRAME_HEADER_BYTES,
         "max_frame_bytes": super::MAX_FRAME_BYTES,
-        "frame_kinds": {"request": 1, "reply": 2},
+        "frame_kinds": {"request": 1, "reply": 2, "event": 3},
         "verbs": {"forward": super::VERB_FORWARD, "backward": super::VERB_BACKWARD,
                   "release": super::VERB_RELEASE},
         "flags": {"train": super::FLAG_TRAIN, "take_ticket": super::FLAG_TAKE_TICKET,

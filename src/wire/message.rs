@@ -5,7 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArenaLayout, Blend, FailureKind, GraftRole, SeedState};
+use super::{
+    ArenaLayout, Blend, FailureKind, Fossilize, GraftRole, Prune, ScheduleSpec, SeedState, StartBlend, Watch,
+};
 use crate::{
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
@@ -15,12 +17,16 @@ use crate::{
 /// The protocol this build speaks.
 pub const PROTOCOL: u32 = 2;
 
-/// What a trainer asks of its session. Its first request must be [`Request::Hello`], and only that.
+/// What a trainer asks of its session. Its first request must be [`Request::Hello`], and only that; or
+/// [`Request::Watch`], and then it asks no more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Who is there. Answered by [`HelloReply`], with two descriptors: the arena, then the doorbell.
     Hello(Hello),
+    /// Has events told from now on, as frames of their own kind. Answered by [`Empty`]; it is the only request of its
+    /// connection.
+    Watch(Watch),
     /// Opens a layer. Answered by [`LayerReply`].
     OpenLayer(OpenLayer),
     /// Closes a layer with its seeds; tickets of it are released. Answered by [`Empty`].
@@ -34,10 +40,16 @@ pub enum Request {
     /// Puts the kernel of a [`Request::BeginGraft`] into its seed. Answered by [`GraftReply`] with one
     /// descriptor, by null while the kernel loads, or by the refusal that the load came to.
     FinishGraft(SeedRef),
-    /// Sets a seed's blend factor. Answered by [`SeedReply`].
+    /// Sets a seed's blend factor and leaves it there. Answered by [`SeedReply`].
     SetAlpha(SetAlpha),
+    /// Has a seed's blend factor go by a schedule. Answered by [`SeedReply`].
+    Blend(StartBlend),
+    /// Leaves a seed's blend factor where its schedule has brought it. Answered by [`SeedReply`].
+    Hold(SeedRef),
+    /// Makes a seed's kernel part of its layer. Answered by [`SeedReply`].
+    Fossilize(Fossilize),
     /// Takes a seed's kernel out. Answered by [`SeedReply`].
-    Prune(SeedRef),
+    Prune(Prune),
     /// Where a seed stands. Answered by [`SeedReply`].
     SeedState(SeedRef),
     /// A seed's numbers. Answered by [`SeedStats`].
@@ -53,12 +65,16 @@ impl Request {
     pub fn verb(&self) -> &'static str {
         match self {
             Self::Hello(_) => "hello",
+            Self::Watch(_) => "watch",
             Self::OpenLayer(_) => "open_layer",
             Self::CloseLayer(_) => "close_layer",
             Self::Graft(_) => "graft",
             Self::BeginGraft(_) => "begin_graft",
             Self::FinishGraft(_) => "finish_graft",
             Self::SetAlpha(_) => "set_alpha",
+            Self::Blend(_) => "blend",
+            Self::Hold(_) => "hold",
+            Self::Fossilize(_) => "fossilize",
             Self::Prune(_) => "prune",
             Self::SeedState(_) => "seed_state",
             Self::SeedStats(_) => "seed_stats",
@@ -260,6 +276,9 @@ pub struct Graft {
     /// What the kernel does from now on. In the slot of a layer's host it is the host, whatever this says.
     #[serde(default)]
     pub role: GraftRole,
+    /// How the blend factor goes on from `alpha`; left out, it stays there. Not for the role `train`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleSpec>,
 }
 
 /// Answers [`Request::Graft`]. The descriptor beside it is a sealed memory file of `memory_bytes` bytes:
@@ -329,6 +348,15 @@ pub struct SeedReply {
     pub kernel: Option<KernelId>,
     /// Which of its kernels that is.
     pub generation: Generation,
+    /// Where its schedule ends; null where it follows none.
+    #[serde(default)]
+    pub target: Option<f32>,
+    /// How many training forwards that still takes.
+    #[serde(default)]
+    pub steps_left: u32,
+    /// Whether it was fossilized with parameters that are trained no more.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 /// A seed's numbers since its layer was opened.

@@ -10,10 +10,12 @@ mod arena;
 mod descriptor;
 mod doorbell;
 mod error;
+mod event;
 mod floats;
 mod frame;
 mod lane;
 mod layout;
+mod life;
 mod memory;
 mod message;
 mod operator;
@@ -30,6 +32,7 @@ pub use descriptor::{
 };
 pub use doorbell::{Doorbell, Rung, Waker};
 pub use error::WireError;
+pub use event::{Event, EventKind, Watch};
 pub use floats::SharedFloats;
 pub use frame::{
     FRAME_HEADER_BYTES, FrameBuffer, FrameHeader, FrameKind, MAX_FRAME_BYTES, MAX_FRAME_DESCRIPTORS, decode,
@@ -40,6 +43,7 @@ pub use layout::{
     ARENA_MAGIC, ArenaHeader, ArenaLayout, Completion, DESCRIPTOR_BYTES, Field, MAX_ARENA_BYTES, MAX_RANK,
     MAX_SEEDS, MIN_ARENA_BYTES, RING_ENTRIES, Submission, layout_json,
 };
+pub use life::{Fossilize, Prune, ScheduleKind, ScheduleSpec, StartBlend};
 pub use memory::SharedMemory;
 pub use message::{
     CloseLayer, Empty, ErrorReply, FailureCounts, Graft, GraftReply, Hello, HelloReply, LastErrorReply,
@@ -47,9 +51,10 @@ pub use message::{
     SessionLimits, SetAlpha, TensorEntry,
 };
 pub use operator::{
-    ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FetchingReport, FleetReport,
-    LeavingKernel, LoadingReport, LookupReport, OperatorRequest, RuleReport, SeedReport, SeedsReport,
-    SessionReport, StatusReport, TierReport, TotalsReport, ValidationReport,
+    ActorReport, BreakerReport, CacheReport, CachedKernel, EventsReport, EvictReport, FetchingReport,
+    FleetReport, LeavingKernel, LoadingReport, LookupReport, OperatorRequest, RecoveryReport, RuleReport,
+    SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport,
+    ValidationReport,
 };
 pub use peer::Peer;
 pub use supply::{

@@ -59,6 +59,13 @@ pub enum OperatorRequest {
         /// The file, as the daemon sees it.
         path: String,
     },
+    /// Has events of every session told from now on, or of one, as frames of their own kind. Answered by
+    /// [`Empty`](super::Empty); it is the only request of its connection.
+    Watch {
+        /// Which session; null for all.
+        #[serde(default)]
+        session: Option<SessionId>,
+    },
     /// Drains and ends the daemon. Answered by [`Empty`](super::Empty) before it does.
     Shutdown {},
 }
@@ -77,6 +84,7 @@ impl OperatorRequest {
             Self::Unpin { .. } => "unpin",
             Self::Why { .. } => "why",
             Self::Validate { .. } => "validate",
+            Self::Watch { .. } => "watch",
             Self::Shutdown {} => "shutdown",
         }
     }
@@ -108,6 +116,33 @@ pub struct StatusReport {
     /// What all sessions have done, those that have ended included.
     #[serde(default)]
     pub totals: TotalsReport,
+    /// What was told of seeds, layers and sessions.
+    #[serde(default)]
+    pub events: EventsReport,
+}
+
+/// Events since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// Events that there were.
+    pub told: u64,
+    /// Events that a watcher did not get because it was too slow, over all watchers.
+    pub lost: u64,
+    /// Connections that watch.
+    pub watchers: u32,
+    /// How often seeds went from one state to another, without those steps that none has taken.
+    pub transitions: Vec<TransitionReport>,
+}
+
+/// A step of seeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransitionReport {
+    /// From which state.
+    pub from: SeedState,
+    /// To which.
+    pub to: SeedState,
+    /// How often.
+    pub count: u64,
 }
 
 /// What all sessions have done since the daemon started.
@@ -222,6 +257,18 @@ pub struct SeedReport {
     pub kernel: Option<KernelId>,
     /// Which of its kernels that is.
     pub generation: Generation,
+    /// Where its schedule ends; null where it follows none.
+    #[serde(default)]
+    pub target: Option<f32>,
+    /// How many training forwards that still takes.
+    #[serde(default)]
+    pub steps_left: u32,
+    /// Whether it was fossilized with parameters that are trained no more.
+    #[serde(default)]
+    pub frozen: bool,
+    /// How it comes back after its kernel was unloaded; null where it does not.
+    #[serde(default)]
+    pub recovery: Option<RecoveryReport>,
     /// The kernel that is on its way into it; null where none is.
     #[serde(default)]
     pub loading: Option<LoadingReport>,
@@ -229,6 +276,19 @@ pub struct SeedReport {
     pub stats: SeedStats,
     /// Its most recent failure.
     pub last_error: Option<ErrorReply>,
+}
+
+/// A seed on its way back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryReport {
+    /// The kernel that is to come back.
+    pub kernel: KernelId,
+    /// Which attempt is next or under way, from 1.
+    pub attempt: u32,
+    /// How many there are.
+    pub attempts: u32,
+    /// Milliseconds until the next; null while it is under way.
+    pub retry_after_ms: Option<u64>,
 }
 
 /// A kernel on its way into a seed.

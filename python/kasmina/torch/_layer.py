@@ -70,6 +70,8 @@ class SeededLayer(Stateful, nn.Module):
     def _open(self, client: Client, seeds: int, input_shape: Optional[Tuple[int, ...]]) -> None:
         """Opens the layer in the daemon, with dormant seeds, and makes all that belongs to one session."""
         self._live: List[Seed] = []
+        #: Those of which passes change something: on a schedule, or on their way back after failures.
+        self._moving: List[Seed] = []
         self._grafted: List[Seed] = []
         self._loading: List[Seed] = []
         # Whether a call is the host's own and nothing is to be learned from it.
@@ -255,7 +257,8 @@ class SeededLayer(Stateful, nn.Module):
         """Settles what the next calls do, after a seed or the connection changed."""
         seeds = list(self._modules["seeds"]) if "seeds" in self._modules and not self._alone else []
         self._grafted = [seed for seed in seeds if seed.present]
-        self._live = [seed for seed in self._grafted if seed._alpha > 0.0]
+        self._live = [seed for seed in self._grafted if seed._runs]
+        self._moving = [seed for seed in self._live if seed._moves]
         self._loading = [s for s in seeds if s._loading is not None and s.index in self.remote.begun]
         self._quiet = not self._live and not self._loading and self._input_shape is not None
         # The client's thread may have shown something meanwhile.
@@ -347,6 +350,11 @@ class SeededLayer(Stateful, nn.Module):
                 f"its host's output on {h.device}"
             )
 
+    def _note_moving(self, live_mask: int, train: bool) -> None:
+        """Takes note of a pass for seeds that move."""
+        for seed in list(self._moving):
+            seed._passed(live_mask, train)
+
     def _note_failures(self, failures: Dict[int, str]) -> None:
         """Records what failed in a pass; asks the daemon whether it has given a seed up."""
         self.last_failures = failures
@@ -369,12 +377,11 @@ class SeededLayer(Stateful, nn.Module):
         return error["message"] if error else "no reason was given"
 
     def _forget_if_unloaded(self, index: int) -> None:
+        seed = self.seeds[index]
         try:
-            state = self.remote.seed_state(index)["state"]
+            reply = self.remote.seed_state(index)
         except KasminaError:
             return
-        if state in ("error_recovery", "dormant"):
-            seed = self.seeds[index]
-            if seed._alpha:
-                seed._alpha = 0.0
-                self._refresh()
+        if reply["state"] in ("error_recovery", "loading", "dormant"):
+            seed._stands(reply)
+            self._refresh()

@@ -64,7 +64,7 @@ class Pass:
     A pass that dies under way gives back what it took.
     """
 
-    __slots__ = ("layer", "remote", "shape", "want", "ran", "factor", "completion", "ticket",
+    __slots__ = ("layer", "remote", "shape", "want", "ran", "factor", "completion", "ticket", "train",
                  "_sequence", "_held", "_target", "__weakref__")
 
     def __init__(
@@ -82,7 +82,8 @@ class Pass:
         # Looked at once: after the daemon's return a layer is another, on another connection.
         self.remote = layer.remote
         client = self.remote.client
-        flags = TRAIN if layer.training else 0
+        self.train = layer.training
+        flags = TRAIN if self.train else 0
         if want:
             flags |= want | TAKE_TICKET
         offset, block = copied(client, x.detach()) if copy else in_arena(client, x.detach())
@@ -142,6 +143,9 @@ class Pass:
                 self.ticket = Ticket(self.remote, completion.ticket, self._held)
             self._held = None
             self.completion = completion
+            # First, because a failure has the daemon asked, which has counted this pass already.
+            if layer._moving:
+                layer._note_moving(completion.live_mask, self.train)
             if completion.failed_mask or layer.last_failures:
                 layer._note_failures(failures_of(completion))
         return self.completion

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, NamedTuple, Optional
 from .._connection import Connection
 from .._layer import Grafted, Layer
 from ..errors import ConnectionLost, KasminaError, OriginError
+from ._life import Wish
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -38,9 +39,9 @@ class Arrival(NamedTuple):
     seed: Seed
     #: What was in it when its daemon died.
     before: Grafted
-    #: The same kernel in the new daemon, with the weight that it has there.
+    #: The same kernel in the new daemon, and how it was told to be there.
     grafted: Optional[Grafted] = None
-    alpha: float = 0.0
+    wish: Optional[Wish] = None
     #: Why it cannot be had, and whether it is asked for again.
     error: Optional[KasminaError] = None
     again: bool = False
@@ -159,7 +160,7 @@ class Return:
             grafted = remote.finish(before.asked)
             if grafted is None:
                 return False
-            alpha = seed._restore(remote)
+            wish = seed._restore(remote)
         except ConnectionLost:
             raise
         except KasminaError as error:
@@ -171,7 +172,7 @@ class Return:
             awaited.ask_at = time.monotonic() + awaited.pause
             awaited.pause = min(awaited.pause * 2, LONGEST_RETRY_S)
             return not again
-        self.arrived.append(Arrival(seed, before, grafted, alpha))
+        self.arrived.append(Arrival(seed, before, grafted, wish))
         self._begin_loading(seed.index)
         return True
 

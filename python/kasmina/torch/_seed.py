@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from .._layer import Entry, Grafted, Layer, check_alpha
+from .._life import Schedule
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
+from ._life import Living, Way, Wish
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -66,12 +68,13 @@ def _refuse_to_replace(name: str) -> None:
     )
 
 
-class Seed(_Shared):
+class Seed(Living, _Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
     _OWN = frozenset(
-        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_left", "_loading", "_refused", "_tensors"}
+        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_fossil", "_grafted", "_left", "_loading", "_look_at",
+         "_refused", "_returns", "_tensors", "_way"}
     )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
@@ -80,14 +83,16 @@ class Seed(_Shared):
         object.__setattr__(self, "_layer", layer)
         self.index = index
         self._alpha = 0.0
+        self._way = self._fossil = self._returns = None
+        self._look_at = 0.0
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
         # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
         self._left: Optional[Dict[str, Any]] = None
         #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
         self._refused = False
-        #: A graft that nobody waits for: the kernel, its blend factor, and whom to tell.
-        self._loading: Optional[Tuple[str, float, Optional[Callable[[Seed], Any]]]] = None
+        #: A graft that nobody waits for: the kernel, its blend factor, how that goes on, and whom to tell.
+        self._loading: Optional[Tuple[str, float, Optional[Schedule], Optional[Callable[[Seed], Any]]]] = None
         #: Why the latest graft with ``wait=False`` failed.
         self.load_error: Optional[KasminaError] = None
         #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
@@ -105,13 +110,15 @@ class Seed(_Shared):
         alpha: float = 0.0,
         input_shape: Optional[Iterable[int]] = None,
         *,
+        schedule: Optional[Schedule] = None,
         wait: bool = True,
         on_live: Optional[Callable[[Seed], Any]] = None,
     ) -> Seed:
         """Puts a kernel into this seed; returns when it is live.
 
         ``input_shape`` is without the batch; by default the one the layer has seen. Raises ``KernelError``,
-        ``OriginError`` or ``SessionError`` and leaves the seed as it was.
+        ``OriginError`` or ``SessionError`` and leaves the seed as it was. With a ``schedule`` the blend factor goes on
+        from ``alpha`` as training does.
 
         With ``wait=False`` it returns at once and the kernel is fetched, proven and planned while training goes
         on. The first call of the layer that finds it ready runs it, after ``on_live(seed)``, where an optimizer
@@ -133,12 +140,12 @@ class Seed(_Shared):
         with layer._owning(self.index):
             if not wait:
                 layer.remote.begin_graft(self.index, kernel, layer.input_shape)
-                self._loading = (str(kernel), float(alpha), on_live)
+                self._loading = (str(kernel), float(alpha), schedule, on_live)
             else:
                 grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
                 self._loading = None
         if wait:
-            self._settle(grafted, alpha, on_live)
+            self._settle(grafted, alpha, schedule, on_live)
         else:
             layer._refresh()
         return self
@@ -152,7 +159,13 @@ class Seed(_Shared):
             for entry, tensor in zip(self._grafted.parameters, self._tensors)
             if entry.requires_grad and not tensor.requires_grad
         ]
-        return {"kernel": self._grafted.kernel, "alpha": self._alpha, "frozen": frozen}
+        alpha, way, fossil = self._wish()
+        record: Dict[str, Any] = {"kernel": self._grafted.kernel, "alpha": alpha, "frozen": frozen}
+        if way is not None:
+            record["way"] = way.record()
+        if fossil is not None:
+            record["fossil"] = fossil
+        return record
 
     def _follow(self, record: Optional[Dict[str, Any]]) -> None:
         """Brings the seed to where a checkpoint has it; its tensors are loaded afterwards."""
@@ -161,22 +174,38 @@ class Seed(_Shared):
                 self.prune()
             return
         alpha = check_alpha(record["alpha"])
-        if self.kernel != record["kernel"] or self._loading is not None:
+        way = Way.of(record["way"]) if record.get("way") else None
+        fossil = record.get("fossil")
+        is_anew = self.kernel != record["kernel"] or self._loading is not None
+        if is_anew or (self._fossil is not None and self._fossil != fossil):
             self.graft(record["kernel"], alpha)
-        elif self._alpha != alpha:
+        elif self._fossil is None and self._wish() != Wish(alpha, None, None):
             self.alpha = alpha
+        if fossil is not None and self._fossil is None:
+            self.fossilize(fossil)
+        elif way is not None:
+            self._layer.remote.blend(self.index, way.schedule, way.start, way.done)
+            self._way, self._alpha = way, way.alpha
+            self._layer._refresh()
         for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]
             if entry.requires_grad:
                 tensor.requires_grad_(entry.name not in record["frozen"])
 
     def _settle(
-        self, grafted: Grafted, alpha: float, on_live: Optional[Callable[[Seed], Any]]
+        self,
+        grafted: Grafted,
+        alpha: float,
+        schedule: Optional[Schedule],
+        on_live: Optional[Callable[[Seed], Any]],
     ) -> None:
         self._clear()
         self._register(grafted)
-        if alpha != 0:
-            self._weigh(alpha)
-        self._alpha = float(alpha)
+        if schedule is not None:
+            self.blend(schedule, alpha)
+        else:
+            if alpha != 0:
+                self._weigh(alpha)
+            self._alpha = float(alpha)
         self._layer._refresh()
         self._layer._tell_copies()
         if on_live is not None:
@@ -186,7 +215,7 @@ class Seed(_Shared):
         """Takes over a graft that nobody waited for, if it has ended."""
         if self._loading is None:
             return
-        _, alpha, on_live = self._loading
+        _, alpha, schedule, on_live = self._loading
         try:
             grafted = self._layer.remote.finish_graft(self.index)
         except ConnectionLost:
@@ -202,15 +231,16 @@ class Seed(_Shared):
             return
         if grafted is not None:
             self._loading = None
-            self._settle(grafted, alpha, on_live)
+            self._settle(grafted, alpha, schedule, on_live)
 
-    def prune(self) -> None:
-        """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
+    def prune(self, embargo: Optional[float] = None) -> None:
+        """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them. For ``embargo``
+        seconds the seed then refuses the kernel; by default as long as the daemon's ``engine.embargo`` says."""
         layer = self._layer
         layer._settle_submitted()
         with layer._owning(self.index):
             try:
-                layer.remote.prune(self.index)
+                layer.remote.prune(self.index, embargo)
             except ConnectionLost:
                 # The kernel is gone with the daemon; that it does not come back is for this side to see to.
                 if not layer.client.reconnects:
@@ -239,18 +269,23 @@ class Seed(_Shared):
 
     @property
     def alpha(self) -> float:
-        """The blend factor, in [0, 1]. Setting it takes effect with the next pass; while the daemon is away, with
-        the first after its return."""
+        """The blend factor, in [0, 1]: that of the next pass, where a schedule moves it; 0 while the kernel is
+        unloaded after failures. Setting it ends a schedule and takes effect with the next pass; while the daemon is
+        away, with the first after its return, and while the kernel is unloaded, when it comes back."""
+        if self._moves:
+            self._look()
         return self._alpha
 
     @alpha.setter
     def alpha(self, value: float) -> None:
         value = check_alpha(value)
-        self._layer._settle_submitted()
-        if self._layer._arrived:
-            self._layer._take_over()
+        self._before_change()
         self._weigh(value)
-        self._alpha = value
+        self._way = None
+        if self._returns is None:
+            self._alpha = value
+        else:
+            self._returns = value
         self._layer._refresh()
 
     @property
@@ -296,13 +331,11 @@ class Seed(_Shared):
             if not self._layer.client.reconnects:
                 raise
 
-    def _restore(self, remote: Layer) -> float:
-        """Has the kernel that was grafted anew be as it was: its weight, which is returned. The client's thread
-        calls it."""
-        alpha = self._alpha
-        if alpha != 0:
-            remote.set_alpha(self.index, alpha)
-        return alpha
+    def _restore(self, remote: Layer) -> Wish:
+        """Has the kernel that was grafted anew be as it was, by what is returned. The client's thread calls it."""
+        wish = self._wish()
+        self._impose(remote)
+        return wish
 
     def _arrive(self, arrival: Arrival) -> bool:
         """Takes over what came of this seed's kernel after the daemon's death; whether it is here again."""
@@ -312,13 +345,18 @@ class Seed(_Shared):
             if self._grafted is not arrival.before:
                 # It was pruned while the daemon was away.
                 if grafted is not None:
-                    remote.prune(self.index)
+                    remote.prune(self.index, 0)
                 return False
             if grafted is not None:
                 self._rebind(grafted)
                 self.load_error = None
-                if self._alpha != arrival.alpha:
-                    remote.set_alpha(self.index, self._alpha)
+                if self._wish() != arrival.wish:
+                    # What it blended towards ends, whatever comes instead.
+                    if arrival.wish is None or arrival.wish.fossil is None:
+                        remote.set_alpha(self.index, self._wish().alpha)
+                    self._impose(remote)
+                if self._returns is not None:
+                    self._alpha, self._returns = self._returns, None
                 return True
         except ConnectionLost:
             raise
@@ -329,6 +367,7 @@ class Seed(_Shared):
             # The parameters stay where they are, for whoever wants to save them.
             self._left = self._record()
             self._grafted, self._alpha = None, 0.0
+            self._way = self._fossil = self._returns = None
         warnings.warn(
             f"seed {self.index} of layer {self._layer.name!r} is left out after the daemon's return"
             f"{' until its kernel can be had' if arrival.again else ''}: {error}",
@@ -343,7 +382,7 @@ class Seed(_Shared):
         assert before is not None
         for old, new in ((before.parameters, grafted.parameters), (before.buffers, grafted.buffers)):
             if [entry[:3] for entry in old] != [entry[:3] for entry in new]:
-                self._layer.remote.prune(self.index)
+                self._layer.remote.prune(self.index, 0)
                 raise KernelError(
                     f"kernel {grafted.kernel} has come back with other parameters or buffers than it had",
                     code="kernel.shape",
@@ -378,6 +417,7 @@ class Seed(_Shared):
         self._modules.clear()
         self._tensors = []
         self._grafted = self._left = None
+        self._way = self._fossil = self._returns = None
         self._alpha = 0.0
         self.alpha_grad = None
 

@@ -24,7 +24,7 @@ _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", defau
 
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
-    {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_live", "_loading",
+    {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_live", "_loading", "_moving",
      "_passes", "_quiet", "_random", "_return", "_submitted", "_warned"}
 )
 

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Handler, Message, ResponseActFuture, WrapFuture as _};
 
-use super::{Occupant, Seed, SeedParts, memory::SeedMemory};
+use super::{
+    Occupant, Seed, SeedParts, Way,
+    memory::{KeptMemory, SeedMemory},
+    tables::Tables,
+};
 use crate::{
     actor::{ActorError, Holder, ReweighKernel},
-    engine::{Alpha, LiveSeed, PlanKey, Weight, is_active, transition},
+    engine::{Alpha, Course, EngineError, LiveSeed, PlanKey, Schedule, is_active, transition},
     id::{Generation, KernelId},
-    tensor::{DType, PackedLayout, Shape},
-    wire::{GraftReply, GraftRole, SeedState, SharedMemory, TensorEntry},
+    tensor::{DType, Shape},
+    wire::{EventKind, GraftReply, GraftRole, ScheduleSpec, SeedState, SharedMemory},
 };
 
 /// The batch that a graft is planned for, to learn early whether the kernel fits. Two, because batch
@@ -31,6 +35,30 @@ pub struct GraftSeed {
     pub dtype: DType,
     /// What the kernel does from then on.
     pub role: GraftRole,
+    /// How the blend factor goes on; where nothing is said, it stays.
+    pub schedule: Option<ScheduleSpec>,
+}
+
+impl GraftSeed {
+    /// Where a seed stands that this was done to.
+    fn goal(&self) -> SeedState {
+        match (self.role, self.schedule) {
+            (GraftRole::Train, _) => SeedState::Training,
+            (GraftRole::Blend, Some(_)) => SeedState::Blending,
+            (GraftRole::Blend, None) => SeedState::Holding,
+        }
+    }
+
+    /// The schedule at its start.
+    fn course(&self, number: u64) -> Result<Option<Course>, EngineError> {
+        let alpha = Alpha::new(self.alpha)?;
+        let Some(spec) = &self.schedule else { return Ok(None) };
+        if self.role == GraftRole::Train {
+            let reason = "a kernel that learns behind its layer has none: blend it later".to_owned();
+            return Err(EngineError::Schedule { reason });
+        }
+        Ok(Some(Course { schedule: Schedule::new(spec, alpha)?, number }))
+    }
 }
 
 /// A kernel that is live now, and the memory its parameters are in.
@@ -45,12 +73,19 @@ pub struct Grafted {
 /// A kernel made ready beside whatever runs: memory, and proof that it fits.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    live: Arc<LiveSeed>,
-    memory: Arc<SharedMemory>,
+    pub(super) live: Arc<LiveSeed>,
+    memory: KeptMemory,
+    tables: Tables,
 }
 
 impl SeedParts {
-    async fn prepare(&self, graft: &GraftSeed, generation: Generation) -> Result<Prepared, ActorError> {
+    /// Has a kernel ready to run, in memory of its own, or in that of its earlier life with the values that are there.
+    pub(super) async fn prepare(
+        &self,
+        graft: &GraftSeed,
+        generation: Generation,
+        earlier: Option<(KeptMemory, Tables)>,
+    ) -> Result<Prepared, ActorError> {
         let SeedParts { session, layer, seed, .. } = *self;
         let lease = self.kernels.get(&graft.kernel, Holder { session, layer, seed, generation }).await?;
         let (kernel, backend, config) = (Arc::clone(&*lease), self.backend.clone(), self.config.clone());
@@ -62,15 +97,29 @@ impl SeedParts {
             wants_input: true,
             wants_parameters: true,
         };
-        let share = self.memory.take(kernel.memory_bytes() as u64)?;
+        let tables = Tables::of(&kernel);
+        let share = match &earlier {
+            Some((_, known)) if *known != tables => {
+                return Err(ActorError::Changed { kernel: graft.kernel.clone() });
+            }
+            Some((memory, _)) => memory._share.clone(),
+            None => Arc::new(self.memory.take(kernel.memory_bytes() as u64)?),
+        };
         let start = std::time::Instant::now();
         let planned = tokio::task::spawn_blocking(move || {
             kernel.plans(&key, backend.as_ref(), &config)?;
-            let memory = Arc::new(SharedMemory::create("kasmina-seed", kernel.memory_bytes())?);
-            if !kernel.initialise(memory.region()) {
-                return Err(ActorError::Lost { what: "writing the kernel's weights" });
-            }
-            let held = SeedMemory { shared: memory.clone(), _share: share, _lease: lease };
+            let shared = match earlier {
+                Some((memory, _)) => memory.shared,
+                None => {
+                    let shared = Arc::new(SharedMemory::create("kasmina-seed", kernel.memory_bytes())?);
+                    if !kernel.initialise(shared.region()) {
+                        return Err(ActorError::Lost { what: "writing the kernel's weights" });
+                    }
+                    shared
+                }
+            };
+            let memory = KeptMemory { shared, _share: share };
+            let held = SeedMemory { kept: memory.clone(), _lease: lease };
             let live = Arc::new(LiveSeed::new(kernel, Arc::new(held), generation)?);
             Ok((live, memory))
         });
@@ -79,7 +128,21 @@ impl SeedParts {
         // Planning has made the kernel heavier; a cache that cannot be asked learns of it when it next looks for room.
         let plan_us = Some(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         let _ = self.kernels.cache().order(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
-        Ok(Prepared { live, memory })
+        Ok(Prepared { live, memory, tables })
+    }
+
+    /// As [`prepare`](Self::prepare) for a trainer. Where an attempt to bring the kernel before back was just being
+    /// put into the lane, it is taken out again first.
+    async fn prepare_anew(
+        &self,
+        graft: &GraftSeed,
+        epoch: u64,
+        is_stray: bool,
+    ) -> Result<Prepared, ActorError> {
+        if is_stray {
+            self.lane.detach(self.layer, self.seed).await?;
+        }
+        self.prepare(graft, Generation(epoch), None).await
     }
 }
 
@@ -97,20 +160,37 @@ pub(super) enum Background {
 type Grafting = ResponseActFuture<Seed, Result<Grafted, ActorError>>;
 
 impl Seed {
-    /// Begins a load; by its number it is told later whether it is still wanted.
-    fn begin(&mut self, graft: &GraftSeed) -> Result<u64, ActorError> {
-        Alpha::new(graft.alpha)?;
+    /// Refuses a kernel that the seed, as it is, cannot take.
+    fn may_take(&self, graft: &GraftSeed) -> Result<(), ActorError> {
+        let SeedParts { layer, seed, ref clock, .. } = self.parts;
+        graft.course(0)?;
+        if let Some(left) = self.embargoes.left(&graft.kernel, clock.now()) {
+            let (kernel, left_ms) = (graft.kernel.clone(), crate::clock::whole_ms(left).max(1));
+            return Err(ActorError::Embargoed { kernel, layer, seed, left_ms });
+        }
+        let goal = graft.goal();
+        match self.state {
+            // It has become part of its layer, and is swapped for nothing.
+            SeedState::Fossilized => transition(self.state, SeedState::Loading).map(drop)?,
+            state if is_active(state) && state != goal => transition(state, goal).map(drop)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Begins a load; by its number it is told later whether it is still wanted. With it comes whether an attempt to
+    /// come back is to be taken out of the lane first.
+    fn begin(&mut self, graft: &GraftSeed) -> Result<(u64, bool), ActorError> {
+        self.may_take(graft)?;
+        self.epoch = self.number();
+        (self.load, self.background) = (Some((graft.kernel.clone(), self.epoch)), None);
+        // A trainer that grafts does not wait for the kernel before.
+        let is_stray = self.recovery.take().is_some_and(|recovery| recovery.is_attaching());
         // A kernel that runs goes on running while the next one is made ready beside it.
         if self.state != SeedState::Loading && !is_active(self.state) {
-            self.step(SeedState::Loading)?;
+            self.step(SeedState::Loading, "its trainer grafts a kernel")?;
         }
-        // One that is blended does not go back to training by a swap.
-        if is_active(self.state) && graft.role == GraftRole::Train && self.state != SeedState::Training {
-            transition(self.state, SeedState::Training)?;
-        }
-        self.epoch += 1;
-        (self.load, self.background) = (Some((graft.kernel.clone(), self.epoch)), None);
-        Ok(self.epoch)
+        Ok((self.epoch, is_stray))
     }
 
     /// What a load gave, unless the seed was asked for something else meanwhile.
@@ -127,12 +207,22 @@ impl Seed {
 
     /// Puts a prepared kernel into the lane.
     fn attach(&mut self, epoch: u64, graft: GraftSeed, prepared: Prepared) -> Grafting {
-        let (parts, live, alpha) = (self.parts.clone(), prepared.live.clone(), graft.alpha);
-        let role = graft.role.into();
+        // While it was made ready the seed may have gone on.
+        let number = self.number();
+        let ready =
+            self.may_take(&graft).and_then(|()| Ok((Alpha::new(graft.alpha)?, graft.course(number)?)));
+        let (alpha, course) = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                self.load_failed(epoch, &error, &graft);
+                return Box::pin(actix::fut::err(error));
+            }
+        };
+        let (parts, live, role) = (self.parts.clone(), prepared.live.clone(), graft.role.into());
         let attached =
-            async move { parts.lane.attach(parts.layer, parts.seed, live, Alpha::new(alpha)?, role).await };
+            async move { parts.lane.attach(parts.layer, parts.seed, live, alpha, role, course).await };
         Box::pin(attached.into_actor(self).map(move |attached, seed, _| {
-            let settled = attached.and_then(|()| seed.settle(&graft, Generation(epoch), prepared));
+            let settled = attached.and_then(|()| seed.settle(&graft, Generation(epoch), prepared, course));
             settled.inspect_err(|error| seed.load_failed(epoch, error, &graft))
         }))
     }
@@ -141,13 +231,17 @@ impl Seed {
     fn load_failed(&mut self, epoch: u64, error: &ActorError, graft: &GraftSeed) {
         let SeedParts { layer, seed, .. } = self.parts;
         tracing::warn!(%layer, %seed, kernel = %graft.kernel, %error, "graft failed");
-        if self.epoch == epoch {
-            self.load = None;
+        if self.epoch != epoch {
+            return;
         }
-        if self.epoch == epoch && self.state == SeedState::Loading {
-            let back = self.step(SeedState::ErrorRecovery).and_then(|()| self.step(SeedState::Dormant));
+        // Loading may also be an attempt to bring the kernel before back, which goes on.
+        if self.state == SeedState::Loading && self.recovery.is_none() {
+            let back = self
+                .step(SeedState::ErrorRecovery, "the kernel could not be had")
+                .and_then(|()| self.step(SeedState::Dormant, "a trainer's graft is not tried again"));
             debug_assert!(back.is_ok(), "a seed that loads may fail, and one that failed may rest");
         }
+        self.load = None;
     }
 
     /// Takes note that a prepared kernel runs now.
@@ -156,48 +250,58 @@ impl Seed {
         graft: &GraftSeed,
         generation: Generation,
         prepared: Prepared,
+        course: Option<Course>,
     ) -> Result<Grafted, ActorError> {
-        if matches!(
-            (self.state, graft.role),
-            (SeedState::Loading, _) | (SeedState::Training, GraftRole::Blend)
-        ) {
-            self.step(match graft.role {
-                GraftRole::Blend => SeedState::Holding,
-                GraftRole::Train => SeedState::Training,
-            })?;
+        self.recovery = None;
+        if matches!(self.state, SeedState::ErrorRecovery | SeedState::Dormant) {
+            // The kernel before was unloaded while this one was made ready.
+            self.step(SeedState::Loading, "its trainer grafts a kernel")?;
         }
+        let before = self.kernel().cloned().filter(|_| is_active(self.state));
+        let Prepared { live, memory, tables } = prepared;
+        let memory_bytes = live.kernel().memory_bytes() as u64;
         self.load = self.load.take().filter(|(_, epoch)| Generation(*epoch) != generation);
-        let kernel = prepared.live.kernel().clone();
-        let memory_bytes = kernel.memory_bytes() as u64;
-        (self.generation, self.alpha, self.failure) = (generation, graft.alpha, None);
-        self.occupant = Some(Occupant { id: graft.kernel.clone(), memory_bytes });
-        let buffers_offset = kernel.buffers_offset() as u64;
-        let entries = |weights: &[Weight], layout: &PackedLayout, start: u64, buffers: bool| {
-            let with_slots = weights.iter().zip(layout.slots());
-            with_slots
-                .map(|(weight, slot)| TensorEntry {
-                    name: weight.name.clone(),
-                    dtype: slot.dtype,
-                    shape: slot.shape.clone(),
-                    offset: start + slot.offset_bytes as u64,
-                    requires_grad: weight.requires_grad && !buffers,
-                })
-                .collect::<Vec<_>>()
-        };
+        (self.generation, self.alpha, self.failure, self.frozen) = (generation, graft.alpha, None, false);
+        self.attempts.renew();
+        self.occupant = Some(Occupant {
+            graft: graft.clone(),
+            memory: memory.clone(),
+            tables: tables.clone(),
+            memory_bytes,
+        });
+        self.arrive(graft.goal(), course, "its kernel runs")?;
+        if let Some(before) = before {
+            self.tell(EventKind::KernelSwapped { before });
+        }
+        let Tables { parameters, buffers, buffers_offset, gradient_bytes } = tables;
         let reply = GraftReply {
             layer: self.parts.layer,
             seed: self.parts.seed,
             kernel: graft.kernel.clone(),
             generation,
             state: self.state,
-            alpha: self.alpha,
+            alpha: self.reply().alpha,
             memory_bytes,
             buffers_offset,
-            gradient_bytes: kernel.parameter_layout().total_bytes() as u64,
-            parameters: entries(kernel.parameters(), kernel.parameter_layout(), 0, false),
-            buffers: entries(kernel.buffers(), kernel.buffer_layout(), buffers_offset, true),
+            gradient_bytes,
+            parameters,
+            buffers,
         };
-        Ok(Grafted { reply, memory: prepared.memory })
+        Ok(Grafted { reply, memory: memory.shared })
+    }
+
+    /// Takes note of where the seed stands with the kernel that runs now, and of the schedule that it follows.
+    pub(super) fn arrive(
+        &mut self,
+        state: SeedState,
+        course: Option<Course>,
+        reason: &str,
+    ) -> Result<(), ActorError> {
+        self.way = course.map(|course| Way { number: course.number, target: course.schedule.target().get() });
+        if self.state != state {
+            self.step(state, reason)?;
+        }
+        self.settle_early()
     }
 }
 
@@ -205,12 +309,12 @@ impl Handler<GraftSeed> for Seed {
     type Result = Grafting;
 
     fn handle(&mut self, graft: GraftSeed, _: &mut Self::Context) -> Self::Result {
-        let epoch = match self.begin(&graft) {
-            Ok(epoch) => epoch,
+        let (epoch, is_stray) = match self.begin(&graft) {
+            Ok(begun) => begun,
             Err(error) => return Box::pin(actix::fut::err(error)),
         };
         let (parts, asked) = (self.parts.clone(), graft.clone());
-        let prepared = async move { parts.prepare(&asked, Generation(epoch)).await };
+        let prepared = async move { parts.prepare_anew(&asked, epoch, is_stray).await };
         Box::pin(prepared.into_actor(self).then(move |prepared, seed, _| {
             match seed.loaded(epoch, &graft, prepared) {
                 Ok(prepared) => seed.attach(epoch, graft, prepared),
@@ -232,10 +336,10 @@ impl Handler<BeginGraft> for Seed {
     type Result = Result<(), ActorError>;
 
     fn handle(&mut self, BeginGraft(graft): BeginGraft, context: &mut Self::Context) -> Self::Result {
-        let epoch = self.begin(&graft)?;
+        let (epoch, is_stray) = self.begin(&graft)?;
         self.background = Some(Background::Loading);
         let (parts, asked) = (self.parts.clone(), graft.clone());
-        let prepared = async move { parts.prepare(&asked, Generation(epoch)).await };
+        let prepared = async move { parts.prepare_anew(&asked, epoch, is_stray).await };
         context.spawn(prepared.into_actor(self).map(move |prepared, seed, _| {
             let loaded = seed.loaded(epoch, &graft, prepared);
             // Another load, or a prune, has taken this one's place.

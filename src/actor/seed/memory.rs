@@ -24,6 +24,12 @@ impl MemoryBudget {
         Self { limit_bytes, used_bytes: AtomicU64::new(0) }
     }
 
+    /// How many bytes are taken.
+    #[cfg(test)]
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn take(self: &Arc<Self>, bytes: u64) -> Result<Share, ActorError> {
         let share = Share { budget: self.clone(), bytes };
         let before = self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -33,6 +39,13 @@ impl MemoryBudget {
         }
         Ok(share)
     }
+}
+
+/// A seed's memory file with the bytes that it takes from the budget, for as long as anybody holds it.
+#[derive(Clone, Debug)]
+pub(super) struct KeptMemory {
+    pub(super) shared: Arc<SharedMemory>,
+    pub(super) _share: Arc<Share>,
 }
 
 /// Bytes taken from a budget, given back when dropped.
@@ -52,13 +65,12 @@ impl Drop for Share {
 /// to the session and the cache does not evict its kernel.
 #[derive(Debug)]
 pub(super) struct SeedMemory {
-    pub(super) shared: Arc<SharedMemory>,
-    pub(super) _share: Share,
+    pub(super) kept: KeptMemory,
     pub(super) _lease: HeldKernel,
 }
 
 impl Memory for SeedMemory {
     fn region(&self) -> Region<'_> {
-        self.shared.region()
+        self.kept.shared.region()
     }
 }

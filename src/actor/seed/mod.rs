@@ -1,24 +1,42 @@
-//! One seed: its state, its kernel, its blend factor. Loads kernels and puts them into its slot of the lane.
+//! One seed: its state, its kernel, its blend factor. Loads kernels and puts them into its slot of the lane, and
+//! moves along the life that `docs/lifecycle.md` describes.
 
+mod blend;
+mod embargo;
 mod graft;
 mod memory;
+mod prune;
+mod recovery;
+mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
-use actix::{
-    Actor, ActorFutureExt as _, Context, Handler, Message, MessageResult, ResponseActFuture, WrapFuture as _,
-};
+use actix::{Actor, ActorContext as _, Context, Handler, Message, MessageResult};
 
-use self::graft::Background;
-pub use self::graft::{BeginGraft, FinishGraft, GraftSeed, Grafted};
-pub(super) use self::memory::MemoryBudget;
-use super::{ActorError, Kernels, LaneLink};
+pub(super) use self::{blend::SeedReached, memory::MemoryBudget};
+pub use self::{
+    blend::{BlendSeed, FossilizeSeed, HoldSeed, SetSeedAlpha},
+    graft::{BeginGraft, FinishGraft, GraftSeed, Grafted},
+    prune::PruneSeed,
+};
+use self::{
+    embargo::Embargoes,
+    graft::Background,
+    memory::KeptMemory,
+    recovery::{Attempts, Recovery},
+    tables::Tables,
+};
+use super::{ActorError, Kernels, LaneLink, Teller, base::StopActor};
 use crate::{
     backend::Backend,
-    engine::{Alpha, EngineConfig, EngineError, SeedCounters, is_active, transition},
+    clock::Clock,
+    engine::{EngineConfig, SeedCounters, transition},
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
-    wire::{ErrorReply, LoadingReport, SeedReply, SeedState},
+    wire::{ErrorReply, Event, EventKind, LoadingReport, RecoveryReport, SeedReply, SeedState},
 };
+pub use recovery::UnloadSeed;
 
 /// What a seed is made with.
 #[derive(Clone, Debug)]
@@ -41,13 +59,29 @@ pub struct SeedParts {
     pub counters: Arc<SeedCounters>,
     /// What its session's seeds may take.
     pub memory: Arc<MemoryBudget>,
+    /// Where what happens to it is told.
+    pub teller: Teller,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A kernel in the seed.
 #[derive(Debug)]
 struct Occupant {
-    id: KernelId,
+    /// How it was asked for.
+    graft: GraftSeed,
+    /// Its memory file, which outlives an unloading.
+    memory: KeptMemory,
+    /// What lies in it.
+    tables: Tables,
     memory_bytes: u64,
+}
+
+/// A schedule that the lane follows.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    number: u64,
+    target: f32,
 }
 
 /// One slot of a layer.
@@ -55,10 +89,18 @@ struct Occupant {
 pub struct Seed {
     parts: SeedParts,
     state: SeedState,
+    /// The blend factor where no schedule moves it.
     alpha: f32,
+    way: Option<Way>,
+    /// A schedule whose end was told before its beginning was answered.
+    early: Option<u64>,
+    frozen: bool,
     occupant: Option<Occupant>,
     generation: Generation,
-    /// Counts what was asked of the seed, so that a load that comes late can tell it is not wanted any more.
+    /// The last number that was given to anything of this seed: a load, a schedule, an attempt.
+    last: u64,
+    /// The number of what the trainer asked for last, so that a load that comes late can tell it is not wanted any
+    /// more.
     epoch: u64,
     /// The kernel that is being made ready, with the epoch that asked for it.
     load: Option<(KernelId, u64)>,
@@ -66,6 +108,9 @@ pub struct Seed {
     background: Option<Background>,
     /// Why the kernel was unloaded.
     failure: Option<ErrorReply>,
+    embargoes: Embargoes,
+    recovery: Option<Recovery>,
+    attempts: Attempts,
 }
 
 impl Seed {
@@ -75,21 +120,62 @@ impl Seed {
             parts,
             state: SeedState::Dormant,
             alpha: 0.0,
+            way: None,
+            early: None,
+            frozen: false,
             occupant: None,
             generation: Generation(0),
+            last: 0,
             epoch: 0,
             load: None,
             background: None,
             failure: None,
+            embargoes: Embargoes::default(),
+            recovery: None,
+            attempts: Attempts::default(),
         }
     }
 
-    fn step(&mut self, to: SeedState) -> Result<(), ActorError> {
+    /// A number that nothing of this seed has had.
+    fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn step(&mut self, to: SeedState, reason: &str) -> Result<(), ActorError> {
         let from = self.state;
         self.state = transition(from, to)?;
         let SeedParts { layer, seed, .. } = self.parts;
-        tracing::info!(%layer, %seed, from = from.as_str(), to = to.as_str(), "seed changes state");
+        tracing::info!(%layer, %seed, from = from.as_str(), to = to.as_str(), reason, "seed changes state");
+        self.tell(EventKind::StateChanged { from, to, reason: reason.to_owned() });
         Ok(())
+    }
+
+    /// Tells of something that happened to the seed as it is now.
+    fn tell(&self, kind: EventKind) {
+        let kernel = self.kernel().or_else(|| self.coming());
+        self.tell_of(kernel.cloned(), kind);
+    }
+
+    fn tell_of(&self, kernel: Option<KernelId>, kind: EventKind) {
+        self.parts.teller.tell(Event {
+            seed: Some(self.parts.seed),
+            kernel,
+            generation: Some(self.generation),
+            alpha: Some(self.reply().alpha),
+            ..kind.into()
+        });
+    }
+
+    /// The kernel that is there.
+    fn kernel(&self) -> Option<&KernelId> {
+        self.occupant.as_ref().map(|occupant| &occupant.graft.kernel)
+    }
+
+    /// The kernel that is on its way in, or on its way back.
+    fn coming(&self) -> Option<&KernelId> {
+        let loading = self.load.as_ref().map(|(kernel, _)| kernel);
+        loading.or_else(|| self.recovery.as_ref().map(Recovery::kernel))
     }
 
     fn loading(&self) -> Option<LoadingReport> {
@@ -100,11 +186,17 @@ impl Seed {
     }
 
     fn reply(&self) -> SeedReply {
+        let moving = self.way.filter(|_| self.state == SeedState::Blending);
+        let (alpha, steps_left) =
+            if moving.is_some() { self.parts.counters.alpha() } else { (self.alpha, 0) };
         SeedReply {
             state: self.state,
-            alpha: self.alpha,
-            kernel: self.occupant.as_ref().map(|occupant| occupant.id.clone()),
+            alpha,
+            kernel: self.kernel().cloned(),
             generation: self.generation,
+            target: moving.map(|way| way.target),
+            steps_left,
+            frozen: self.frozen,
         }
     }
 }
@@ -113,91 +205,12 @@ impl Actor for Seed {
     type Context = Context<Self>;
 }
 
-/// Sets the seed's blend factor.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<SeedReply, ActorError>")]
-pub struct SetSeedAlpha(
-    /// In [0, 1].
-    pub f32,
-);
-
-impl Handler<SetSeedAlpha> for Seed {
-    type Result = ResponseActFuture<Self, Result<SeedReply, ActorError>>;
-
-    fn handle(&mut self, SetSeedAlpha(value): SetSeedAlpha, _: &mut Self::Context) -> Self::Result {
-        let SeedParts { layer, seed, .. } = self.parts;
-        let alpha = match Alpha::new(value) {
-            Ok(_) if self.occupant.is_none() => {
-                return Box::pin(actix::fut::err(ActorError::NoKernel { layer, seed }));
-            }
-            Ok(alpha) => alpha,
-            Err(error) => return Box::pin(actix::fut::err(error.into())),
-        };
-        let lane = self.parts.lane.clone();
-        let set = async move { lane.set_alpha(layer, seed, alpha).await };
-        Box::pin(set.into_actor(self).map(move |result, seed, _| {
-            result?;
-            seed.alpha = alpha.get();
-            Ok(seed.reply())
-        }))
-    }
-}
-
-/// Takes the kernel out, or gives up loading one. A dormant seed stays as it is.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<SeedReply, ActorError>")]
-pub struct PruneSeed;
-
-impl Handler<PruneSeed> for Seed {
-    type Result = ResponseActFuture<Self, Result<SeedReply, ActorError>>;
-
-    fn handle(&mut self, _: PruneSeed, _: &mut Self::Context) -> Self::Result {
-        self.epoch += 1;
-        (self.load, self.background) = (None, None);
-        let SeedParts { layer, seed, ref lane, .. } = self.parts;
-        let lane = lane.clone();
-        let detached = async move { lane.detach(layer, seed).await };
-        Box::pin(detached.into_actor(self).map(|result, seed, _| {
-            result?;
-            match seed.state {
-                SeedState::Dormant => {}
-                SeedState::ErrorRecovery => seed.step(SeedState::Dormant)?,
-                _ => {
-                    seed.step(SeedState::Pruned)?;
-                    seed.step(SeedState::Dormant)?;
-                }
-            }
-            (seed.occupant, seed.alpha, seed.failure) = (None, 0.0, None);
-            Ok(seed.reply())
-        }))
-    }
-}
-
-/// Tells that the lane has taken the kernel out, because too many passes failed in a row.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
-pub struct UnloadSeed {
-    /// Which of its kernels.
-    pub generation: Generation,
-    /// Why the last pass failed.
-    pub error: EngineError,
-}
-
-impl Handler<UnloadSeed> for Seed {
+impl Handler<StopActor> for Seed {
     type Result = ();
 
-    fn handle(&mut self, message: UnloadSeed, _: &mut Self::Context) {
-        if message.generation != self.generation || !is_active(self.state) {
-            return;
-        }
-        let kernel = self.occupant.take().map(|occupant| occupant.id);
-        self.alpha = 0.0;
-        let mut failure = ErrorReply::from_fault(&message.error);
-        failure.kernel = kernel.map(String::from);
-        self.failure = Some(failure);
-        if let Err(error) = self.step(SeedState::ErrorRecovery) {
-            tracing::error!(%error, "a seed was unloaded in a state that has no kernel");
-        }
+    /// Its layer is gone: whatever it waits for, it is not wanted any more.
+    fn handle(&mut self, _: StopActor, context: &mut Self::Context) {
+        context.stop();
     }
 }
 
@@ -208,6 +221,8 @@ pub struct SeedDescription {
     pub seed: SeedReply,
     /// The kernel that is on its way into it.
     pub loading: Option<LoadingReport>,
+    /// How it comes back after its kernel was unloaded.
+    pub recovery: Option<RecoveryReport>,
     /// Bytes of the seed's memory file.
     pub memory_bytes: u64,
     /// Why the kernel was unloaded, or why the last pass failed.
@@ -228,6 +243,7 @@ impl Handler<DescribeSeed> for Seed {
         MessageResult(SeedDescription {
             seed: self.reply(),
             loading: self.loading(),
+            recovery: self.recovery_report(),
             memory_bytes: self.occupant.as_ref().map_or(0, |occupant| occupant.memory_bytes),
             last_error: last_error.map(|error| error.at(layer, seed)),
         })

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use actix::Addr;
 
 use crate::{
-    actor::{ActorError, DescribeSeed, Seed},
+    actor::{ActorError, DescribeSeed, Seed, Teller, base::StopActor},
     engine::SeedCounters,
     id::{Generation, LayerId, SeedIndex, SessionId},
     wire::{SeedReply, SeedReport, SeedState},
@@ -22,17 +22,27 @@ pub(super) struct SeedSlot {
 /// One open layer.
 #[derive(Debug)]
 pub(super) struct Layer {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     /// Its seeds and, last, its host if the daemon runs that.
     pub(super) seeds: Vec<SeedSlot>,
     pub(super) host: bool,
+}
+
+impl Layer {
+    fn stop_seeds(&self) {
+        for actor in self.seeds.iter().filter_map(|slot| slot.actor.as_ref()) {
+            let stopped = actor.send(StopActor);
+            // One that has ended already needs no telling.
+            actix::spawn(async move { _ = stopped.await });
+        }
+    }
 }
 
 /// A slot with its place.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     layer: LayerId,
-    layer_name: String,
+    layer_name: Arc<str>,
     seed: SeedIndex,
     slot: SeedSlot,
 }
@@ -59,8 +69,24 @@ impl Layers {
         self.open.insert(id, layer);
     }
 
-    pub(super) fn remove(&mut self, id: LayerId) {
-        self.open.remove(&id);
+    /// Takes a layer off the list; its seeds have nothing more to wait for.
+    pub(super) fn remove(&mut self, id: LayerId) -> Option<Layer> {
+        let layer = self.open.remove(&id)?;
+        layer.stop_seeds();
+        Some(layer)
+    }
+
+    /// Ends every seed: the session is over.
+    pub(super) fn stop_seeds(&self) {
+        self.open.values().for_each(Layer::stop_seeds);
+    }
+
+    /// Where what happens in a layer is told.
+    pub(super) fn teller(&self, session: &Teller, layer: LayerId) -> Teller {
+        match self.open.get(&layer) {
+            Some(open) => session.of_layer(layer, &open.name),
+            None => session.of_layer(layer, &Arc::from("")),
+        }
     }
 
     pub(super) fn slot(&mut self, layer: LayerId, seed: SeedIndex) -> Result<&mut SeedSlot, ActorError> {
@@ -99,7 +125,15 @@ impl Layers {
 
 /// A seed that has never had a kernel.
 pub(super) fn dormant() -> SeedReply {
-    SeedReply { state: SeedState::Dormant, alpha: 0.0, kernel: None, generation: Generation(0) }
+    SeedReply {
+        state: SeedState::Dormant,
+        alpha: 0.0,
+        kernel: None,
+        generation: Generation(0),
+        target: None,
+        steps_left: 0,
+        frozen: false,
+    }
 }
 
 /// Asks a slot for its report.
@@ -108,17 +142,23 @@ pub(super) async fn describe(session: SessionId, placed: Placed) -> SeedReport {
         Some(actor) => actor.send(DescribeSeed).await.ok(),
         None => None,
     };
-    let (seed, loading, last_error) = described
-        .map_or_else(|| (dormant(), None, None), |found| (found.seed, found.loading, found.last_error));
+    let (seed, loading, recovery, last_error) = described.map_or_else(
+        || (dormant(), None, None, None),
+        |found| (found.seed, found.loading, found.recovery, found.last_error),
+    );
     SeedReport {
         session,
         layer: placed.layer,
-        layer_name: placed.layer_name,
+        layer_name: placed.layer_name.to_string(),
         seed: placed.seed,
         state: seed.state,
         alpha: seed.alpha,
         kernel: seed.kernel,
         generation: seed.generation,
+        target: seed.target,
+        steps_left: seed.steps_left,
+        frozen: seed.frozen,
+        recovery,
         loading,
         stats: placed.slot.counters.snapshot(),
         last_error,

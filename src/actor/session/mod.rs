@@ -3,7 +3,9 @@
 mod connection;
 mod hints;
 mod layers;
+mod life;
 mod requests;
+mod watching;
 
 use std::sync::Arc;
 
@@ -11,21 +13,23 @@ use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageRe
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ActorError, Kernels, LaneLink, LaneNumbers, ReweighKernel, Supervisor, UnloadSeed,
+    ActorError, Events, Kernels, LaneLink, LaneNumbers, ReweighKernel, Seed, Supervisor, Teller, UnloadSeed,
     base::{Handle, StopActor},
-    seed::MemoryBudget,
+    seed::{MemoryBudget, SeedReached},
     supervisor::SessionClosed,
 };
 use crate::{
     backend::Backend,
+    clock::Clock,
     engine::{EngineConfig, LaneEvent},
-    id::{KernelId, SessionId},
-    wire::{Peer, SeedReport, SessionLimits, SessionReport},
+    id::{KernelId, LayerId, SeedIndex, SessionId},
+    wire::{ErrorReply, Event, EventKind, Peer, SeedReport, SessionLimits, SessionReport},
 };
 use hints::Hints;
 use layers::{Layers, describe};
 
 pub use connection::serve_session;
+pub use watching::serve_watcher;
 
 /// What a session is made with.
 #[derive(Clone, Debug)]
@@ -48,6 +52,10 @@ pub struct SessionParts {
     pub spin_us: u32,
     /// Where it leaves its lane's numbers.
     pub numbers: LaneNumbers,
+    /// Where what happens is told.
+    pub events: Events,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// One trainer's connection.
@@ -59,6 +67,7 @@ pub struct Session {
     parts: SessionParts,
     client: String,
     lane: Option<LaneLink>,
+    teller: Teller,
     arena_bytes: u64,
     layers: Layers,
     memory: Arc<MemoryBudget>,
@@ -74,6 +83,7 @@ impl Session {
         let (open, closed) = watch::channel(());
         let session = Self {
             memory: Arc::new(MemoryBudget::new(parts.limits.max_saved_bytes)),
+            teller: Teller::new(parts.events.clone(), parts.peer.uid, parts.id),
             parts,
             client: String::new(),
             lane: None,
@@ -97,6 +107,21 @@ impl Session {
         actix::spawn(async move { cache.order(ReweighKernel { kernel, plan_us: None }).await });
     }
 
+    /// Tells a seed what happened to it on the lane. It comes into the mailbox here and now, in the order of the
+    /// events, unless that is full: then as soon as there is room.
+    fn tell_seed<M>(&self, layer: LayerId, seed: SeedIndex, message: M)
+    where
+        Seed: Handler<M>,
+        M: Message<Result = ()> + Send + 'static,
+        Context<Seed>: actix::dev::ToEnvelope<Seed, M>,
+    {
+        if let Some(actor) = self.layers.actor(layer, seed) {
+            let told = actor.send(message);
+            // A seed that is gone has nothing to be told.
+            actix::spawn(async move { _ = told.await });
+        }
+    }
+
     /// Turns a lane's events into messages, one after the other.
     fn listen(mut events: mpsc::UnboundedReceiver<LaneEvent>, session: Addr<Self>) {
         actix::spawn(async move {
@@ -115,6 +140,10 @@ impl Actor for Session {
     fn stopped(&mut self, _: &mut Self::Context) {
         let (id, supervisor) = (self.parts.id, self.parts.supervisor.clone());
         tracing::info!(session = %id, client = self.client, "session closed");
+        self.layers.stop_seeds();
+        if self.lane.is_some() {
+            self.teller.tell(EventKind::SessionClosed);
+        }
         // A supervisor that cannot be asked finds the closed address when it next looks.
         actix::spawn(async move { supervisor.ask(SessionClosed(id)).await });
     }
@@ -139,18 +168,25 @@ impl Handler<LaneHappened> for Session {
     fn handle(&mut self, LaneHappened(event): LaneHappened, context: &mut Self::Context) {
         let session = self.parts.id;
         match event {
-            LaneEvent::SeedFailed { layer, seed, error, .. } => {
-                tracing::warn!(%session, %layer, %seed, %error, "a pass of a seed failed");
+            LaneEvent::SeedFailed { layer, seed, generation, kernel, error } => {
+                tracing::warn!(%session, %layer, %seed, %kernel, %error, "a pass of a seed failed");
+                let error = ErrorReply::from_fault(&error);
+                let kind = EventKind::PassFailed { error };
+                let (seed, kernel, generation) = (Some(seed), Some(kernel), Some(generation));
+                self.layers.teller(&self.teller, layer).tell(Event {
+                    seed,
+                    kernel,
+                    generation,
+                    ..kind.into()
+                });
+            }
+            LaneEvent::AlphaReached { layer, seed, generation, number, alpha } => {
+                self.tell_seed(layer, seed, SeedReached { number, alpha, generation });
             }
             LaneEvent::Planned { kernel } => self.reweigh(kernel),
-            LaneEvent::SeedUnloaded { layer, seed, generation, error } => {
+            LaneEvent::SeedUnloaded { layer, seed, generation, error, alpha, course } => {
                 tracing::warn!(%session, %layer, %seed, %error, "kernel unloaded after failures in a row");
-                if let Some(actor) = self.layers.actor(layer, seed) {
-                    // Mailboxes of seeds hold a few messages and this one comes once for each kernel.
-                    if actor.try_send(UnloadSeed { generation, error }).is_err() {
-                        tracing::error!(%session, %layer, %seed, "a seed's mailbox is full or gone");
-                    }
-                }
+                self.tell_seed(layer, seed, UnloadSeed { generation, error, alpha, course });
             }
             LaneEvent::Ended(end) => {
                 if let Some(code) = end.code() {

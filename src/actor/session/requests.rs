@@ -14,15 +14,14 @@ use super::{
 };
 use crate::{
     actor::{
-        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, PruneSeed, Seed, SeedParts,
-        SetSeedAlpha,
+        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seed, SeedParts, SetSeedAlpha,
     },
     engine::{LaneLimits, LaneParts, LayerSpec},
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
     wire::{
-        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, FrameKind, Graft, GraftReply, GraftRole, Hello,
-        HelloReply, LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL,
+        Arena, CloseLayer, DaemonLane, Empty, ErrorReply, EventKind, FrameKind, Graft, GraftReply, GraftRole,
+        Hello, HelloReply, LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL,
         PrefetchReply, Reply, Request, SeedRef, SharedMemory, encode,
     },
 };
@@ -80,7 +79,7 @@ impl Answer {
 /// The most kernels that one request may ask to prefetch.
 const MAX_PREFETCH: usize = 64;
 
-type Served = ResponseActFuture<Session, Answer>;
+pub(super) type Served = ResponseActFuture<Session, Answer>;
 
 /// A trainer's request.
 #[derive(Debug, Message)]
@@ -103,13 +102,18 @@ impl Handler<Serve> for Session {
         }
         let served = match request {
             Request::Hello(hello) => self.hello(&hello, context),
+            // The connection takes it where it is allowed, which is at its very beginning.
+            Request::Watch(_) => Err(ActorError::Greeting { verb }),
             Request::OpenLayer(open) => self.open_layer(open),
             Request::CloseLayer(close) => self.close_layer(close),
             Request::Graft(graft) => self.graft(graft),
             Request::BeginGraft(graft) => self.begin_graft(graft),
             Request::FinishGraft(seed) => self.finish_graft(seed),
             Request::SetAlpha(set) => self.ask_seed(set.layer, set.seed, SetSeedAlpha(set.alpha)),
-            Request::Prune(seed) => self.prune(seed),
+            Request::Blend(blend) => self.blend(blend),
+            Request::Hold(seed) => self.hold(seed),
+            Request::Fossilize(fossilize) => self.fossilize(fossilize),
+            Request::Prune(prune) => self.prune(prune),
             Request::SeedState(seed) => self.seed_state(seed),
             Request::SeedStats(seed) => {
                 self.layers.slot(seed.layer, seed.seed).map(|slot| answered(Ok(slot.counters.snapshot())))
@@ -124,7 +128,7 @@ impl Handler<Serve> for Session {
     }
 }
 
-fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
+pub(super) fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
 
@@ -174,6 +178,8 @@ impl Session {
         let _ = self.parts.numbers.set(link.gauges().clone());
         (self.lane, self.arena_bytes) = (Some(link), arena_bytes);
         tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
+        let (client, pid) = (self.client.clone(), self.parts.peer.pid);
+        self.teller.tell(EventKind::SessionOpened { client, pid });
         let reply = HelloReply {
             session: self.parts.id,
             server: concat!("kasminad/", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -205,10 +211,12 @@ impl Session {
         let counters = seeds.iter().map(|slot| slot.counters.clone()).collect();
         let OpenLayer { blend, host, recompute, .. } = open;
         let spec = LayerSpec { id, blend, counters, host, recompute };
-        let name = open.name.chars().filter(|c| !c.is_control()).take(128).collect();
+        let name: String = open.name.chars().filter(|c| !c.is_control()).take(128).collect();
+        let (name, count): (Arc<str>, _) = (name.into(), open.seeds);
         let opened = async move { lane.open(spec).await };
         Ok(Box::pin(opened.into_actor(self).map(move |result, session, _| {
             let reply = result.map(|()| {
+                session.teller.of_layer(id, &name).tell(EventKind::LayerOpened { seeds: count });
                 session.layers.insert(id, Layer { name, seeds, host });
                 LayerReply { layer: id }
             });
@@ -218,7 +226,9 @@ impl Session {
 
     fn close_layer(&mut self, CloseLayer { layer }: CloseLayer) -> Result<Served, ActorError> {
         let lane = self.lane("close_layer")?.clone();
-        self.layers.remove(layer);
+        if let Some(closed) = self.layers.remove(layer) {
+            self.teller.of_layer(layer, &closed.name).tell(EventKind::LayerClosed);
+        }
         Ok(self.later(
             async move { lane.close(layer).await.map(|()| Empty {}).map_err(|error| refusal(&error)) },
         ))
@@ -229,15 +239,27 @@ impl Session {
         let lane = self.lane("graft")?.clone();
         let parts = &self.parts;
         let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
-        let (session, memory) = (parts.id, self.memory.clone());
+        let (session, memory, clock) = (parts.id, self.memory.clone(), parts.clock.clone());
+        let teller = self.layers.teller(&self.teller, layer);
         let slot = self.layers.slot(layer, seed)?;
         if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
             return Ok(actor.clone());
         }
         let counters = slot.counters.clone();
-        let actor =
-            Seed::new(SeedParts { session, layer, seed, lane, kernels, backend, config, counters, memory })
-                .start();
+        let parts = SeedParts {
+            session,
+            layer,
+            seed,
+            lane,
+            kernels,
+            backend,
+            config,
+            counters,
+            memory,
+            teller,
+            clock,
+        };
+        let actor = Seed::new(parts).start();
         slot.actor = Some(actor.clone());
         Ok(actor)
     }
@@ -248,10 +270,10 @@ impl Session {
     }
 
     fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role, schedule } = graft;
         let actor = self.seed(layer, seed)?;
         let role = self.role(layer, seed, role);
-        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role };
+        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role, schedule };
         let grafted = async move { actor.send(message).await };
         Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
             let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
@@ -263,10 +285,11 @@ impl Session {
     }
 
     fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role, schedule } = graft;
         let actor = self.seed(layer, seed)?;
         let role = self.role(layer, seed, role);
-        let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role });
+        let message =
+            BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role, schedule });
         Ok(self.later(async move {
             let begun = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
             begun.map(|()| Empty {}).map_err(|error| refusal(&error).at(layer, seed).about(&kernel))
@@ -288,7 +311,12 @@ impl Session {
     }
 
     /// Asks a seed that has an actor; one that has none has no kernel either.
-    fn ask_seed<M>(&mut self, layer: LayerId, seed: SeedIndex, message: M) -> Result<Served, ActorError>
+    pub(super) fn ask_seed<M>(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+        message: M,
+    ) -> Result<Served, ActorError>
     where
         Seed: Handler<M>,
         M: Message<Result = Result<crate::wire::SeedReply, ActorError>> + Send + 'static,
@@ -300,13 +328,6 @@ impl Session {
             let result = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the seed" }));
             result.map_err(|error| refusal(&error).at(layer, seed))
         }))
-    }
-
-    fn prune(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {
-        match self.layers.slot(layer, seed)?.actor {
-            Some(_) => self.ask_seed(layer, seed, PruneSeed),
-            None => Ok(answered(Ok(dormant()))),
-        }
     }
 
     fn seed_state(&mut self, SeedRef { layer, seed }: SeedRef) -> Result<Served, ActorError> {

@@ -3,8 +3,9 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    engine::{Alpha, EngineError, LayerSpec, LiveSeed, Role},
+    engine::{Alpha, Course, EngineError, LayerSpec, LiveSeed, Role},
     id::{Generation, LayerId, SeedIndex},
+    wire::ScheduleSpec,
 };
 
 /// Takes the answer to a command. It runs on the lane's thread, so it must not block; a lane that ends
@@ -40,6 +41,8 @@ pub enum LaneCommand {
         alpha: Alpha,
         /// What it does in passes; in the host's slot it is the host all the same.
         role: Role,
+        /// How the blend factor goes on from there, where it does; not in the host's slot.
+        course: Option<Course>,
         /// Whether it runs now.
         answer: Answer<Result<(), EngineError>>,
     },
@@ -52,7 +55,7 @@ pub enum LaneCommand {
         /// Which kernel was in it.
         answer: Answer<Result<Option<Generation>, EngineError>>,
     },
-    /// Sets a slot's blend factor for the passes from now on.
+    /// Sets a slot's blend factor for the passes from now on, and ends its course.
     SetAlpha {
         /// The layer.
         layer: LayerId,
@@ -62,6 +65,30 @@ pub enum LaneCommand {
         alpha: Alpha,
         /// Whether there is such a slot.
         answer: Answer<Result<(), EngineError>>,
+    },
+    /// Has a slot's blend factor go by a schedule; a kernel that learned behind the layer goes into the blend.
+    Blend {
+        /// The layer.
+        layer: LayerId,
+        /// The slot; not the host's.
+        seed: SeedIndex,
+        /// How it goes.
+        spec: ScheduleSpec,
+        /// The number of the course.
+        number: u64,
+        /// Where it starts; where it is, if nothing is said.
+        from: Option<Alpha>,
+        /// The blend factor of the next pass.
+        answer: Answer<Result<Alpha, EngineError>>,
+    },
+    /// Ends a slot's course where it is.
+    Hold {
+        /// The layer.
+        layer: LayerId,
+        /// The slot; not the host's.
+        seed: SeedIndex,
+        /// Where that is.
+        answer: Answer<Result<Alpha, EngineError>>,
     },
     /// Sets what a slot's kernel does in the passes from now on.
     SetRole {
@@ -93,6 +120,8 @@ impl fmt::Debug for LaneCommand {
             Self::Attach { layer, seed, live, .. } => write!(f, "Attach({layer}/{seed}, {live:?})"),
             Self::Detach { layer, seed, .. } => write!(f, "Detach({layer}/{seed})"),
             Self::SetAlpha { layer, seed, alpha, .. } => write!(f, "SetAlpha({layer}/{seed}, {alpha})"),
+            Self::Blend { layer, seed, spec, .. } => write!(f, "Blend({layer}/{seed}, {spec:?})"),
+            Self::Hold { layer, seed, .. } => write!(f, "Hold({layer}/{seed})"),
             Self::SetRole { layer, seed, role, .. } => write!(f, "SetRole({layer}/{seed}, {role:?})"),
             Self::Snapshot { .. } => f.write_str("Snapshot"),
             Self::Drain => f.write_str("Drain"),

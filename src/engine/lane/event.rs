@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    engine::EngineError,
+    engine::{Alpha, Course, EngineError},
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex},
     wire::WireError,
@@ -25,6 +25,8 @@ pub enum LaneEvent {
         seed: SeedIndex,
         /// Which of its kernels.
         generation: Generation,
+        /// The kernel's name.
+        kernel: KernelId,
         /// Why.
         error: EngineError,
     },
@@ -44,6 +46,23 @@ pub enum LaneEvent {
         generation: Generation,
         /// Why the last pass failed.
         error: EngineError,
+        /// The blend factor that it had.
+        alpha: Alpha,
+        /// The course that this was on.
+        course: Option<Course>,
+    },
+    /// A seed's blend factor has reached its target.
+    AlphaReached {
+        /// The layer.
+        layer: LayerId,
+        /// The slot.
+        seed: SeedIndex,
+        /// Which of its kernels.
+        generation: Generation,
+        /// The number of the course that has ended.
+        number: u64,
+        /// Where it has ended.
+        alpha: Alpha,
     },
     /// The lane has ended and what it held is free. Always the last event, and there is always one.
     Ended(LaneEnd),

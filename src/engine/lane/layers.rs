@@ -6,10 +6,11 @@ use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot};
 use crate::{
     backend::{Backend, Memory},
     engine::{
-        Alpha, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, Role, SeedFailure,
+        Alpha, Course, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, Reached,
+        Role, SeedFailure,
     },
     id::{Generation, LayerId, SeedIndex},
-    wire::{Backward, Completion, Forward, MAX_SEEDS, Release},
+    wire::{Backward, Completion, Forward, MAX_SEEDS, Release, ScheduleSpec},
 };
 
 /// All layers that one session has open.
@@ -73,11 +74,31 @@ impl Layers {
         live: Arc<LiveSeed>,
         alpha: Alpha,
         role: Role,
+        course: Option<Course>,
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, layer)?;
+        if course.is_some() && layer.synchronizer.is_host(seed) {
+            let layer = layer.synchronizer.id();
+            return Err(EngineError::Role { layer, seed, is_host: true });
+        }
         layer.synchronizer.attach(seed, live, alpha, role)?;
         layer.told &= !bit(seed);
-        Ok(())
+        course.map_or(Ok(()), |course| layer.synchronizer.follow(seed, course))
+    }
+
+    pub(super) fn blend(
+        &mut self,
+        layer: LayerId,
+        seed: SeedIndex,
+        spec: &ScheduleSpec,
+        number: u64,
+        from: Option<Alpha>,
+    ) -> Result<Alpha, EngineError> {
+        find(&mut self.open, layer)?.synchronizer.blend(seed, spec, number, from)
+    }
+
+    pub(super) fn hold(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Alpha, EngineError> {
+        find(&mut self.open, layer)?.synchronizer.hold(seed)
     }
 
     pub(super) fn detach(
@@ -144,6 +165,12 @@ impl Layers {
         completion.saved_bytes = report.saved_bytes;
         completion.generation = report.generation;
         layer.failed(request.layer, &report.failures, completion, tell);
+        if request.train {
+            layer.synchronizer.advance(report.given_mask, |reached| {
+                let Reached { seed, generation, number, alpha } = reached;
+                tell(LaneEvent::AlphaReached { layer: request.layer, seed, generation, number, alpha });
+            });
+        }
         Ok(())
     }
 
@@ -189,7 +216,7 @@ impl Layer {
         tell: &dyn Fn(LaneEvent),
     ) {
         for (n, failure) in failures.iter().enumerate() {
-            let SeedFailure { seed, generation, error, unloaded, .. } = failure;
+            let SeedFailure { seed, kernel, generation, error, unloaded, alpha, course } = failure;
             completion.set_failed(*seed, error.failure());
             if n == 0 {
                 completion.set_message(&error.to_string());
@@ -197,10 +224,13 @@ impl Layer {
             let is_first = self.told & bit(*seed) == 0;
             self.told |= bit(*seed);
             let (seed, generation) = (*seed, *generation);
+            let error = error.clone();
             if *unloaded {
-                tell(LaneEvent::SeedUnloaded { layer, seed, generation, error: error.clone() });
+                let (alpha, course) = (*alpha, *course);
+                tell(LaneEvent::SeedUnloaded { layer, seed, generation, error, alpha, course });
             } else if is_first {
-                tell(LaneEvent::SeedFailed { layer, seed, generation, error: error.clone() });
+                let kernel = kernel.clone();
+                tell(LaneEvent::SeedFailed { layer, seed, generation, kernel, error });
             }
         }
     }

@@ -103,13 +103,17 @@ impl Service {
         match command {
             LaneCommand::OpenLayer { spec, answer } => answer(layers.open(spec)),
             LaneCommand::CloseLayer { layer, answer } => answer(layers.close(layer)),
-            LaneCommand::Attach { layer, seed, live, alpha, role, answer } => {
-                answer(layers.attach(layer, seed, live, alpha, role));
+            LaneCommand::Attach { layer, seed, live, alpha, role, course, answer } => {
+                answer(layers.attach(layer, seed, live, alpha, role, course));
             }
             LaneCommand::Detach { layer, seed, answer } => answer(layers.detach(layer, seed)),
             LaneCommand::SetAlpha { layer, seed, alpha, answer } => {
                 answer(layers.set_alpha(layer, seed, alpha));
             }
+            LaneCommand::Blend { layer, seed, spec, number, from, answer } => {
+                answer(layers.blend(layer, seed, &spec, number, from));
+            }
+            LaneCommand::Hold { layer, seed, answer } => answer(layers.hold(layer, seed)),
             LaneCommand::SetRole { layer, seed, role, answer } => answer(layers.set_role(layer, seed, role)),
             LaneCommand::Snapshot { answer } => answer(layers.snapshot()),
             LaneCommand::Drain => self.is_draining = true,

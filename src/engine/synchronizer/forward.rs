@@ -217,6 +217,7 @@ impl GradientSynchronizer {
             failures,
             saved_bytes,
             generation: self.generation,
+            given_mask: 0,
         })
     }
 

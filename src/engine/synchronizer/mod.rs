@@ -3,6 +3,7 @@
 mod again;
 mod backward;
 mod blending;
+mod course;
 mod fan_out;
 mod forward;
 mod parts;
@@ -17,7 +18,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Alpha, EngineConfig, EngineError, LiveSeed, Quota, Role, SeedCounters,
+    Alpha, Course, EngineConfig, EngineError, LiveSeed, Quota, Role, SeedCounters,
     blend::{BlendKey, BlendPlan},
     executor::SeedExecutor,
     job::{Done, Job, Scratch, Target},
@@ -31,6 +32,7 @@ use crate::{
     tensor::{ALIGNMENT_BYTES, DType, Shape},
     wire::{Blend, Block},
 };
+pub use course::Reached;
 use slot::{Attached, Slot};
 
 /// How long a seed's thread may take, past the time limit, to notice it.
@@ -63,6 +65,10 @@ pub struct SeedFailure {
     pub error: EngineError,
     /// Whether the kernel was taken out, because too many passes failed in a row.
     pub unloaded: bool,
+    /// Its blend factor.
+    pub alpha: Alpha,
+    /// The course that this was on.
+    pub course: Option<Course>,
 }
 
 /// The seeds that failed in a pass.
@@ -93,6 +99,8 @@ pub struct ForwardReport {
     pub saved_bytes: u64,
     /// Rises whenever a seed of the layer gets or loses a kernel.
     pub generation: u64,
+    /// Bit s is set if the pass came with a blend factor for seed s.
+    pub given_mask: u64,
 }
 
 /// What became of a backward pass.
@@ -213,7 +221,9 @@ impl GradientSynchronizer {
             }
         }
         self.take_out(usize::from(seed.0));
-        self.slot(seed)?.attached = Some(newcomer);
+        let slot = self.slot(seed)?;
+        slot.attached = Some(newcomer);
+        slot.counters.note_alpha(alpha, 0);
         self.changed();
         Ok(())
     }
@@ -227,13 +237,15 @@ impl GradientSynchronizer {
         Ok(self.take_out(usize::from(seed.0)))
     }
 
-    /// Sets a live seed's blend factor; without a live seed there, nothing happens.
+    /// Sets a live seed's blend factor, and ends its course; without a live seed there, nothing happens.
     ///
     /// # Errors
     /// [`EngineError::SeedUnknown`].
     pub fn set_alpha(&mut self, seed: SeedIndex, alpha: Alpha) -> Result<(), EngineError> {
-        if let Some(attached) = &mut self.slot(seed)?.attached {
-            attached.alpha = alpha;
+        let slot = self.slot(seed)?;
+        if let Some(attached) = &mut slot.attached {
+            (attached.alpha, attached.course) = (alpha, None);
+            slot.counters.note_alpha(alpha, 0);
         }
         Ok(())
     }
@@ -292,6 +304,16 @@ impl GradientSynchronizer {
         attached.filter_map(Attached::take_grown).map(|kernel| kernel.id())
     }
 
+    /// The layer's number.
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Whether a slot is that of the layer's own transform.
+    pub fn is_host(&self, seed: SeedIndex) -> bool {
+        self.host == Some(usize::from(seed.0))
+    }
+
     /// How many slots have a kernel, the host's too.
     pub fn live_seeds(&self) -> usize {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()
@@ -329,6 +351,7 @@ impl GradientSynchronizer {
 
     fn take_out(&mut self, slot: usize) -> Option<Arc<LiveSeed>> {
         let attached = self.slots[slot].attached.take()?;
+        self.slots[slot].counters.note_alpha(Alpha::ZERO, 0);
         // A job still out frees its memory itself when it is done.
         self.pool.lose(attached.executor.as_ref().map_or(0, SeedExecutor::out_bytes));
         self.changed();
@@ -345,14 +368,15 @@ impl GradientSynchronizer {
         let kernel = live.kernel().id().clone();
         let in_a_row = self.slots[slot].counters.failed(&kernel, &error);
         let attached = &self.slots[slot].attached;
-        let is_current = attached.as_ref().is_some_and(|a| a.live.generation() == live.generation());
-        let unloaded = is_current && in_a_row >= self.config.error_threshold.max(1);
+        let current = attached.as_ref().filter(|a| a.live.generation() == live.generation());
+        let (alpha, course) = current.map_or((Alpha::ZERO, None), |a| (a.alpha, a.course));
+        let unloaded = current.is_some() && in_a_row >= self.config.error_threshold.max(1);
         if unloaded {
             self.slots[slot].counters.end_row();
             self.take_out(slot);
         }
-        let generation = live.generation();
-        failures.push(SeedFailure { seed: SeedIndex(slot as u16), kernel, generation, error, unloaded });
+        let (seed, generation) = (SeedIndex(slot as u16), live.generation());
+        failures.push(SeedFailure { seed, kernel, generation, error, unloaded, alpha, course });
     }
 
     /// Draws what follows from the failures of a pass that has gone well as a whole.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     backend::Backend,
     engine::{
-        Alpha, EngineConfig, EngineError, Kernel, LiveSeed, PlanKey, PlanSet, Role, SeedCounters,
+        Alpha, Course, EngineConfig, EngineError, Kernel, LiveSeed, PlanKey, PlanSet, Role, SeedCounters,
         executor::SeedExecutor, job::Scratch,
     },
 };
@@ -25,6 +25,8 @@ pub(super) struct Slot {
 pub(super) struct Attached {
     pub(super) live: Arc<LiveSeed>,
     pub(super) alpha: Alpha,
+    /// How the blend factor goes on; none where it stays.
+    pub(super) course: Option<Course>,
     pub(super) role: Role,
     /// Absent while a late job has it.
     pub(super) scratch: Option<Box<Scratch>>,
@@ -41,7 +43,7 @@ impl Attached {
     pub(super) fn new(live: Arc<LiveSeed>, alpha: Alpha, role: Role) -> Self {
         let scratch = Some(Box::new(Scratch::new()));
         let plans = Vec::with_capacity(REMEMBERED_PLANS);
-        Self { live, alpha, role, scratch, executor: None, plans, asked: false, told_bytes: 0 }
+        Self { live, alpha, course: None, role, scratch, executor: None, plans, asked: false, told_bytes: 0 }
     }
 
     /// The kernel, if it weighs something else since a pass of this seed asked it for plans.

@@ -177,7 +177,7 @@ fn a_seed_that_fails_is_left_out_and_at_last_unloaded() {
         let here = |layer: &LayerId, seed: &SeedIndex, generation: &Generation| {
             (*layer, *seed, *generation) == (super::trainer::LAYER, SeedIndex(0), Generation(5))
         };
-        assert!(matches!(&told[0], LaneEvent::SeedFailed { layer, seed, generation, error }
+        assert!(matches!(&told[0], LaneEvent::SeedFailed { layer, seed, generation, error, .. }
             if here(layer, seed, generation) && error.failure() == kind));
         assert!(matches!(&told[1], LaneEvent::SeedUnloaded { layer, seed, generation, .. }
             if here(layer, seed, generation)));

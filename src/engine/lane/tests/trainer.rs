@@ -91,7 +91,8 @@ impl Trainer {
         let alpha = Alpha::new(alpha).unwrap();
         let seed = SeedIndex(seed);
         let role = Role::Blended;
-        self.ask(|answer| LaneCommand::Attach { layer: LAYER, seed, live, alpha, role, answer })
+        let course = None;
+        self.ask(|answer| LaneCommand::Attach { layer: LAYER, seed, live, alpha, role, course, answer })
     }
 
     pub(super) fn detach(&self, seed: u16) -> Result<Option<Generation>, EngineError> {

@@ -1,0 +1,49 @@
+//! A connection that watches: one request, and from then on events.
+
+use crate::{
+    actor::{Events, Scope, base::Frames},
+    fault::Fault,
+    wire::{Empty, ErrorReply, FrameKind, Reply, WireError, encode},
+};
+
+/// Tells a connection what happens until it is closed. It says nothing more itself; whoever does is cut off.
+pub async fn serve_watcher(frames: &mut Frames, events: &Events, scope: Scope) {
+    let mut watcher = match events.watch(scope) {
+        Ok(watcher) => watcher,
+        Err(error) => {
+            return drop(answer(frames, &Reply::<Empty>::Error(ErrorReply::from_fault(&error))).await);
+        }
+    };
+    if answer(frames, &Reply::Ok(Empty {})).await.is_err() {
+        return;
+    }
+    loop {
+        let event = tokio::select! {
+            event = watcher.next() => event,
+            said = frames.next() => {
+                if matches!(said, Ok(Some(_))) {
+                    let reason = "a connection that watches asks nothing else: open another".to_owned();
+                    let error = WireError::Frame { reason };
+                    // One that does not listen is gone already.
+                    let _ = answer(frames, &refusal(&error)).await;
+                }
+                return;
+            }
+        };
+        let told = match encode(FrameKind::Event, 0, &*event) {
+            Ok(frame) => frames.send(&frame, &[]).await,
+            Err(error) => Err(error),
+        };
+        if told.is_err() {
+            return;
+        }
+    }
+}
+
+fn refusal(error: &dyn Fault) -> Reply<Empty> {
+    Reply::Error(ErrorReply::from_fault(error))
+}
+
+async fn answer(frames: &mut Frames, reply: &Reply<Empty>) -> Result<(), WireError> {
+    frames.send(&encode(FrameKind::Reply, 0, reply)?, &[]).await
+}
