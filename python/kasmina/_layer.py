@@ -116,7 +116,7 @@ class Layer:
         self.begun.pop(seed, None)
         grafted = self._take(asked, reply, descriptors)
         if schedule is not None:
-            self.blend(seed, schedule, alpha)
+            self.blend_by(seed, schedule, alpha)
         elif alpha != 0 and seed != self.host:
             self.set_alpha(seed, alpha)
         return grafted
@@ -197,7 +197,7 @@ class Layer:
         """Sets a seed's blend factor, in [0, 1], and ends the schedule that it follows."""
         return self._ask("set_alpha", seed, alpha=check_alpha(alpha))
 
-    def blend(
+    def blend_by(
         self, seed: int, schedule: Schedule, alpha: Optional[float] = None, done: int = 0
     ) -> Dict[str, Any]:
         """Has a seed's blend factor go by a schedule, from ``alpha`` or from where it is; with ``done`` as if so many

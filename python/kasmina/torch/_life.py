@@ -83,7 +83,7 @@ class Living:
         start = None if alpha is None else check_alpha(alpha)
         self._before_change()
         begins = self._alpha if start is None else start
-        reply = self._tell("blend", schedule, start)
+        reply = self._tell("blend_by", schedule, start)
         if reply is not None and schedule.kind != "constant":
             begins = reply["alpha"]
         self._way, self._fossil = Way(schedule, begins), None
@@ -158,7 +158,7 @@ class Living:
 
     def _stands(self, reply: Dict[str, Any]) -> None:
         state = reply["state"]
-        if state in ("error_recovery", "loading") and reply["kernel"] is None:
+        if state == "error_recovery" or (state == "loading" and reply["kernel"] is None):
             if self._returns is None:
                 self._returns, self._alpha = self._alpha, 0.0
             self._look_at = time.monotonic() + LOOK_S
@@ -191,6 +191,6 @@ class Living:
         if fossil is not None:
             remote.fossilize(self.index, fossil)
         elif way is not None and way.done < way.schedule.steps:
-            remote.blend(self.index, way.schedule, way.start, way.done)
+            remote.blend_by(self.index, way.schedule, way.start, way.done)
         elif alpha != 0:
             remote.set_alpha(self.index, alpha)

@@ -184,7 +184,7 @@ class Seed(Living, _Shared):
         if fossil is not None and self._fossil is None:
             self.fossilize(fossil)
         elif way is not None:
-            self._layer.remote.blend(self.index, way.schedule, way.start, way.done)
+            self._layer.remote.blend_by(self.index, way.schedule, way.start, way.done)
             self._way, self._alpha = way, way.alpha
             self._layer._refresh()
         for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]

@@ -393,7 +393,7 @@ def test_a_whole_life_comes_back_with_the_daemon(daemon):
                 layer.eval()
                 layer(x)
                 layer.train()
-            return all(seed.present for seed in layer.seeds)
+            return layer.connected and all(seed.present for seed in layer.seeds)
 
         settled(there)
         assert blending.alpha == pytest.approx(before, abs=1e-6) and blending.state == "blending"
