@@ -231,6 +231,11 @@ class Layer:
         asynchronous_passes, synchronous_passes."""
         return self._ask("seed_stats", seed)
 
+    def series(self, seed: int, after: int = 0) -> Dict[str, List[float]]:
+        """A seed's last training passes, the oldest first: ``step`` (the layer's training forwards, from 1), ``alpha``,
+        ``latency_us``. Those after the step ``after``."""
+        return self._ask("seed_series", seed, after=after)
+
     def last_error(self, seed: int) -> Optional[Dict[str, Any]]:
         """A seed's most recent failure: ``code`` and ``message``."""
         return self._ask("last_error", seed)["error"]

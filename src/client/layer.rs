@@ -12,8 +12,8 @@ use crate::{
     tensor::{DType, Shape},
     wire::{
         Blend, CloseLayer, Empty, ErrorReply, Fossilize, Graft, GraftReply, GraftRole, LastErrorReply, Prune,
-        Request, ScheduleSpec, SeedRef, SeedReply, SeedStats, SetAlpha, SharedFloats, SharedMemory,
-        StartBlend, TensorEntry, WireError,
+        Request, ScheduleSpec, SeedRef, SeedReply, SeedSeries, SeedStats, SeriesReply, SetAlpha,
+        SharedFloats, SharedMemory, StartBlend, TensorEntry, WireError,
     },
 };
 
@@ -267,6 +267,14 @@ impl Layer {
     /// [`ClientError::Refused`], [`ClientError::Wire`].
     pub fn stats(&self, seed: SeedIndex) -> Result<SeedStats, ClientError> {
         self.shared.ask(&Request::SeedStats(self.seed(seed)))
+    }
+
+    /// A seed's last training passes, those after a step that the caller has seen.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Wire`].
+    pub fn series(&self, seed: SeedIndex, after: u64) -> Result<SeriesReply, ClientError> {
+        self.shared.ask(&Request::SeedSeries(SeedSeries { layer: self.id, seed, after }))
     }
 
     /// A seed's most recent failure.

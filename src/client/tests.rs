@@ -7,15 +7,15 @@ use std::{
     time::Duration,
 };
 
-use super::{Client, ClientError, ConnectOptions, PassRequest, connection::Connection};
+use super::{Client, ClientError, ConnectOptions, Events, PassRequest, connection::Connection};
 use crate::{
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::{DType, Shape},
     wire::{
-        Backward, Blend, Command, Completion, DaemonLane, Empty, ErrorReply, FailureKind, Forward, FrameKind,
-        GraftReply, HelloReply, LayerReply, PROTOCOL, Reply, Request, SeedState, SessionLimits, SharedMemory,
-        Status, TensorEntry, Wake, Wants, decode, encode, receive, send,
+        Backward, Blend, Command, Completion, DaemonLane, Empty, ErrorReply, Event, EventKind, FailureKind,
+        Forward, FrameKind, GraftReply, HelloReply, LayerReply, PROTOCOL, Reply, Request, SeedState,
+        SessionLimits, SharedMemory, Status, TensorEntry, Wake, Wants, decode, encode, receive, send,
     },
 };
 
@@ -215,6 +215,27 @@ fn refusals_carry_the_daemons_words() {
     let pass = layer.forward(&request(&[1.0; 4], &shape, None)).unwrap();
     assert!(matches!(pass.backward(&[1.0; 4]), Err(ClientError::Usage { .. })), "it took no ticket");
     drop((layer, client));
+    daemon.join().unwrap();
+}
+
+#[test]
+fn events_come_until_the_daemon_is_gone() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (payload, _) = receive(&theirs, FrameKind::Request).unwrap();
+        assert_eq!(payload, br#"{"verb":"watch","session":7}"#);
+        send(&theirs, &encode(FrameKind::Reply, 0, &Reply::Ok(Empty {})).unwrap(), &[]).unwrap();
+        for count in [1, 2] {
+            let event: Event = EventKind::Lost { count }.into();
+            send(&theirs, &encode(FrameKind::Event, 0, &event).unwrap(), &[]).unwrap();
+        }
+    });
+    let mut events = Events::start(Connection::over(ours), Some(SessionId(7))).unwrap();
+    for count in [1, 2] {
+        assert_eq!(events.next().unwrap().unwrap().kind, EventKind::Lost { count });
+    }
+    assert_eq!(events.next().unwrap().unwrap_err().code(), "session.lost");
+    assert!(events.next().is_none());
     daemon.join().unwrap();
 }
 

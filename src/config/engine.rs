@@ -24,5 +24,9 @@ section! {
         recovery_backoff_max: Duration = Duration::from_secs(60), "time", Restart;
         /// For how long a seed refuses a kernel that was pruned from it, where the prune does not say.
         embargo: Duration = Duration::ZERO, "time", Restart;
+        /// How many training passes of each seed are kept as a series, 16 bytes each; 0 keeps none.
+        series_length: usize = 512, "passes", Restart;
+        /// Every how many training passes one is kept.
+        series_every: u32 = 1, "passes", Restart;
     }
 }

@@ -83,6 +83,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
         ("validator.max_flops", config.validator.max_flops, i64::MAX as u64),
         ("validator.max_trial_flops", config.validator.max_trial_flops, i64::MAX as u64),
         ("engine.error_threshold", config.engine.error_threshold.into(), 1_000_000),
+        ("engine.series_every", config.engine.series_every.into(), 1_000_000),
         ("engine.max_tickets_per_layer", config.engine.max_tickets_per_layer as u64, 1_000_000),
         ("limits.max_sessions", config.limits.max_sessions as u64, 65_536),
         ("limits.max_layers_per_session", config.limits.max_layers_per_session as u64, 65_536),
@@ -94,6 +95,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
     }
     for (key, count, most) in [
         ("device.threads", config.device.threads as u64, 1024),
+        ("engine.series_length", config.engine.series_length as u64, 16_384),
         ("engine.recovery_attempts", config.engine.recovery_attempts.into(), 1000),
         ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
         ("origin.blob.max_redirects", config.origin.blob.max_redirects.into(), 20),

@@ -169,6 +169,8 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
             },
         },
         embargo: config.engine.embargo,
+        series_length: config.engine.series_length,
+        series_every: config.engine.series_every,
         panic_in,
         ..EngineConfig::default()
     }

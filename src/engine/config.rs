@@ -49,6 +49,10 @@ pub struct EngineConfig {
     pub recovery: RecoveryPolicy,
     /// For how long a seed refuses a kernel that was pruned from it, where the prune does not say.
     pub embargo: Duration,
+    /// How many training passes of each seed are kept as samples; 0 keeps none.
+    pub series_length: usize,
+    /// Every how many training passes one is kept.
+    pub series_every: u32,
     /// A kernel whose runs panic. For tests of the daemon; release builds do not look at it.
     pub panic_in: Option<KernelId>,
 }
@@ -69,6 +73,8 @@ impl Default for EngineConfig {
             plan_time_limit: Duration::from_secs(10),
             recovery: RecoveryPolicy::default(),
             embargo: Duration::ZERO,
+            series_length: 512,
+            series_every: 1,
             panic_in: None,
         }
     }

@@ -20,6 +20,7 @@ mod pool;
 mod program;
 mod role;
 mod schedule;
+mod series;
 mod state;
 mod stats;
 mod synchronizer;

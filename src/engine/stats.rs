@@ -2,17 +2,20 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use super::{Alpha, EngineError};
+use super::{
+    Alpha, EngineError,
+    series::{Sample, Series},
+};
 use crate::{
     id::KernelId,
     telemetry::{Counter, Histogram},
-    wire::{ErrorReply, FailureCounts, FailureKind, SeedStats as Snapshot},
+    wire::{ErrorReply, FailureCounts, FailureKind, SeedStats as Snapshot, SeriesReply},
 };
 
 /// Whether a pass ran on the thread that holds the request or on the seed's own.
@@ -37,6 +40,9 @@ pub struct SeedCounters {
     /// The blend factor's bits, then the steps that its course still has: one number, so that the two always belong
     /// together.
     alpha: AtomicU64,
+    /// How long the last forward pass that went well has taken, in nanoseconds.
+    latest_ns: AtomicU64,
+    series: OnceLock<Series>,
     last_error: Mutex<Option<ErrorReply>>,
 }
 
@@ -50,6 +56,7 @@ impl SeedCounters {
             RanOn::Executor => self.asynchronous.increment(),
         }
         self.time.record_duration(time);
+        self.latest_ns.store(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Notes where the blend factor is and how many steps its course still has.
@@ -62,6 +69,27 @@ impl SeedCounters {
     pub fn alpha(&self) -> (f32, u32) {
         let packed = self.alpha.load(Ordering::Relaxed);
         (f32::from_bits((packed >> 32) as u32), packed as u32)
+    }
+
+    /// Takes the memory for a series of so many samples, once; for none at all, takes none. Before a seed runs, so that
+    /// its passes need not.
+    pub fn keep_series(&self, length: usize) {
+        if length > 0 {
+            self.series.get_or_init(|| Series::new(length));
+        }
+    }
+
+    /// Takes a sample of the pass that was the layer's n-th training forward.
+    pub(super) fn sample(&self, step: u64) {
+        if let Some(series) = self.series.get() {
+            let latency_us = self.latest_ns.load(Ordering::Relaxed) as f32 / 1e3;
+            series.take(Sample { step, alpha: self.alpha().0, latency_us });
+        }
+    }
+
+    /// The samples that are kept of passes after a step, the oldest first.
+    pub fn series(&self, after: u64) -> SeriesReply {
+        self.series.get().map(|series| series.after(after)).unwrap_or_default()
     }
 
     /// Forward passes that went well.

@@ -54,6 +54,8 @@ pub enum Request {
     SeedState(SeedRef),
     /// A seed's numbers. Answered by [`SeedStats`].
     SeedStats(SeedRef),
+    /// A seed's last training passes. Answered by [`SeriesReply`].
+    SeedSeries(SeedSeries),
     /// A seed's most recent failure. Answered by [`LastErrorReply`].
     LastError(SeedRef),
     /// Fetches and proves kernels without grafting them. Answered by [`PrefetchReply`] at once.
@@ -78,6 +80,7 @@ impl Request {
             Self::Prune(_) => "prune",
             Self::SeedState(_) => "seed_state",
             Self::SeedStats(_) => "seed_stats",
+            Self::SeedSeries(_) => "seed_series",
             Self::LastError(_) => "last_error",
             Self::Prefetch(_) => "prefetch",
         }
@@ -413,6 +416,30 @@ impl FailureCounts {
     pub fn total(&self) -> u64 {
         self.deserialize + self.shape + self.runtime + self.timeout + self.non_finite
     }
+}
+
+/// See [`Request::SeedSeries`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeedSeries {
+    /// The layer.
+    pub layer: LayerId,
+    /// The seed.
+    pub seed: SeedIndex,
+    /// The last step that the asker has seen; 0 for all that is kept.
+    #[serde(default)]
+    pub after: u64,
+}
+
+/// Answers [`Request::SeedSeries`]: columns of the same length, the oldest pass first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeriesReply {
+    /// Which training forward of the layer it was, from 1.
+    pub step: Vec<u64>,
+    /// The seed's blend factor.
+    pub alpha: Vec<f32>,
+    /// How long the seed's forward took, in microseconds.
+    pub latency_us: Vec<f32>,
 }
 
 /// Answers [`Request::LastError`].

@@ -298,6 +298,11 @@ class Seed(Living, _Shared):
         asynchronous_passes, synchronous_passes."""
         return self._layer.remote.stats(self.index)
 
+    def series(self, after: int = 0) -> Dict[str, List[float]]:
+        """The last training passes, the oldest first: ``step`` (the layer's training forwards, from 1), ``alpha``,
+        ``latency_us``. Those after the step ``after``."""
+        return self._layer.remote.series(self.index, after)
+
     def last_error(self) -> Optional[Dict[str, Any]]:
         """The most recent failure: ``code`` and ``message``."""
         return self._layer.remote.last_error(self.index)

@@ -1,7 +1,10 @@
 """The life of a seed: blending by schedules, holding, fossils, embargoes, recovery, and the events of it all."""
 
 import contextlib
+import json
 import math
+import os
+import subprocess
 import threading
 import time
 import warnings
@@ -13,7 +16,7 @@ from torch import nn
 
 import kasmina.torch
 from kasmina import Schedule
-from .conftest import settled
+from .conftest import BINARY, settled
 from .modules import TOKENS, twin
 
 QUICK = '[engine]\nrecovery_backoff = "200ms"\n'
@@ -69,6 +72,10 @@ def test_every_pass_runs_with_the_alpha_of_the_formula(client, kind):
         assert torch.allclose(x.grad, theirs.grad, rtol=1e-3, atol=1e-4)
     settled(lambda: seed.state == "holding")
     assert seed.alpha == 0.75 and layer._moving == []
+    series = seed.series(after=2)
+    assert series["step"] == list(range(3, 11))
+    assert series["alpha"] == pytest.approx([formula(kind, 0.125, 0.75, 7, k) for k in range(2, 10)], abs=1e-6)
+    assert all(us > 0 for us in series["latency_us"])
 
 
 def test_a_way_down_ends_with_a_layer_that_is_its_host_alone(client):
@@ -192,10 +199,6 @@ def poison(seed, name):
     return parameter, before
 
 
-def descriptors(daemon):
-    return daemon.descriptors()
-
-
 def test_a_kernel_that_failed_comes_back_with_the_trainers_parameters(start):
     daemon = start(settings=QUICK)
     with daemon.connect() as client, warnings.catch_warnings():
@@ -211,9 +214,8 @@ def test_a_kernel_that_failed_comes_back_with_the_trainers_parameters(start):
             optimizer.zero_grad()
             train(layer)
             optimizer.step()
-        held = descriptors(daemon)
+        held = daemon.descriptors()
         parameter, before = poison(seed, "out.weight")
-        states = set()
         for _ in range(3):
             x = torch.randn(TOKENS)
             assert layer(x).isfinite().all()
@@ -227,18 +229,17 @@ def test_a_kernel_that_failed_comes_back_with_the_trainers_parameters(start):
             parameter.copy_(before)
 
         def back():
-            states.add(seed.state)
             layer(torch.randn(TOKENS))
             return seed.state in ("blending", "holding") and seed.alpha > 0
 
         settled(back)
         assert [id(parameter) for parameter in layer.parameters()] == identities
-        assert descriptors(daemon) == held, "it is the memory file that it had"
+        assert daemon.descriptors() == held, "it is the memory file that it had"
         # From here on as PyTorch with the trainer's own parameters: those that are mapped are those that run.
         seed.alpha = 0.5
         for module, ours in zip(modules, layer.seeds):
             module.load_state_dict(ours.state_dict())
-        optimizers = [optimizer, torch.optim.SGD([*layer.host.parameters()] * 0 + [p for m in modules for p in m.parameters()], 1e-2)]
+        optimizers = [optimizer, torch.optim.SGD([p for m in modules for p in m.parameters()], 1e-2)]
         for _ in range(3):
             x = torch.randn(TOKENS)
             for each in optimizers:
@@ -296,6 +297,10 @@ def until(watcher, wanted):
 def test_watchers_see_what_happens_in_order(start):
     daemon = start(settings=QUICK)
     everything = kasmina.watch(str(daemon.control))
+    tool = str(BINARY.with_name("kasmina"))
+    command = [tool, "events", "--control-socket", str(daemon.control)]
+    printed = [subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True) for more in ([], ["--json"])]
+    settled(lambda: daemon.status()["events"]["watchers"] == 3)
     mine = kasmina.watch(str(daemon.socket))
     with daemon.connect() as client, client.events() as own, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -304,6 +309,8 @@ def test_watchers_see_what_happens_in_order(start):
         seed = layer.seeds[0]
         seed.graft("mlp", alpha=0.0)
         seed.blend(Schedule("linear", 2, target=0.5))
+        shown = subprocess.run([tool, "seeds", "--control-socket", str(daemon.control)], capture_output=True, text=True)
+        assert "blending" in shown.stdout and "0.000 -> 0.500 in 2" in shown.stdout, shown
         train(layer), train(layer)
         settled(lambda: seed.state == "holding")
         seed.graft("attention", alpha=0.5)
@@ -335,7 +342,7 @@ def test_watchers_see_what_happens_in_order(start):
         assert by["embargoed"]["embargo_ms"] == 5000 and by["embargoed"]["kernel"] == "attention"
         assert abs(by["pruned"]["unix_ms"] / 1000 - time.time()) < 60
         assert by["holding error_recovery"]["reason"]
-        session = client.session
+        session, stranger = client.session, other.session
         other.close()
     for watcher in (everything, mine):
         got = until(watcher, "session_closed") + until(watcher, "session_closed")
@@ -344,6 +351,17 @@ def test_watchers_see_what_happens_in_order(start):
         assert kinds(event for event in got if event["session"] == session) == ["session_opened", *wanted, "session_closed"]
         watcher.close()
         assert list(watcher) == []
+    lines = [process.stdout.readline() for process in printed for _ in range(3)]
+    assert lines[:3] == [
+        f"1  {session}  session opened by kasmina-python/{kasmina.__version__}, pid {os.getpid()}\n",
+        f"2  {stranger}  session opened by kasmina-python/{kasmina.__version__}, pid {os.getpid()}\n",
+        f"3  {session}/1  layer  layer opened with 1 seeds\n",
+    ]
+    assert [json.loads(line)["event"] for line in lines[3:]] == ["session_opened", "session_opened", "layer_opened"]
+    for process in printed:
+        process.kill()
+        process.wait(20)
+        process.stdout.close()
     # A thread that waits is let go by close.
     waiting = kasmina.watch(str(daemon.socket))
     thread = threading.Thread(target=lambda: list(waiting))

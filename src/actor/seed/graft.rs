@@ -218,6 +218,7 @@ impl Seed {
                 return Box::pin(actix::fut::err(error));
             }
         };
+        self.parts.counters.keep_series(self.parts.config.series_length);
         let (parts, live, role) = (self.parts.clone(), prepared.live.clone(), graft.role.into());
         let attached =
             async move { parts.lane.attach(parts.layer, parts.seed, live, alpha, role, course).await };

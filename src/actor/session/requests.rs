@@ -118,6 +118,10 @@ impl Handler<Serve> for Session {
             Request::SeedStats(seed) => {
                 self.layers.slot(seed.layer, seed.seed).map(|slot| answered(Ok(slot.counters.snapshot())))
             }
+            Request::SeedSeries(asked) => self
+                .layers
+                .slot(asked.layer, asked.seed)
+                .map(|slot| answered(Ok(slot.counters.series(asked.after)))),
             Request::LastError(seed) => self.last_error(seed),
             Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels, context),
         };

@@ -28,6 +28,8 @@ struct Layer {
     synchronizer: GradientSynchronizer,
     /// Slots whose present kernel has failed before.
     told: u64,
+    /// Training forwards that went well.
+    steps: u64,
 }
 
 impl Layers {
@@ -57,7 +59,7 @@ impl Layers {
             return Err(EngineError::Quota { what: "seeds of one layer", limit: MAX_SEEDS as u64 });
         }
         let synchronizer = GradientSynchronizer::new(spec, self.backend.clone(), self.config.clone());
-        self.open.insert(id, Layer { synchronizer, told: 0 });
+        self.open.insert(id, Layer { synchronizer, told: 0, steps: 0 });
         Ok(())
     }
 
@@ -166,6 +168,10 @@ impl Layers {
         completion.generation = report.generation;
         layer.failed(request.layer, &report.failures, completion, tell);
         if request.train {
+            layer.steps += 1;
+            if layer.steps.is_multiple_of(self.config.series_every.into()) {
+                layer.synchronizer.sample(layer.steps, report.live_mask);
+            }
             layer.synchronizer.advance(report.given_mask, |reached| {
                 let Reached { seed, generation, number, alpha } = reached;
                 tell(LaneEvent::AlphaReached { layer: request.layer, seed, generation, number, alpha });

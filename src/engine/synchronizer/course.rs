@@ -91,6 +91,12 @@ impl GradientSynchronizer {
         }
     }
 
+    /// Takes a sample of each seed that ran in the layer's n-th training forward, before that moves blend factors on.
+    pub fn sample(&self, step: u64, live_mask: u64) {
+        let ran = self.slots.iter().enumerate().filter(|(index, _)| live_mask >> index & 1 == 1);
+        ran.for_each(|(_, slot)| slot.counters.sample(step));
+    }
+
     /// The blend factor of a live seed that is not the host.
     fn blended(&mut self, seed: SeedIndex) -> Result<Alpha, EngineError> {
         let layer = self.id;

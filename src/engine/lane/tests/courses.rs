@@ -139,6 +139,22 @@ fn an_unloading_tells_where_the_blend_factor_was_and_how_it_went_on() {
 }
 
 #[test]
+fn a_series_has_the_blend_factor_of_each_training_pass_that_the_seed_ran_in() {
+    let mut trainer = trainer(1);
+    assert!(trainer.counters[0].series(0).step.is_empty());
+    trainer.counters[0].keep_series(8);
+    blend(&trainer, 0, linear(2, 1.0), 1).unwrap();
+    for train in [true, true, false, true] {
+        total(&mut trainer, train);
+    }
+    let series = trainer.counters[0].series(0);
+    // With a factor of 0 it did not run; a pass in eval is no step.
+    assert_eq!((series.step, series.alpha), (vec![2, 3], vec![0.5, 1.0]));
+    assert!(series.latency_us.iter().all(|us| *us > 0.0));
+    assert_eq!(trainer.counters[0].series(2).step, [3]);
+}
+
+#[test]
 fn a_schedule_that_makes_no_sense_changes_nothing() {
     let mut trainer = trainer(1);
     blend(&trainer, 0, linear(4, 1.0), 1).unwrap();
