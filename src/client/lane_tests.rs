@@ -93,8 +93,16 @@ fn graft(lane: &LaneHandle, graft: &Graft) -> (GraftReply, Arc<SharedMemory>) {
     let live = Arc::new(LiveSeed::new(kernel.clone(), memory.clone(), Generation(1)).unwrap());
     let Graft { layer, seed, alpha, role, .. } = *graft;
     let factor = Alpha::new(alpha).unwrap();
-    ask(lane, |answer| LaneCommand::Attach { layer, seed, live, alpha: factor, role: role.into(), answer })
-        .unwrap();
+    ask(lane, |answer| LaneCommand::Attach {
+        layer,
+        seed,
+        live,
+        alpha: factor,
+        role: role.into(),
+        course: None,
+        answer,
+    })
+    .unwrap();
     let weight = TensorEntry {
         name: "w".into(),
         dtype: DType::F32,

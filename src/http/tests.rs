@@ -33,7 +33,8 @@ use crate::{
     id::SessionId,
     wire::{
         ActorReport, BreakerReport, CacheReport, EventsReport, FetchingReport, FleetReport, LookupReport,
-        RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport, WarmReport,
+        RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport,
+        WarmReport,
     },
 };
 

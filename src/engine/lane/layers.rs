@@ -206,10 +206,11 @@ impl Layer {
     /// Tells of a host's first failure, as of a seed's.
     fn refused(&mut self, layer: LayerId, error: &EngineError, tell: &dyn Fn(LaneEvent)) {
         let EngineError::Host { error } = error else { return };
-        let Some((seed, generation)) = self.synchronizer.host() else { return };
+        let Some((seed, host)) = self.synchronizer.host() else { return };
         if self.told & bit(seed) == 0 {
             self.told |= bit(seed);
-            tell(LaneEvent::SeedFailed { layer, seed, generation, error: (**error).clone() });
+            let (generation, kernel) = (host.generation(), host.kernel().id().clone());
+            tell(LaneEvent::SeedFailed { layer, seed, generation, kernel, error: (**error).clone() });
         }
     }
 

@@ -172,7 +172,7 @@ impl GradientSynchronizer {
         let request = pass.request;
         let alphas: Factors = blended(&ran).map(|seed| seed.alpha).collect();
         let (live_mask, mix) = (mask(&ran), Mix::new(self.blend, &alphas));
-        let result = self.blend(pass, wants, &ran, &mix);
+        let result = self.put_together(pass, wants, &ran, &mix);
         let (ticket, saved_bytes) = match result {
             Ok((blend, blend_saved)) if request.take_ticket => {
                 let mut ticket = Ticket {
@@ -217,12 +217,12 @@ impl GradientSynchronizer {
             failures,
             saved_bytes,
             generation: self.generation,
-            given_mask: 0,
+            given_mask: given_mask(&pass.given),
         })
     }
 
     /// Runs the blend; gives its plan and what its gradient reads.
-    fn blend(
+    fn put_together(
         &mut self,
         pass: &Pass<'_>,
         wants: wire::Wants,
@@ -252,4 +252,10 @@ impl GradientSynchronizer {
             }
         }
     }
+}
+
+/// A bit for each seed whose alpha a pass was given.
+fn given_mask(given: &Given) -> u64 {
+    let of_seed = |(seed, given): (usize, &Option<f32>)| u64::from(given.is_some()) << seed;
+    given.iter().enumerate().map(of_seed).fold(0, |mask, bit| mask | bit)
 }

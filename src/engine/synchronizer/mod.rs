@@ -319,11 +319,11 @@ impl GradientSynchronizer {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()
     }
 
-    /// The host's slot and which of its kernels is there, if there is one.
-    pub(super) fn host(&self) -> Option<(SeedIndex, Generation)> {
+    /// The host's slot and what is in it, if there is one.
+    pub(super) fn host(&self) -> Option<(SeedIndex, &LiveSeed)> {
         let host = self.host?;
         let attached = self.slots[host].attached.as_ref()?;
-        Some((SeedIndex(host as u16), attached.live.generation()))
+        Some((SeedIndex(host as u16), &attached.live))
     }
 
     /// How many slots are seeds.
