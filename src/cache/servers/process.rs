@@ -4,6 +4,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
@@ -69,7 +70,13 @@ impl Drop for Process {
     }
 }
 
-/// A port that nobody listened on a moment ago.
+/// A port that nobody listens on, and that nobody is given while a server of ours is away: each is given once, and none
+/// of those that the system hands out itself.
 pub(super) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Test binaries may run side by side.
+    let first = std::process::id().wrapping_mul(61);
+    let next = || 10_000 + (first.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % 20_000) as u16;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(next).find(is_free).expect("there is always a next one")
 }
