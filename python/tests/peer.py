@@ -8,6 +8,8 @@ from __future__ import annotations
 import array
 import copy
 import fcntl
+import hashlib
+import io
 import json
 import mmap
 import os
@@ -67,7 +69,9 @@ class Peer:
         self.closed_layers = []
         self.forwards = 0
         self.seeds_seen = []
+        self.offers = []
         self.refuse_next = None
+        self.hold = None
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -147,7 +151,8 @@ class Peer:
 
     def _graft(self, layer, seed, kernel, alpha, input_shape, dtype, role="blend"):
         if kernel not in self.kernels:
-            raise Refused("kernel.not_found", f"no kernel {kernel}")
+            code = "kernel.not_offered" if kernel.startswith("offered-") else "kernel.not_found"
+            raise Refused(code, f"no kernel {kernel}")
         slot = self.layers[layer][1][seed]
         module = copy.deepcopy(self.kernels[kernel])
         tables, size = ([], []), 0
@@ -196,6 +201,16 @@ class Peer:
         error = self.layers[layer][1][seed].error
         return {"error": error and {"code": "kernel.runtime", "message": error}}, []
 
+    def _offer(self, offset, bytes):
+        assert offset >= HEAP and offset % 64 == 0
+        artifact = self.memory[offset : offset + bytes]
+        if not artifact.startswith(b"PK"):
+            raise Refused("kernel.deserialize", "no archive")
+        digest = hashlib.sha256(artifact).hexdigest()
+        self.kernels["offered-" + digest] = torch.export.load(io.BytesIO(artifact)).module()
+        self.offers.append(digest)
+        return {"kernel": "offered-" + digest, "digest": digest}, []
+
     def _prefetch(self, kernels):
         return {"started": len(kernels)}, []
 
@@ -207,6 +222,11 @@ class Peer:
         words[40] = 1
         while self._rung():
             while words[8] != head:
+                if self.hold is not None:
+                    self.hold.wait(20)
+                if self.kernels.get("deaf"):  # dies before it has looked
+                    self.doorbell.close()
+                    return
                 fields = SUBMISSION.unpack_from(self.memory, 4096 + head % 64 * 256)
                 head += 1
                 words[16] = head

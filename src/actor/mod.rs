@@ -19,9 +19,9 @@ pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel, GetKernel, HeldKernel,
-    Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog, MeasureCache, PinKernel,
-    PrefetchKernel, ReportCache, ReportSupply, ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart,
-    Warming,
+    Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog, MeasureCache, OfferKernel,
+    PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel, SupplyStatus, WarmKernels, WarmPlan,
+    WarmStart, Warming,
 };
 pub use roll::LaneNumbers;
 pub use seed::{

@@ -20,4 +20,4 @@ pub use error::ClientError;
 pub use layer::{Grafted, Layer};
 pub use operator::Operator;
 pub use pass::{Gradients, Pass, PassRequest};
-pub use session::{Client, ConnectOptions};
+pub use session::{Client, ConnectOptions, Offered};

@@ -43,8 +43,8 @@ pub use layout::{
 pub use memory::SharedMemory;
 pub use message::{
     CloseLayer, Empty, ErrorReply, FailureCounts, Graft, GraftReply, Hello, HelloReply, LastErrorReply,
-    LayerReply, OpenLayer, PROTOCOL, Prefetch, PrefetchReply, Reply, Request, SeedRef, SeedReply, SeedStats,
-    SessionLimits, SetAlpha, TensorEntry,
+    LayerReply, Offer, OfferReply, OpenLayer, PROTOCOL, Prefetch, PrefetchReply, Reply, Request, SeedRef,
+    SeedReply, SeedStats, SessionLimits, SetAlpha, TensorEntry,
 };
 pub use operator::{
     ActorReport, BreakerReport, CacheReport, CachedKernel, EvictReport, FetchingReport, FleetReport,

@@ -150,6 +150,7 @@ fn bench(plan: WarmPlan) -> Bench {
         databases: Vec::new(),
         fleet: None,
         validator,
+        max_offer_bytes: 1 << 20,
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),

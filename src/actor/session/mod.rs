@@ -3,6 +3,7 @@
 mod connection;
 mod hints;
 mod layers;
+mod offers;
 mod requests;
 
 use std::sync::Arc;
@@ -20,10 +21,11 @@ use crate::{
     backend::Backend,
     engine::{EngineConfig, LaneEvent},
     id::{KernelId, SessionId},
-    wire::{Peer, SeedReport, SessionLimits, SessionReport},
+    wire::{Arena, Peer, SeedReport, SessionLimits, SessionReport},
 };
 use hints::Hints;
 use layers::{Layers, describe};
+use offers::Offers;
 
 pub use connection::serve_session;
 
@@ -59,10 +61,12 @@ pub struct Session {
     parts: SessionParts,
     client: String,
     lane: Option<LaneLink>,
+    arena: Option<Arc<Arena>>,
     arena_bytes: u64,
     layers: Layers,
     memory: Arc<MemoryBudget>,
     hints: Hints,
+    offers: Offers,
     draining: bool,
     /// Closes the connection when dropped.
     _open: watch::Sender<()>,
@@ -77,9 +81,11 @@ impl Session {
             parts,
             client: String::new(),
             lane: None,
+            arena: None,
             arena_bytes: 0,
             layers: Layers::default(),
             hints: Hints::default(),
+            offers: Offers::default(),
             draining: false,
             _open: open,
         };
@@ -115,6 +121,7 @@ impl Actor for Session {
     fn stopped(&mut self, _: &mut Self::Context) {
         let (id, supervisor) = (self.parts.id, self.parts.supervisor.clone());
         tracing::info!(session = %id, client = self.client, "session closed");
+        self.withdraw_offers();
         // A supervisor that cannot be asked finds the closed address when it next looks.
         actix::spawn(async move { supervisor.ask(SessionClosed(id)).await });
     }

@@ -55,7 +55,7 @@ impl MemoryFile for Arena {
 }
 
 impl Answer {
-    fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
+    pub(super) fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
         Self::with(result, Vec::new(), Vec::new())
     }
 
@@ -80,7 +80,7 @@ impl Answer {
 /// The most kernels that one request may ask to prefetch.
 const MAX_PREFETCH: usize = 64;
 
-type Served = ResponseActFuture<Session, Answer>;
+pub(super) type Served = ResponseActFuture<Session, Answer>;
 
 /// A trainer's request.
 #[derive(Debug, Message)]
@@ -96,7 +96,11 @@ impl Handler<Serve> for Session {
         if self.draining
             && matches!(
                 request,
-                Request::OpenLayer(_) | Request::Graft(_) | Request::BeginGraft(_) | Request::Prefetch(_)
+                Request::OpenLayer(_)
+                    | Request::Graft(_)
+                    | Request::BeginGraft(_)
+                    | Request::Prefetch(_)
+                    | Request::Offer(_)
             )
         {
             return answered(Err::<Empty, _>(refusal(&ActorError::Draining)));
@@ -116,6 +120,7 @@ impl Handler<Serve> for Session {
             }
             Request::LastError(seed) => self.last_error(seed),
             Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels, context),
+            Request::Offer(offer) => self.offer(offer),
         };
         served.unwrap_or_else(|error| {
             tracing::debug!(session = %self.parts.id, verb, code = error.code(), %error, "request refused");
@@ -133,7 +138,7 @@ fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
 
-fn refusal(error: &ActorError) -> ErrorReply {
+pub(super) fn refusal(error: &ActorError) -> ErrorReply {
     ErrorReply::from_fault(error)
 }
 
@@ -177,7 +182,7 @@ impl Session {
         self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
         // Said once, for a session is greeted once.
         let _ = self.parts.numbers.set(link.gauges().clone());
-        (self.lane, self.arena_bytes) = (Some(link), arena_bytes);
+        (self.lane, self.arena, self.arena_bytes) = (Some(link), Some(arena.clone()), arena_bytes);
         tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
         let reply = HelloReply {
             session: self.parts.id,
