@@ -8,70 +8,23 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional,
 import torch
 from torch import nn
 
-from .._layer import Entry, Grafted, Layer, check_alpha
+from .._layer import Grafted, Layer, check_alpha
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
+from ._alphas import value_of
+from ._shared import Shared, move, shared_tensor
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
     from ._return import Arrival
 
 
-class _Shared(nn.Module):
-    """A module whose tensors must stay where they are: the daemon reads them there."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        for child in self.children():
-            child._apply(fn)
-        with torch.no_grad():
-            for tensor in [*self._parameters.values(), *self._buffers.values()]:
-                if tensor is None:
-                    continue
-                # Taken first: a function may move the storage under the tensor itself.
-                place = tensor.data_ptr()
-                moved = fn(tensor.detach())
-                if moved.data_ptr() != place or moved.dtype != tensor.dtype:
-                    raise UsageError(
-                        "the parameters of a grafted kernel lie in memory shared with the daemon and can be "
-                        "neither moved nor cast: move the model before grafting, or prune the seed first"
-                    )
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get("_parameters", {}).get(name) is not None:
-            _refuse_to_replace(name)
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._parameters:
-            _refuse_to_replace(name)
-        super().__delattr__(name)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        # assign=True would put other tensors in place of the shared ones.
-        metadata = {**(local_metadata or {}), "assign_to_params_buffers": False}
-        if not self.__dict__.get("_refused"):
-            super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise UsageError(
-            "a grafted seed cannot be copied, its parameters are shared with the daemon: use state_dict()"
-        )
-
-
-def _refuse_to_replace(name: str) -> None:
-    raise UsageError(
-        f"{name} is a parameter of a grafted kernel and lies in memory shared with the daemon: something would put "
-        "another tensor in its place, which the daemon would never see. Wrappers that shard, flatten or "
-        "reparametrise modules, such as FSDP, must leave the layer's seeds out"
-    )
-
-
-class Seed(_Shared):
+class Seed(Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
     _OWN = frozenset(
-        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_left", "_loading", "_refused", "_tensors"}
+        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_grafted", "_left", "_loading", "_refused", "_role",
+         "_tensors", "_unloaded"}
     )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
@@ -80,14 +33,18 @@ class Seed(_Shared):
         object.__setattr__(self, "_layer", layer)
         self.index = index
         self._alpha = 0.0
+        #: What its kernel does: ``blend``, or ``train`` behind the layer.
+        self._role = "blend"
+        #: Whether the daemon has given its kernel up after failures.
+        self._unloaded = False
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
         # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
         self._left: Optional[Dict[str, Any]] = None
         #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
         self._refused = False
-        #: A graft that nobody waits for: the kernel, its blend factor, and whom to tell.
-        self._loading: Optional[Tuple[str, float, Optional[Callable[[Seed], Any]]]] = None
+        #: A graft that nobody waits for: the kernel, its blend factor, its role, and whom to tell.
+        self._loading: Optional[Tuple[str, float, str, Optional[Callable[[Seed], Any]]]] = None
         #: Why the latest graft with ``wait=False`` failed.
         self.load_error: Optional[KasminaError] = None
         #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
@@ -105,6 +62,7 @@ class Seed(_Shared):
         alpha: float = 0.0,
         input_shape: Optional[Iterable[int]] = None,
         *,
+        train: bool = False,
         wait: bool = True,
         on_live: Optional[Callable[[Seed], Any]] = None,
     ) -> Seed:
@@ -112,6 +70,10 @@ class Seed(_Shared):
 
         ``input_shape`` is without the batch; by default the one the layer has seen. Raises ``KernelError``,
         ``OriginError`` or ``SessionError`` and leaves the seed as it was.
+
+        With ``train=True`` the kernel learns behind the layer: in training passes it runs as well, y stays what it is
+        without it, bit for bit, and its parameters get the gradients that they would have with a blend factor of 1
+        and y = h + (k(x) - stop(k(x))). x gets none from it.
 
         With ``wait=False`` it returns at once and the kernel is fetched, proven and planned while training goes
         on. The first call of the layer that finds it ready runs it, after ``on_live(seed)``, where an optimizer
@@ -129,16 +91,17 @@ class Seed(_Shared):
                 kernel=str(kernel),
             )
         self.load_error = None
+        role = "train" if train else "blend"
         layer._settle_submitted()
         with layer._owning(self.index):
             if not wait:
-                layer.remote.begin_graft(self.index, kernel, layer.input_shape)
-                self._loading = (str(kernel), float(alpha), on_live)
+                layer.remote.begin_graft(self.index, kernel, layer.input_shape, role=role)
+                self._loading = (str(kernel), float(alpha), role, on_live)
             else:
-                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
+                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape, role=role)
                 self._loading = None
         if wait:
-            self._settle(grafted, alpha, on_live)
+            self._settle(grafted, alpha, role, on_live)
         else:
             layer._refresh()
         return self
@@ -152,7 +115,13 @@ class Seed(_Shared):
             for entry, tensor in zip(self._grafted.parameters, self._tensors)
             if entry.requires_grad and not tensor.requires_grad
         ]
-        return {"kernel": self._grafted.kernel, "alpha": self._alpha, "frozen": frozen}
+        return {
+            "kernel": self._grafted.kernel,
+            "alpha": self.alpha,
+            "frozen": frozen,
+            "role": self._role,
+            "learnt": self.alpha_parameter is not None,
+        }
 
     def _follow(self, record: Optional[Dict[str, Any]]) -> None:
         """Brings the seed to where a checkpoint has it; its tensors are loaded afterwards."""
@@ -160,20 +129,25 @@ class Seed(_Shared):
             if self._grafted is not None:
                 self.prune()
             return
-        alpha = check_alpha(record["alpha"])
-        if self.kernel != record["kernel"] or self._loading is not None:
-            self.graft(record["kernel"], alpha)
-        elif self._alpha != alpha:
+        alpha, role = check_alpha(record["alpha"]), record.get("role", "blend")
+        if self.kernel != record["kernel"] or self._role != role or self._loading is not None:
+            self.graft(record["kernel"], alpha, train=role == "train")
+        elif self.alpha != alpha:
             self.alpha = alpha
+        if record.get("learnt"):
+            self.learn_alpha(alpha)
+        else:
+            self.fix_alpha()
         for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]
             if entry.requires_grad:
                 tensor.requires_grad_(entry.name not in record["frozen"])
 
     def _settle(
-        self, grafted: Grafted, alpha: float, on_live: Optional[Callable[[Seed], Any]]
+        self, grafted: Grafted, alpha: float, role: str, on_live: Optional[Callable[[Seed], Any]]
     ) -> None:
         self._clear()
         self._register(grafted)
+        self._role = role
         if alpha != 0:
             self._weigh(alpha)
         self._alpha = float(alpha)
@@ -186,7 +160,7 @@ class Seed(_Shared):
         """Takes over a graft that nobody waited for, if it has ended."""
         if self._loading is None:
             return
-        _, alpha, on_live = self._loading
+        _, alpha, role, on_live = self._loading
         try:
             grafted = self._layer.remote.finish_graft(self.index)
         except ConnectionLost:
@@ -202,7 +176,7 @@ class Seed(_Shared):
             return
         if grafted is not None:
             self._loading = None
-            self._settle(grafted, alpha, on_live)
+            self._settle(grafted, alpha, role, on_live)
 
     def prune(self) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them."""
@@ -238,10 +212,16 @@ class Seed(_Shared):
         return self._loading[0] if self._loading is not None else None
 
     @property
+    def role(self) -> Optional[str]:
+        """What its kernel does: ``blend``, or ``train`` behind the layer; None without a kernel."""
+        return self._role if self._grafted is not None else None
+
+    @property
     def alpha(self) -> float:
         """The blend factor, in [0, 1]. Setting it takes effect with the next pass; while the daemon is away, with
-        the first after its return."""
-        return self._alpha
+        the first after its return. One that is learnt is the parameter's value, clamped, and setting it sets that."""
+        parameter = self.alpha_parameter
+        return self._alpha if parameter is None else value_of(parameter)
 
     @alpha.setter
     def alpha(self, value: float) -> None:
@@ -251,7 +231,37 @@ class Seed(_Shared):
             self._layer._take_over()
         self._weigh(value)
         self._alpha = value
+        if self.alpha_parameter is not None:
+            self._layer.alphas.learn(self.index, value)
         self._layer._refresh()
+
+    @property
+    def alpha_parameter(self) -> Optional[nn.Parameter]:
+        """The blend factor as a parameter of the layer, after ``learn_alpha``; else None."""
+        return self._layer.alphas.of(self.index)
+
+    def learn_alpha(self, initial: Optional[float] = None) -> nn.Parameter:
+        """Makes the blend factor a parameter, which an optimizer may be given: a scalar of float32, by default with the
+        present value, ``alphas.<index>`` in the layer's ``state_dict``.
+
+        Every forward uses its value at that time, clamped to [0, 1], and every backward gives it its gradient, at 0
+        and 1 too; beyond them there is none. It ends with ``fix_alpha``, with ``prune`` and with the next graft.
+        """
+        if self._grafted is None:
+            raise UsageError(f"seed {self.index} of layer {self._layer.name!r} has no kernel: graft one first")
+        value = self.alpha if initial is None else check_alpha(initial)
+        self._layer._settle_submitted()
+        parameter = self._layer.alphas.learn(self.index, value)
+        self._layer._refresh()
+        return parameter
+
+    def fix_alpha(self) -> None:
+        """Makes a blend factor that is learnt a number again, the one that it is now."""
+        if self.alpha_parameter is not None:
+            value = self.alpha
+            self._layer.alphas.forget(self.index)
+            if self._grafted is not None:
+                self.alpha = value
 
     @property
     def state(self) -> str:
@@ -272,7 +282,19 @@ class Seed(_Shared):
         raise UsageError("a seed does not run by itself: call its layer")
 
     def extra_repr(self) -> str:
-        return f"{self.index}, kernel={self.kernel!r}, alpha={self._alpha:g}"
+        role = ", role='train'" if self.role == "train" else ""
+        return f"{self.index}, kernel={self.kernel!r}, alpha={self.alpha:g}{role}"
+
+    @property
+    def _blends(self) -> bool:
+        """Whether its kernel may go into the layer's output."""
+        is_weighed = self._alpha > 0.0 or self.alpha_parameter is not None
+        return self._role == "blend" and is_weighed and not self._unloaded
+
+    @property
+    def _learns(self) -> bool:
+        """Whether its kernel learns behind the layer."""
+        return self._role == "train" and not self._unloaded
 
     def _register(self, grafted: Grafted) -> None:
         for entry in grafted.parameters:
@@ -299,7 +321,7 @@ class Seed(_Shared):
     def _restore(self, remote: Layer) -> float:
         """Has the kernel that was grafted anew be as it was: its weight, which is returned. The client's thread
         calls it."""
-        alpha = self._alpha
+        alpha = self.alpha
         if alpha != 0:
             remote.set_alpha(self.index, alpha)
         return alpha
@@ -317,8 +339,9 @@ class Seed(_Shared):
             if grafted is not None:
                 self._rebind(grafted)
                 self.load_error = None
-                if self._alpha != arrival.alpha:
-                    remote.set_alpha(self.index, self._alpha)
+                self._unloaded = False
+                if self.alpha != arrival.alpha:
+                    remote.set_alpha(self.index, self.alpha)
                 return True
         except ConnectionLost:
             raise
@@ -350,15 +373,11 @@ class Seed(_Shared):
                     seed=self.index,
                     kernel=grafted.kernel,
                 )
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = list(zip(self._tensors, grafted.parameters))
-            for entry in grafted.buffers:
-                owner, name = self._container(entry.name)
-                tensors.append((owner._buffers[name], entry))
-            for tensor, entry in tensors:
-                place = shared_tensor(grafted, entry)
-                place.copy_(tensor)
-                tensor.data = place
+        tensors = list(zip(self._tensors, grafted.parameters))
+        for entry in grafted.buffers:
+            owner, name = self._container(entry.name)
+            tensors.append((owner._buffers[name], entry))
+        move(grafted, tensors)
         self._grafted = grafted
 
     def _container(self, dotted: str) -> Any:
@@ -367,7 +386,7 @@ class Seed(_Shared):
         for part in path:
             child = owner._modules.get(part)
             if child is None:
-                child = owner._modules[part] = _Shared()
+                child = owner._modules[part] = Shared()
                 child.train(self.training)
             owner = child
         return owner, name
@@ -378,17 +397,6 @@ class Seed(_Shared):
         self._modules.clear()
         self._tensors = []
         self._grafted = self._left = None
-        self._alpha = 0.0
+        self._alpha, self._role, self._unloaded = 0.0, "blend", False
         self.alpha_grad = None
-
-
-def shared_tensor(grafted: Grafted, entry: Entry) -> torch.Tensor:
-    """A tensor over the memory a parameter or buffer lies in; keeps that mapped as long as it lives."""
-    dtype = getattr(torch, entry.dtype)
-    if entry.elements == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    # Grafting may happen in inference mode; the parameters are to be trained all the same.
-    with warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.simplefilter("ignore")
-        flat = torch.frombuffer(grafted.memory, dtype=dtype, count=entry.elements, offset=entry.offset)
-        return flat.view(entry.shape)
+        self._layer.alphas.forget(self.index)
