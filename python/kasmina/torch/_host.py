@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Where a layer's own transform runs.
 PLACES = ("trainer", "daemon")
+#: Held while a module is handed over.
+handing_over = threading.RLock()
 #: The batch that a module is exported with; the exported program takes any.
 _BATCH = 2
 

@@ -17,7 +17,7 @@ from . import _ops
 from ._alphas import Alphas, value_of
 from ._function import run
 from ._future import Pending, submit
-from ._host import PLACES, Hosted
+from ._host import PLACES, Hosted, handing_over
 from ._return import Return, Returning
 from ._seed import Seed
 from ._state import Stateful
@@ -319,14 +319,16 @@ class SeededLayer(Returning, Stateful, nn.Module):
 
     def _hand_over(self) -> None:
         """Has the daemon run the host. Raises what is wrong with that."""
-        if self._input_shape is None:
-            return
-        self._settle_submitted()
-        try:
-            self._hosted = Hosted(self)
-        except ConnectionLost:
-            return self._go_on_alone()
-        self._refresh()
+        # Of the threads that call a new layer at once, one does it.
+        with handing_over:
+            if self._input_shape is None or not self._unhosted:
+                return
+            self._settle_submitted()
+            try:
+                self._hosted = Hosted(self)
+            except ConnectionLost:
+                return self._go_on_alone()
+            self._refresh()
 
     def _slot(self, index: int) -> Any:
         """A seed, or the host in the daemon, by its slot."""
