@@ -61,7 +61,7 @@ def given(layer: SeededLayer, seeds: int, alphas: Sequence[torch.Tensor]) -> np.
     """The blend factors of one pass as the daemon reads them: one for each seed, NaN for the daemon's own."""
     values = np.full(seeds, np.nan, np.float32)
     for (index, _), alpha in zip(layer._learnt, alphas):
-        value = float(alpha)
+        value = alpha.item()
         if value != value:
             raise UsageError(
                 f"the learnt alpha of seed {index} of layer {layer.name!r} is not a number: an optimizer has made it so",

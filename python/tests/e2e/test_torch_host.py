@@ -11,6 +11,7 @@ from torch import nn
 
 import kasmina
 import kasmina.torch
+from kasmina.torch._host import export
 from .composition import alike, compare, near, pair, pass_of
 from .conftest import settled
 from .modules import IMAGE, TOKENS, Attention, ConvNorm, Drop, twin
@@ -157,7 +158,12 @@ def test_recomputing_holds_next_to_nothing(daemon, client):
 
 
 def test_a_batch_of_any_size(client):
-    layer, plain, shape = pair(client, ("mlp",), "convex", (0.5,), module=Attention, host="daemon")
+    layer, plain, shape = pair(client, ("mlp",), module=Attention, host="daemon")
+    # The catalogue's takes no batch of one.
+    artifact, sizes = export(twin("mlp"), TOKENS[1:], torch.float32)
+    assert sizes == TOKENS[1:]
+    layer.seeds[0].graft(client.offer(artifact), alpha=0.5)
+    plain.numbers = {0: torch.tensor(0.5)}
     for batch in (3, 1, 7, 3):
         compare(layer, plain, torch.randn(batch, *shape[1:]), torch.randn(batch, *shape[1:]))
 
