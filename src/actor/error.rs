@@ -98,12 +98,6 @@ pub enum ActorError {
         /// The seed.
         seed: SeedIndex,
     },
-    /// The protocol has words for it, and this daemon does not do it.
-    #[error("this version cannot run {what}: leave it out")]
-    NotThere {
-        /// What was asked for.
-        what: &'static str,
-    },
     /// The session holds as much as it may.
     #[error("at most {limit} {what} are allowed, this would be more: close some or raise the limit")]
     Quota {
@@ -160,7 +154,7 @@ impl Fault for ActorError {
             Self::Budget(error) => error.class(),
             Self::OfferTooLarge { .. } => ErrorClass::Invalid,
             Self::NotOffered { .. } => ErrorClass::NotFound,
-            Self::NoFleet | Self::NotThere { .. } => ErrorClass::Invalid,
+            Self::NoFleet => ErrorClass::Invalid,
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
             Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
@@ -191,7 +185,6 @@ impl Fault for ActorError {
             Self::LayerUnknown { .. } => "layer.unknown",
             Self::SeedUnknown { .. } => "seed.unknown",
             Self::NoKernel { .. } => "seed.no_kernel",
-            Self::NotThere { .. } => "session.unsupported",
             Self::Quota { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
             Self::Evicted { .. } => "kernel.evicted",

@@ -21,6 +21,9 @@ pub struct Layer {
     pub(super) shared: Arc<Shared>,
     pub(super) id: LayerId,
     pub(super) blend: Blend,
+    seeds: u16,
+    host: bool,
+    /// By slot, the host's last.
     grafted: Mutex<Vec<Option<Arc<Grafted>>>>,
 }
 
@@ -33,8 +36,9 @@ pub struct Grafted {
 }
 
 impl Layer {
-    pub(super) fn new(shared: Arc<Shared>, id: LayerId, seeds: u16, blend: Blend) -> Self {
-        Self { shared, id, blend, grafted: Mutex::new(vec![None; usize::from(seeds)]) }
+    pub(super) fn new(shared: Arc<Shared>, id: LayerId, seeds: u16, blend: Blend, host: bool) -> Self {
+        let slots = usize::from(seeds) + usize::from(host);
+        Self { shared, id, blend, seeds, host, grafted: Mutex::new(vec![None; slots]) }
     }
 
     /// The layer's number.
@@ -49,10 +53,16 @@ impl Layer {
 
     /// How many seeds it has.
     pub fn seeds(&self) -> usize {
-        self.grafted.lock().unwrap_or_else(PoisonError::into_inner).len()
+        usize::from(self.seeds)
     }
 
-    /// Puts a kernel into a seed, for inputs of `input_shape` (without the batch).
+    /// The slot of the layer's own transform, where the daemon runs that.
+    pub fn host(&self) -> Option<SeedIndex> {
+        self.host.then_some(SeedIndex(self.seeds))
+    }
+
+    /// Puts a kernel into a seed, for inputs of `input_shape` (without the batch). In the slot of the
+    /// [`host`](Self::host) it is the layer's own transform, and alpha means nothing.
     ///
     /// Blocking: until the kernel was fetched, proven and planned.
     ///
@@ -65,24 +75,40 @@ impl Layer {
         alpha: f32,
         input_shape: &Shape,
     ) -> Result<Arc<Grafted>, ClientError> {
-        let request = Request::Graft(self.graft_of(seed, kernel, alpha, input_shape));
+        self.graft_as(GraftRole::Blend, seed, kernel, alpha, input_shape)
+    }
+
+    /// The same with a role: one that is to learn behind the layer leaves the output as it is.
+    ///
+    /// # Errors
+    /// As [`graft`](Self::graft).
+    pub fn graft_as(
+        &self,
+        role: GraftRole,
+        seed: SeedIndex,
+        kernel: &KernelId,
+        alpha: f32,
+        input_shape: &Shape,
+    ) -> Result<Arc<Grafted>, ClientError> {
+        let request = Request::Graft(self.graft_of(role, seed, kernel, alpha, input_shape));
         let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
         self.take(seed, reply, descriptors)
     }
 
-    /// The same without waiting: passes go on with what runs in the seed, until [`Layer::finish_graft`] finds
-    /// the kernel ready.
+    /// As [`graft_as`](Self::graft_as) without waiting: passes go on with what runs in the seed, until
+    /// [`Layer::finish_graft`] finds the kernel ready.
     ///
     /// # Errors
     /// [`ClientError::Refused`] where the seed does not take a kernel; [`ClientError::Wire`].
     pub fn begin_graft(
         &self,
+        role: GraftRole,
         seed: SeedIndex,
         kernel: &KernelId,
         alpha: f32,
         input_shape: &Shape,
     ) -> Result<(), ClientError> {
-        let request = Request::BeginGraft(self.graft_of(seed, kernel, alpha, input_shape));
+        let request = Request::BeginGraft(self.graft_of(role, seed, kernel, alpha, input_shape));
         let Empty {} = self.shared.ask(&request)?;
         Ok(())
     }
@@ -97,7 +123,14 @@ impl Layer {
         reply.map(|reply| self.take(seed, reply, descriptors)).transpose()
     }
 
-    fn graft_of(&self, seed: SeedIndex, kernel: &KernelId, alpha: f32, input_shape: &Shape) -> Graft {
+    fn graft_of(
+        &self,
+        role: GraftRole,
+        seed: SeedIndex,
+        kernel: &KernelId,
+        alpha: f32,
+        input_shape: &Shape,
+    ) -> Graft {
         Graft {
             layer: self.id,
             seed,
@@ -105,7 +138,7 @@ impl Layer {
             alpha,
             input_shape: input_shape.clone(),
             dtype: DType::F32,
-            role: GraftRole::Blend,
+            role,
         }
     }
 
@@ -182,7 +215,7 @@ impl Layer {
         Ok(error)
     }
 
-    /// Runs the layer's live seeds.
+    /// Runs the layer's live seeds, and its host where the daemon has that.
     ///
     /// Blocking: until the daemon is done.
     ///

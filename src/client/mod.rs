@@ -9,6 +9,8 @@
 mod connection;
 mod error;
 mod heap;
+#[cfg(test)]
+mod lane_tests;
 mod layer;
 mod operator;
 mod pass;
@@ -20,4 +22,4 @@ pub use error::ClientError;
 pub use layer::{Grafted, Layer};
 pub use operator::Operator;
 pub use pass::{Gradients, Pass, PassRequest};
-pub use session::{Client, ConnectOptions, Offered};
+pub use session::{Client, ConnectOptions, LayerOptions, Offered};

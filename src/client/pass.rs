@@ -30,6 +30,8 @@ pub struct PassRequest<'a> {
     pub gradients: Option<Wants>,
     /// Decides every dropout mask of the pass.
     pub rng_seed: u64,
+    /// Alphas for this pass, one for each seed of the layer, NaN for the daemon's own.
+    pub alphas: Option<&'a [f32]>,
 }
 
 /// A forward pass that was run. Its ticket, if it took one, is released when it is dropped.
@@ -54,8 +56,9 @@ pub struct Gradients {
     /// For each seed that ran, its block of parameter gradients, laid out as its parameters are. Empty if
     /// they were not asked for.
     pub parameters: Vec<(SeedIndex, Vec<f32>)>,
-    /// For each seed of the layer the daemon's part of its alpha's gradient, if it was asked for. For a
-    /// convex blend whose [`alpha_total`](Pass::alpha_total) is at most 1 the caller subtracts ⟨h, g⟩.
+    /// For each seed of the layer the daemon's part of its alpha's gradient, if it was asked for: the whole of it where
+    /// the daemon has the host. Else, for a convex blend whose [`alpha_total`](Pass::alpha_total) is at most 1, the
+    /// caller subtracts ⟨h, g⟩.
     pub alphas: Option<Vec<f32>>,
 }
 
@@ -66,8 +69,9 @@ impl Pass {
             return Err(ClientError::usage(format!("{} numbers are no {input_shape}", input.len())));
         }
         let shared = layer.shared.clone();
-        let input_block = shared.allocate(input.len() * 4)?;
-        input_block.floats()?.copy_from(input);
+        let input_block = shared.hold(input)?;
+        let alphas = request.alphas.map(|alphas| given(layer, alphas)).transpose()?;
+        let (alphas_offset, alphas_bytes) = place(&alphas);
         let output = shared.allocate(output_shape.elements().saturating_mul(4))?;
         let wants = request.gradients.unwrap_or_default();
         let ticket = if request.gradients.is_some() { FLAG_TAKE_TICKET } else { 0 };
@@ -86,6 +90,8 @@ impl Pass {
             output_rank: output_shape.rank() as u32,
             input_dims,
             output_dims,
+            alphas_offset,
+            alphas_bytes,
             ..Submission::default()
         })?;
         let live = completion.live_seeds().filter_map(|seed| Some((seed, layer.grafted(seed)?))).collect();
@@ -94,7 +100,8 @@ impl Pass {
         Ok(Self { shared, layer, wants, seeds, output, input: input_block, ticket, live, completion })
     }
 
-    /// S (convex, residual) or P (multiply): what the caller blends with the host's own output.
+    /// S (convex, residual) or P (multiply): what the caller blends with the host's own output; or y, where the
+    /// daemon has the host.
     ///
     /// # Errors
     /// None that a caller could cause.
@@ -102,17 +109,17 @@ impl Pass {
         Ok(self.output.floats()?.to_vec())
     }
 
-    /// A: the total blend weight of the seeds that ran.
+    /// A: the total blend weight of the seeds that went into the blend.
     pub fn blend_weight(&self) -> f32 {
         self.completion.blend_weight
     }
 
-    /// T: the sum of the alphas of the seeds that ran.
+    /// T: the sum of the alphas of the seeds that went into the blend.
     pub fn alpha_total(&self) -> f32 {
         self.completion.alpha_total
     }
 
-    /// The seeds that ran, in order.
+    /// The seeds that ran, in order, and the host where the daemon has it.
     pub fn live(&self) -> impl Iterator<Item = SeedIndex> + '_ {
         self.completion.live_seeds()
     }
@@ -134,29 +141,42 @@ impl Pass {
     /// # Errors
     /// [`ClientError::Usage`] when the pass took no ticket or the gradient has another size than the output;
     /// otherwise as [`Layer::forward`].
-    pub fn backward(mut self, grad_output: &[f32]) -> Result<Gradients, ClientError> {
+    pub fn backward(self, grad_output: &[f32]) -> Result<Gradients, ClientError> {
+        self.backward_with(grad_output, None)
+    }
+
+    /// The same with the gradient of the layer's output, y, for seeds in training, where it is another than that
+    /// of what [`output`](Self::output) gave: in a layer that multiplies and whose host is the caller's.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_with(
+        mut self,
+        grad_output: &[f32],
+        straight: Option<&[f32]>,
+    ) -> Result<Gradients, ClientError> {
         let Some(ticket) = self.ticket else {
             return Err(ClientError::usage("the pass took no ticket: ask for gradients in its forward"));
         };
         let output_bytes = self.output.block.bytes;
-        if grad_output.len() as u64 * 4 != output_bytes {
-            let len = grad_output.len();
+        let lengths = [Some(grad_output), straight].into_iter().flatten().map(<[f32]>::len);
+        if let Some(len) = lengths.into_iter().find(|&len| len as u64 * 4 != output_bytes) {
             return Err(ClientError::usage(format!("{len} gradients for an output of {output_bytes} bytes")));
         }
         let take = |wanted: bool, bytes: usize| match wanted {
             true => self.shared.allocate(bytes).map(Some),
             false => Ok(None),
         };
-        let place = |held: &Option<Held>| held.as_ref().map_or((0, 0), |h| (h.block.offset, h.block.bytes));
         let gradient_bytes = self.live.iter().map(|(_, g)| g.reply().gradient_bytes as usize).sum();
-        let grad = self.shared.allocate(grad_output.len() * 4)?;
-        grad.floats()?.copy_from(grad_output);
+        let grad = self.shared.hold(grad_output)?;
+        let straight = straight.map(|numbers| self.shared.hold(numbers)).transpose()?;
         let input = take(self.wants.input, self.input.block.bytes as usize)?;
         let parameters = take(self.wants.parameters, gradient_bytes)?;
         let alphas = take(self.wants.alphas, self.seeds * 4)?;
         let (grad_input_offset, grad_input_bytes) = place(&input);
         let (grad_parameters_offset, grad_parameters_bytes) = place(&parameters);
         let (grad_alphas_offset, grad_alphas_bytes) = place(&alphas);
+        let (straight_offset, straight_bytes) = place(&straight);
         self.shared.run(Submission {
             verb: VERB_BACKWARD,
             flags: self.wants.flags(),
@@ -170,6 +190,8 @@ impl Pass {
             grad_parameters_bytes,
             grad_alphas_offset,
             grad_alphas_bytes,
+            straight_offset,
+            straight_bytes,
             ..Submission::default()
         })?;
         self.ticket = None;
@@ -208,6 +230,20 @@ impl Gradients {
         let end = start.checked_add(entry.shape.elements())?;
         if entry.dtype == DType::F32 { block.get(start..end) } else { None }
     }
+}
+
+/// Alphas in the arena.
+fn given(layer: &Layer, alphas: &[f32]) -> Result<Held, ClientError> {
+    if alphas.len() != layer.seeds() {
+        let (len, seeds) = (alphas.len(), layer.seeds());
+        return Err(ClientError::usage(format!("{len} alphas for a layer of {seeds} seeds")));
+    }
+    layer.shared.hold(alphas)
+}
+
+/// Offset and bytes of a block, or 0 where there is none.
+fn place(held: &Option<Held>) -> (u64, u64) {
+    held.as_ref().map_or((0, 0), |held| (held.block.offset, held.block.bytes))
 }
 
 fn dims(shape: &Shape) -> Result<[u32; MAX_RANK], ClientError> {

@@ -36,6 +36,21 @@ impl Default for ConnectOptions {
     }
 }
 
+/// What a layer is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct LayerOptions {
+    /// How many seeds.
+    pub seeds: u16,
+    /// How their outputs meet the layer's own.
+    pub blend: Blend,
+    /// The input's sizes without the batch, where they are known.
+    pub input_shape: Option<Shape>,
+    /// Whether the daemon runs the layer's own transform too: a kernel in [`Layer::host`]'s slot.
+    pub host: bool,
+    /// Whether a backward runs its forward again, so that passes hold next to nothing in the daemon.
+    pub recompute: bool,
+}
+
 /// A session with the daemon. Clones share it; it ends with the last of them and of its layers.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -104,7 +119,7 @@ impl Client {
         &self.shared.hello
     }
 
-    /// Opens a layer with `seeds` dormant seeds, for inputs of f32.
+    /// Opens a layer with `seeds` dormant seeds, for inputs of f32, whose own transform is the caller's.
     ///
     /// Blocking: until the daemon has answered.
     ///
@@ -117,13 +132,20 @@ impl Client {
         blend: Blend,
         input_shape: Option<Shape>,
     ) -> Result<Layer, ClientError> {
-        let dtype = DType::F32;
-        let name = name.to_owned();
-        let (host, recompute) = (false, false);
+        self.open_layer_with(name, LayerOptions { seeds, blend, input_shape, ..LayerOptions::default() })
+    }
+
+    /// The same with all that a layer may have.
+    ///
+    /// # Errors
+    /// As [`open_layer`](Self::open_layer).
+    pub fn open_layer_with(&self, name: &str, options: LayerOptions) -> Result<Layer, ClientError> {
+        let LayerOptions { seeds, blend, input_shape, host, recompute } = options;
+        let (name, dtype) = (name.to_owned(), DType::F32);
         let request =
             Request::OpenLayer(OpenLayer { name, seeds, blend, input_shape, dtype, host, recompute });
         let LayerReply { layer } = self.shared.ask(&request)?;
-        Ok(Layer::new(self.shared.clone(), layer, seeds, blend))
+        Ok(Layer::new(self.shared.clone(), layer, seeds, blend, host))
     }
 
     /// Has kernels fetched and proven, so that a later graft finds them resident. Returns how many were
@@ -204,6 +226,13 @@ impl Shared {
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
         let block = heap.allocate(bytes as u64)?;
         Ok(Held { shared: self.clone(), block })
+    }
+
+    /// A block with these numbers in it.
+    pub(super) fn hold(self: &Arc<Self>, numbers: &[f32]) -> Result<Held, ClientError> {
+        let held = self.allocate(numbers.len() * 4)?;
+        held.floats()?.copy_from(numbers);
+        Ok(held)
     }
 }
 

@@ -162,7 +162,8 @@ fn session() -> (Client, JoinHandle<Vec<u64>>) {
 }
 
 fn request<'a>(input: &'a [f32], shape: &'a Shape, gradients: Option<Wants>) -> PassRequest<'a> {
-    PassRequest { input, input_shape: shape, output_shape: shape, train: true, gradients, rng_seed: 1 }
+    let (train, rng_seed, alphas) = (true, 1, None);
+    PassRequest { input, input_shape: shape, output_shape: shape, train, gradients, rng_seed, alphas }
 }
 
 const ALL: Option<Wants> = Some(Wants { input: true, parameters: true, alphas: true });

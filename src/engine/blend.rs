@@ -1,8 +1,9 @@
 //! How the outputs of a layer's seeds are put together, as graphs: the device that runs the kernels runs
 //! the blend, and its gradient comes by the same rules.
 //!
-//! The daemon computes the seeds' part alone, S = Σ w_s·k_s(x) or P = Π (1 + α_s·tanh(k_s(x) − x)); the
-//! default transform's output and the factor (1 − A) are the trainer's.
+//! Where the trainer holds the default transform, the daemon computes the seeds' part alone, S = Σ w_s·k_s(x) or
+//! P = Π (1 + α_s·tanh(k_s(x) − x)), and h and the factor (1 − A) are the trainer's. Where the host is in the
+//! daemon, the blend ends with it: (1 − A)·h + S, h + S or h·P, and h alone where no seed is blended.
 
 use std::sync::Arc;
 
@@ -18,8 +19,23 @@ use crate::{
     wire::Blend,
 };
 
-/// By seed that runs: the factors of its output.
+/// By seed that is blended, in seed order.
 pub(super) type Factors = SmallVec<[f32; 4]>;
+
+/// What a blend multiplies with.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Mix {
+    /// The factors of the seeds' outputs.
+    pub(super) factors: Factors,
+    /// 1 − A, the factor of the host's output where convex.
+    pub(super) rest: f32,
+}
+
+impl Mix {
+    pub(super) fn new(blend: Blend, alphas: &[f32]) -> Self {
+        Self { factors: weights(blend, alphas), rest: 1.0 - total_weight(alphas) }
+    }
+}
 
 /// A, the part of the layer's output that the seeds take: min(1, Σ α_s).
 pub(super) fn total_weight(alphas: &[f32]) -> f32 {
@@ -27,20 +43,24 @@ pub(super) fn total_weight(alphas: &[f32]) -> f32 {
 }
 
 /// The factor of each seed's output in the blend: w_s = A·α_s/Σα_s where convex, else α_s.
-pub(super) fn weights(blend: Blend, alphas: &[f32]) -> Factors {
+fn weights(blend: Blend, alphas: &[f32]) -> Factors {
     let total: f32 = alphas.iter().sum();
     let scale = if blend == Blend::Convex && total > 1.0 { 1.0 / total } else { 1.0 };
     alphas.iter().map(|alpha| alpha * scale).collect()
 }
 
-/// The gradient of each α from the gradient of each factor: the seeds' part of it. Where convex, the
-/// trainer subtracts ⟨h, g⟩ as long as Σ α ≤ 1.
+/// The gradient of each α from the gradient of each factor, d_s, and that of 1 − A, which is 0 where the trainer
+/// holds the host: then it subtracts ⟨h, g⟩ itself.
 ///
-/// With T = Σα > 1: w_s = α_s/T, so ∂/∂α_s = (d_s − Σ w_j·d_j)/T.
-pub(super) fn alpha_gradients(blend: Blend, alphas: &[f32], of_weights: &[f32]) -> Factors {
+/// Convex with T = Σα ≤ 1: w_s = α_s and A = T, so ∂/∂α_s = d_s − ⟨h, g⟩.
+/// With T > 1: w_s = α_s/T and A is constant, so ∂/∂α_s = (d_s − Σ w_j·d_j)/T.
+pub(super) fn alpha_gradients(blend: Blend, alphas: &[f32], of_weights: &[f32], of_rest: f32) -> Factors {
     let total: f32 = alphas.iter().sum();
-    if blend != Blend::Convex || total <= 1.0 {
+    if blend != Blend::Convex {
         return of_weights.into();
+    }
+    if total <= 1.0 {
+        return of_weights.iter().map(|d| d - of_rest).collect();
     }
     let mean: f32 = alphas.iter().zip(of_weights).map(|(alpha, d)| alpha / total * d).sum();
     of_weights.iter().map(|d| (d - mean) / total).collect()
@@ -50,8 +70,10 @@ pub(super) fn alpha_gradients(blend: Blend, alphas: &[f32], of_weights: &[f32]) 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BlendKey {
     pub(super) blend: Blend,
-    /// How many outputs are blended.
+    /// How many seeds' outputs are blended.
     pub(super) count: usize,
+    /// Whether the host's output ends the blend.
+    pub(super) host: bool,
     pub(super) shape: Shape,
     pub(super) dtype: DType,
     /// Whether a backward will want the gradients of the outputs.
@@ -62,8 +84,30 @@ pub(super) struct BlendKey {
     pub(super) wants_input: bool,
 }
 
-/// A blend placed on a device. Inputs: the outputs in seed order, then their factors (f32 scalars), then x
-/// where the blend multiplies. Output 0 is S or P.
+impl BlendKey {
+    /// By input: whether a backward will want its gradient.
+    fn wanted(&self) -> Vec<bool> {
+        let mut wanted = vec![self.wants_outputs; self.count];
+        wanted.resize(2 * self.count, self.wants_factors);
+        wanted.push(self.reads_input() && self.wants_input);
+        wanted.push(self.host && self.wants_outputs);
+        wanted.push(self.reads_rest() && self.wants_factors);
+        wanted
+    }
+
+    /// Whether the blend itself reads x.
+    pub(super) fn reads_input(&self) -> bool {
+        self.blend == Blend::Multiply && self.count > 0
+    }
+
+    /// Whether it reads 1 − A.
+    fn reads_rest(&self) -> bool {
+        self.host && self.blend == Blend::Convex && self.count > 0
+    }
+}
+
+/// A blend placed on a device. Inputs: the outputs in seed order, then their factors (f32 scalars), then x, h and
+/// 1 − A, each where the blend reads it. Output 0 is S or P, or y where the host ends the blend.
 #[derive(Debug)]
 pub(super) struct BlendPlan {
     pub(super) forward: Arc<dyn Executable>,
@@ -78,11 +122,9 @@ impl BlendPlan {
     ) -> Result<Self, EngineError> {
         let failed = |reason: String| EngineError::Blend { reason };
         let graph = graph(key).map_err(|e| failed(e.to_string()))?;
-        let mut wanted = vec![key.wants_outputs; key.count];
-        wanted.resize(2 * key.count, key.wants_factors);
-        wanted.push(key.wants_input && key.blend == Blend::Multiply);
+        let wanted = key.wanted();
         let compile = |graph: &Graph| compile(graph, backend, config);
-        if key.count == 0 || !wanted.contains(&true) {
+        if !wanted.contains(&true) {
             return Ok(Self { forward: compile(&graph)?, backward: None });
         }
         let mut both = differentiate(&graph, &Wants { inputs: &wanted, parameters: &[] })
@@ -118,6 +160,7 @@ pub(super) fn sum_plan(
     let key = BlendKey {
         blend: Blend::Residual,
         count,
+        host: false,
         shape: shape.clone(),
         dtype,
         wants_outputs: false,
@@ -145,9 +188,9 @@ impl Drawing<'_> {
         self.builder.apply(Op::Cast(wide(self.key.dtype)), &[value])
     }
 
+    /// A scalar input, widened.
     fn factor(&mut self, n: usize) -> Result<ValueId, GraphError> {
-        let value =
-            self.builder.source(Source::Input((self.key.count + n) as u32), Shape::scalar(), DType::F32)?;
+        let value = self.builder.source(Source::Input(n as u32), Shape::scalar(), DType::F32)?;
         self.builder.apply(Op::Cast(wide(self.key.dtype)), &[value])
     }
 
@@ -174,7 +217,7 @@ fn graph(key: &BlendKey) -> Result<Graph, GraphError> {
     let mut drawing = Drawing { key, builder: Builder::new() };
     let mut result = None;
     for n in 0..key.count {
-        let (k, factor) = (drawing.tensor(n)?, drawing.factor(n)?);
+        let (k, factor) = (drawing.tensor(n)?, drawing.factor(key.count + n)?);
         let (term, join) = match key.blend {
             Blend::Convex | Blend::Residual => (drawing.binary(Binary::Mul, k, factor)?, Binary::Add),
             Blend::Multiply => {
@@ -190,7 +233,26 @@ fn graph(key: &BlendKey) -> Result<Graph, GraphError> {
             None => term,
         });
     }
+    if key.host {
+        result = Some(with_host(&mut drawing, result)?);
+    }
     drawing.finish(result, if key.blend == Blend::Multiply { 1.0 } else { 0.0 })
+}
+
+/// From S or P to y. The seeds' part is summed first, as it is where the trainer adds h.
+fn with_host(drawing: &mut Drawing<'_>, seeds: Option<ValueId>) -> Result<ValueId, GraphError> {
+    let key = drawing.key;
+    let host = drawing.tensor(2 * key.count + 1)?;
+    let Some(seeds) = seeds else { return Ok(host) };
+    match key.blend {
+        Blend::Residual => drawing.binary(Binary::Add, host, seeds),
+        Blend::Multiply => drawing.binary(Binary::Mul, host, seeds),
+        Blend::Convex => {
+            let rest = drawing.factor(2 * key.count + 2)?;
+            let part = drawing.binary(Binary::Mul, host, rest)?;
+            drawing.binary(Binary::Add, part, seeds)
+        }
+    }
 }
 
 fn sum_graph(key: &BlendKey) -> Result<Graph, GraphError> {
@@ -213,38 +275,33 @@ mod tests {
 
     const SHAPE: [usize; 2] = [2, 3];
 
-    fn key(blend: Blend, count: usize) -> BlendKey {
-        let wanted = (true, true, true);
-        BlendKey {
-            blend,
-            count,
-            shape: SHAPE.into(),
-            dtype: DType::F64,
-            wants_outputs: wanted.0,
-            wants_factors: wanted.1,
-            wants_input: wanted.2,
-        }
+    fn key(blend: Blend, count: usize, host: bool) -> BlendKey {
+        let (shape, dtype) = (SHAPE.into(), DType::F64);
+        let (wants_outputs, wants_factors, wants_input) = (true, true, true);
+        BlendKey { blend, count, host, shape, dtype, wants_outputs, wants_factors, wants_input }
     }
 
     fn tensor(n: usize) -> Vec<f64> {
         (0..6).map(|i| ((n * 7 + i * 3) as f64 * 0.71).sin()).collect()
     }
 
-    /// S or P by the graph, with factors by [`weights`].
-    fn blended(blend: Blend, alphas: &[f32]) -> Vec<f64> {
-        let key = key(blend, alphas.len());
-        let factors = weights(blend, alphas);
-        let results = evaluate(&graph(&key).unwrap(), |source| feed(source, &factors), 0).unwrap();
+    /// S or P, or y, by the graph.
+    fn blended(blend: Blend, alphas: &[f32], host: bool) -> Vec<f64> {
+        let key = key(blend, alphas.len(), host);
+        let mix = Mix::new(blend, alphas);
+        let results = evaluate(&graph(&key).unwrap(), |source| feed(source, &mix), 0).unwrap();
         results[0].1.to_f64()
     }
 
-    fn feed(source: Source, factors: &[f32]) -> HostTensor {
+    fn feed(source: Source, mix: &Mix) -> HostTensor {
         let Source::Input(n) = source else { panic!("{source:?}") };
-        let (n, count) = (n as usize, factors.len());
-        if (count..2 * count).contains(&n) {
-            return HostTensor::from_values(Shape::scalar(), &[factors[n - count]]).unwrap();
+        let (n, count) = (n as usize, mix.factors.len());
+        let scalar = |value: f32| HostTensor::from_values(Shape::scalar(), &[value]).unwrap();
+        match n {
+            n if (count..2 * count).contains(&n) => scalar(mix.factors[n - count]),
+            n if n == 2 * count + 2 => scalar(mix.rest),
+            n => HostTensor::from_values(SHAPE.into(), &tensor(n)).unwrap(),
         }
-        HostTensor::from_values(SHAPE.into(), &tensor(n)).unwrap()
     }
 
     #[test]
@@ -254,51 +311,63 @@ mod tests {
             for i in 0..6 {
                 let sum =
                     |scale: f64| (0..count).map(|s| f64::from(alphas[s]) * scale * tensor(s)[i]).sum::<f64>();
-                let x = tensor(2 * count)[i];
+                let (x, h) = (tensor(2 * count)[i], tensor(2 * count + 1)[i]);
                 let product: f64 =
                     (0..count).map(|s| 1.0 + f64::from(alphas[s]) * (tensor(s)[i] - x).tanh()).product();
                 let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{alphas:?}: {a} {b}");
-                close(blended(Blend::Residual, &alphas)[i], sum(1.0));
-                close(blended(Blend::Convex, &alphas)[i], sum(1.0 / f64::max(total, 1.0)));
-                close(blended(Blend::Multiply, &alphas)[i], product);
+                close(blended(Blend::Residual, &alphas, false)[i], sum(1.0));
+                close(blended(Blend::Residual, &alphas, true)[i], h + sum(1.0));
+                let convex = sum(1.0 / f64::max(total, 1.0));
+                close(blended(Blend::Convex, &alphas, false)[i], convex);
+                close(blended(Blend::Convex, &alphas, true)[i], (1.0 - total.min(1.0)) * h + convex);
+                close(blended(Blend::Multiply, &alphas, false)[i], product);
+                close(blended(Blend::Multiply, &alphas, true)[i], h * product);
             }
             assert_eq!(total_weight(&alphas), (total as f32).min(1.0));
         }
     }
 
+    /// The gradients of α by the graphs, and of h.
+    fn gradients(blend: Blend, alphas: &[f32], host: bool, g: &[f64]) -> (Factors, Option<Vec<f64>>) {
+        let key = key(blend, alphas.len(), host);
+        let mix = Mix::new(blend, alphas);
+        let both =
+            differentiate(&graph(&key).unwrap(), &Wants { inputs: &key.wanted(), parameters: &[] }).unwrap();
+        let forward = evaluate(&both.forward, |source| feed(source, &mix), 0).unwrap();
+        let backward = evaluate(
+            &both.backward,
+            |source| match source {
+                Source::GradOutput(_) => HostTensor::from_values(SHAPE.into(), g).unwrap(),
+                Source::Saved(n) => forward.iter().find(|(s, _)| *s == Sink::Saved(n)).unwrap().1.clone(),
+                other => feed(other, &mix),
+            },
+            0,
+        )
+        .unwrap();
+        let of = |input: usize| {
+            let sink = Sink::GradInput(input as u32);
+            backward.iter().find(|(found, _)| *found == sink).map(|(_, gradient)| gradient.to_f64())
+        };
+        let count = key.count;
+        let of_factors: Vec<f32> = (0..count).map(|s| of(count + s).unwrap()[0] as f32).collect();
+        let of_rest = of(2 * count + 2).map_or(0.0, |gradient| gradient[0] as f32);
+        (alpha_gradients(blend, alphas, &of_factors, of_rest), of(2 * count + 1))
+    }
+
     #[test]
     fn gradients_of_alphas_equal_finite_differences() {
+        let g = tensor(99);
         for blend in [Blend::Convex, Blend::Residual, Blend::Multiply] {
-            for alphas in [vec![0.25f32, 0.5], vec![0.75, 0.5, 0.5]] {
-                let g = tensor(99);
-                let loss =
-                    |alphas: &[f32]| blended(blend, alphas).iter().zip(&g).map(|(y, g)| y * g).sum::<f64>();
-                let key = key(blend, alphas.len());
-                let mut wanted = vec![true; 2 * key.count];
-                wanted.push(blend == Blend::Multiply);
-                let both = differentiate(&graph(&key).unwrap(), &Wants { inputs: &wanted, parameters: &[] })
-                    .unwrap();
-                let factors = weights(blend, &alphas);
-                let forward = evaluate(&both.forward, |source| feed(source, &factors), 0).unwrap();
-                let backward = evaluate(
-                    &both.backward,
-                    |source| match source {
-                        Source::GradOutput(_) => HostTensor::from_values(SHAPE.into(), &g).unwrap(),
-                        Source::Saved(n) => {
-                            forward.iter().find(|(s, _)| *s == Sink::Saved(n)).unwrap().1.clone()
-                        }
-                        other => feed(other, &factors),
-                    },
-                    0,
-                )
-                .unwrap();
-                let of_factors: Vec<f32> = (0..key.count)
-                    .map(|s| {
-                        let sink = Sink::GradInput((key.count + s) as u32);
-                        backward.iter().find(|(found, _)| *found == sink).unwrap().1.to_f64()[0] as f32
-                    })
-                    .collect();
-                for (s, gradient) in alpha_gradients(blend, &alphas, &of_factors).into_iter().enumerate() {
+            for (alphas, host) in [
+                (vec![0.25f32, 0.5], false),
+                (vec![0.75, 0.5, 0.5], false),
+                (vec![0.25, 0.5], true),
+                (vec![0.75, 0.5, 0.5], true),
+            ] {
+                let loss = |alphas: &[f32]| {
+                    blended(blend, alphas, host).iter().zip(&g).map(|(y, g)| y * g).sum::<f64>()
+                };
+                for (s, gradient) in gradients(blend, &alphas, host, &g).0.into_iter().enumerate() {
                     let at = |delta: f32| {
                         let mut moved = alphas.clone();
                         moved[s] += delta;
@@ -309,6 +378,16 @@ mod tests {
                     assert!((numeric - f64::from(gradient)).abs() < 1e-3, "{blend}: {numeric} {gradient}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_host_alone_is_passed_through_both_ways() {
+        let g = tensor(99);
+        for blend in [Blend::Convex, Blend::Residual, Blend::Multiply] {
+            assert_eq!(blended(blend, &[], true), tensor(1));
+            let (alphas, of_host) = gradients(blend, &[], true, &g);
+            assert_eq!((alphas.len(), of_host), (0, Some(g.clone())));
         }
     }
 }

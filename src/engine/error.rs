@@ -26,6 +26,14 @@ pub enum EngineError {
         /// What was given.
         value: f32,
     },
+    /// A blend factor that a pass was given, out of range.
+    #[error("alpha {value} given for seed {seed} is not in [0, 1]")]
+    GivenAlpha {
+        /// Whose.
+        seed: SeedIndex,
+        /// What was given.
+        value: f32,
+    },
     /// The kernel's weights do not fit the address space.
     #[error("kernel {kernel} is too large: {source}")]
     TooLarge {
@@ -173,6 +181,18 @@ pub enum EngineError {
         /// Whether it is the host's.
         is_host: bool,
     },
+    /// A pass of a layer whose host the daemon runs and does not have.
+    #[error("layer {layer} was opened with a host and has none: graft one first")]
+    NoHost {
+        /// Which.
+        layer: LayerId,
+    },
+    /// The host failed. There is nothing to fall back to, so the pass is refused.
+    #[error("the host failed: {error}")]
+    Host {
+        /// What happened.
+        error: Box<EngineError>,
+    },
     /// The session never took this ticket.
     #[error("ticket {ticket} was never taken in this session")]
     TicketUnknown {
@@ -220,6 +240,7 @@ impl EngineError {
             Self::Lower { .. } | Self::Outputs { .. } | Self::Gradient { .. } => FailureKind::Deserialize,
             Self::Run { source: RunError::Timeout { .. }, .. } | Self::Busy { .. } => FailureKind::Timeout,
             Self::NonFinite { .. } => FailureKind::NonFinite,
+            Self::Host { error } => error.failure(),
             _ => FailureKind::Runtime,
         }
     }
@@ -234,6 +255,7 @@ impl Fault for EngineError {
             }
             Self::Quota { .. } | Self::Busy { .. } | Self::Thread { .. } => ErrorClass::Overloaded,
             Self::LaneGone => ErrorClass::Cancelled,
+            Self::Host { error } => error.class(),
             _ => ErrorClass::Invalid,
         }
     }
@@ -241,7 +263,10 @@ impl Fault for EngineError {
     fn code(&self) -> &'static str {
         match self {
             Self::Transition { .. } => "seed.transition",
-            Self::Alpha { .. } => "seed.alpha",
+            Self::Alpha { .. } | Self::GivenAlpha { .. } => "seed.alpha",
+            Self::NoHost { .. } => "layer.no_host",
+            // As of a seed that failed: these alone have numbers on the wire.
+            Self::Host { error } => error.failure().code(),
             Self::Lower { code, .. } => code,
             Self::Gradient { source, .. } => source.code(),
             Self::Outputs { .. } | Self::Output { .. } => "kernel.shape",

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{EngineConfig, EngineError, LiveSeed, PlanSet, charge::Charge};
+use super::{EngineConfig, EngineError, LiveSeed, PlanSet, Role, charge::Charge};
 use crate::{
     backend::{Bindings, HostMemory, Memory, Region, RunContext, RunError},
     tensor::HostTensor,
@@ -51,12 +51,13 @@ impl Scratch {
     }
 }
 
-/// Where a gradient goes.
+/// Where a gradient lies or goes.
 #[derive(Debug)]
 pub(super) enum Target {
     /// Nobody wants it.
     Nowhere,
-    /// Straight into the arena. Only for runs on the caller's thread, which cannot come late.
+    /// In the arena. It is written to by runs on the caller's thread alone, which cannot come late; what is read
+    /// late by others is read in vain.
     Arena(Block),
     /// Memory of the daemon's own.
     Own(HostMemory),
@@ -83,7 +84,7 @@ pub(super) enum Direction {
     /// The kernel's output goes to memory of the daemon's own.
     Forward { output: HostMemory },
     /// From the gradient of that output.
-    Backward { grad_output: HostMemory, grad_input: Target, grad_parameters: Target },
+    Backward { grad_output: Target, grad_input: Target, grad_parameters: Target },
 }
 
 /// One seed's part of a pass.
@@ -91,11 +92,15 @@ pub(super) enum Direction {
 pub(super) struct Job {
     /// The seed's place in the pass.
     pub(super) place: usize,
+    pub(super) role: Role,
+    pub(super) alpha: f32,
     pub(super) live: Arc<LiveSeed>,
     pub(super) plans: Arc<PlanSet>,
     pub(super) arena: Arc<dyn Memory>,
     pub(super) input: Block,
     pub(super) saved: HostMemory,
+    /// The buffers to read instead of the seed's own, if it has any bytes.
+    pub(super) buffers: HostMemory,
     pub(super) scratch: Box<Scratch>,
     pub(super) direction: Direction,
     #[cfg_attr(
@@ -119,10 +124,11 @@ impl Job {
     pub(super) fn lent_bytes(&self) -> usize {
         let own = |target: &Target| if let Target::Own(memory) = target { memory.len_bytes() } else { 0 };
         self.saved.len_bytes()
+            + self.buffers.len_bytes()
             + match &self.direction {
                 Direction::Forward { output } => output.len_bytes(),
                 Direction::Backward { grad_output, grad_input, grad_parameters } => {
-                    grad_output.len_bytes() + own(grad_input) + own(grad_parameters)
+                    own(grad_output) + own(grad_input) + own(grad_parameters)
                 }
             }
     }
@@ -147,7 +153,7 @@ impl Job {
         let common = Bindings {
             inputs: &inputs,
             parameters: live.parameters(),
-            buffers: live.buffers(),
+            buffers: if self.buffers.len_bytes() > 0 { self.buffers.region() } else { live.buffers() },
             saved: self.saved.region(),
             workspace: scratch.workspace.region(),
             ..EMPTY
@@ -165,7 +171,7 @@ impl Job {
                 }
             }
             Direction::Backward { grad_output, grad_input, grad_parameters } => {
-                let grad_outputs = [grad_output.region()];
+                let grad_outputs = [grad_output.region(&*self.arena)];
                 let grad_inputs = [grad_input.region(&*self.arena)];
                 let grad_parameters = grad_parameters.region(&*self.arena);
                 let Some(backward) = &self.plans.backward else { return Ok(()) };

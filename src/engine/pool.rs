@@ -21,6 +21,9 @@ impl MemoryPool {
     /// A block of at least so many bytes, with undefined content.
     pub(super) fn take(&mut self, len_bytes: usize) -> HostMemory {
         let size = len_bytes.next_multiple_of(ALIGNMENT_BYTES);
+        if size == 0 {
+            return HostMemory::new(0);
+        }
         self.lent_bytes += size;
         match self.free.get_mut(&size).and_then(Vec::pop) {
             Some(memory) => {
@@ -33,6 +36,10 @@ impl MemoryPool {
 
     /// Takes a block back. Sizes that are asked for no more make room once too much lies idle.
     pub(super) fn give(&mut self, memory: HostMemory) {
+        // Blocks of no bytes cost nothing to make, and more of them come back than were lent.
+        if memory.len_bytes() == 0 {
+            return;
+        }
         self.lose(memory.len_bytes());
         if self.free_bytes.saturating_add(memory.len_bytes()) > MAX_FREE_BYTES {
             self.trim();
@@ -76,5 +83,13 @@ mod tests {
         assert_eq!(pool.lent_bytes(), 0);
         assert_eq!(pool.take(128).region().start(), address);
         assert_ne!(pool.take(128).region().start(), address);
+    }
+
+    #[test]
+    fn blocks_of_no_bytes_are_not_kept() {
+        let mut pool = MemoryPool::default();
+        (0..3).for_each(|_| pool.give(HostMemory::new(0)));
+        assert_eq!(pool.take(0).len_bytes(), 0);
+        assert!(pool.free.is_empty());
     }
 }

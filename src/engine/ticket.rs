@@ -5,8 +5,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{
-    EngineError, LiveSeed, PlanSet,
-    blend::{BlendPlan, Factors},
+    EngineError, LiveSeed, PlanSet, Role,
+    blend::{BlendPlan, Mix},
 };
 use crate::{
     backend::HostMemory,
@@ -74,25 +74,49 @@ impl Quota {
     }
 }
 
-/// One seed's part of a ticket.
+/// One slot's part of a ticket.
 #[derive(Debug)]
 pub(super) struct TicketSeed {
     pub(super) seed: SeedIndex,
     pub(super) live: Arc<LiveSeed>,
     pub(super) plans: Arc<PlanSet>,
+    pub(super) role: Role,
     pub(super) alpha: f32,
-    /// What the seed gave; the blend's gradient reads it.
+    /// What it gave; the blend's gradient reads it. Of no bytes where it does not go into the blend, or where the
+    /// forward is run again for it.
     pub(super) output: HostMemory,
-    /// What its own gradient reads.
+    /// What its own gradient reads. Of no bytes where the forward is run again for it.
     pub(super) saved: HostMemory,
+    /// Its buffers as the forward found them, where that has updated them and is run again.
+    pub(super) buffers: HostMemory,
+    /// Whether its forward, run again, has failed: it gives zeros.
+    pub(super) is_lost: bool,
+}
+
+impl TicketSeed {
+    /// Bytes that it holds.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.output.len_bytes() + self.saved.len_bytes() + self.buffers.len_bytes()
+    }
+
+    /// Whether it has a gradient of x to give.
+    pub(super) fn gives_input(&self) -> bool {
+        !self.is_lost && self.plans.backward.as_ref().is_some_and(|backward| backward.gives_input)
+    }
+}
+
+/// Those that go into the blend by a factor, in seed order.
+pub(super) fn blended(seeds: &[TicketSeed]) -> impl Iterator<Item = &TicketSeed> {
+    seeds.iter().filter(|seed| seed.role == Role::Blended)
 }
 
 /// What a forward pass leaves for its backward. The kernels that ran stay alive with it, so that a swap
 /// between the two passes changes nothing.
 #[derive(Debug)]
 pub(super) struct Ticket {
+    /// Seeds and, last, the host.
     pub(super) seeds: SmallVec<[TicketSeed; 4]>,
-    pub(super) factors: Factors,
+    pub(super) mix: Mix,
     pub(super) blend: Arc<BlendPlan>,
     pub(super) blend_saved: HostMemory,
     pub(super) input: Block,
@@ -106,12 +130,13 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn live_mask(&self) -> u64 {
-        self.seeds.iter().fold(0, |mask, seed| mask | 1u64.checked_shl(seed.seed.0.into()).unwrap_or(0))
-    }
-
     /// Bytes of all its seeds' blocks of parameters.
     pub(super) fn parameter_bytes(&self) -> usize {
         self.seeds.iter().map(|seed| seed.live.kernel().parameter_layout().total_bytes()).sum()
     }
+}
+
+/// Bit s is set if slot s is among them.
+pub(super) fn mask(seeds: &[TicketSeed]) -> u64 {
+    seeds.iter().fold(0, |mask, seed| mask | 1u64.checked_shl(seed.seed.0.into()).unwrap_or(0))
 }

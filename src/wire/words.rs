@@ -146,15 +146,15 @@ pub enum Status {
     TicketUnknown = 4,
     /// The ticket has had its backward or was released.
     TicketSpent = 5,
-    /// The shapes fit no seed of the layer.
+    /// The host's shapes do not fit the layer's.
     KernelShape = 6,
-    /// A seed's backward failed to run.
+    /// The host, or the blend, failed to run.
     KernelRuntime = 7,
-    /// A seed's backward took longer than it may.
+    /// The host took longer than it may.
     KernelTimeout = 8,
-    /// A seed's backward yielded an infinity or a NaN.
+    /// The host gave an infinity or a NaN.
     KernelNonFinite = 9,
-    /// A seed's kernel could not be read or lowered.
+    /// The host's kernel could not be read or lowered.
     KernelDeserialize = 10,
     /// The daemon is shutting down.
     Draining = 11,
@@ -162,11 +162,13 @@ pub enum Status {
     Bug = 12,
     /// The layer was opened with a host, and none is grafted.
     NoHost = 13,
+    /// An alpha that the pass was given is not in [0, 1].
+    Alpha = 14,
 }
 
 impl Status {
     /// Every status, in the order of the numbers.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Ok,
         Self::Protocol,
         Self::Quota,
@@ -181,6 +183,7 @@ impl Status {
         Self::Draining,
         Self::Bug,
         Self::NoHost,
+        Self::Alpha,
     ];
 
     /// The status a number stands for.
@@ -205,6 +208,7 @@ impl Status {
             Self::Draining => "shutdown.draining",
             Self::Bug => "internal.bug",
             Self::NoHost => "layer.no_host",
+            Self::Alpha => "seed.alpha",
         }
     }
 
@@ -276,7 +280,7 @@ mod tests {
             assert_eq!(Status::from_number(i as u32), Some(status));
             assert_eq!(Status::from_code(status.code()), status);
         }
-        assert_eq!(Status::from_number(14), None);
+        assert_eq!(Status::from_number(15), None);
         assert_eq!(Status::from_code("no.such"), Status::Bug);
     }
 }

@@ -7,7 +7,7 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Handler, Message, ResponseAc
 use super::{Occupant, Seed, SeedParts, memory::SeedMemory};
 use crate::{
     actor::{ActorError, Holder, ReweighKernel},
-    engine::{Alpha, LiveSeed, PlanKey, Weight, is_active},
+    engine::{Alpha, LiveSeed, PlanKey, Weight, is_active, transition},
     id::{Generation, KernelId},
     tensor::{DType, PackedLayout, Shape},
     wire::{GraftReply, GraftRole, SeedState, SharedMemory, TensorEntry},
@@ -104,6 +104,10 @@ impl Seed {
         if self.state != SeedState::Loading && !is_active(self.state) {
             self.step(SeedState::Loading)?;
         }
+        // One that is blended does not go back to training by a swap.
+        if is_active(self.state) && graft.role == GraftRole::Train && self.state != SeedState::Training {
+            transition(self.state, SeedState::Training)?;
+        }
         self.epoch += 1;
         (self.load, self.background) = (Some((graft.kernel.clone(), self.epoch)), None);
         Ok(self.epoch)
@@ -153,7 +157,10 @@ impl Seed {
         generation: Generation,
         prepared: Prepared,
     ) -> Result<Grafted, ActorError> {
-        if self.state == SeedState::Loading {
+        if matches!(
+            (self.state, graft.role),
+            (SeedState::Loading, _) | (SeedState::Training, GraftRole::Blend)
+        ) {
             self.step(match graft.role {
                 GraftRole::Blend => SeedState::Holding,
                 GraftRole::Train => SeedState::Training,

@@ -23,7 +23,9 @@ pub(super) struct SeedSlot {
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) name: String,
+    /// Its seeds and, last, its host if the daemon runs that.
     pub(super) seeds: Vec<SeedSlot>,
+    pub(super) host: bool,
 }
 
 /// A slot with its place.
@@ -65,6 +67,12 @@ impl Layers {
         let open = self.open.get_mut(&layer).ok_or(ActorError::LayerUnknown { layer })?;
         let seeds = open.seeds.len();
         open.seeds.get_mut(usize::from(seed.0)).ok_or(ActorError::SeedUnknown { layer, seed, seeds })
+    }
+
+    /// Whether a slot is the host's, whose role is its own.
+    pub(super) fn is_host(&self, layer: LayerId, seed: SeedIndex) -> bool {
+        let is_last = |open: &Layer| open.host && usize::from(seed.0) + 1 == open.seeds.len();
+        self.open.get(&layer).is_some_and(is_last)
     }
 
     pub(super) fn actor(&self, layer: LayerId, seed: SeedIndex) -> Option<&Addr<Seed>> {

@@ -129,11 +129,6 @@ impl Handler<Serve> for Session {
     }
 }
 
-/// Passes know no other role yet, and would blend a kernel that is to learn behind its layer.
-fn only_blended(role: GraftRole) -> Result<(), ActorError> {
-    if role == GraftRole::Blend { Ok(()) } else { Err(ActorError::NotThere { what: "a seed in training" }) }
-}
-
 fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
@@ -203,10 +198,6 @@ impl Session {
         if self.layers.len() >= limits.max_layers as usize {
             return Err(ActorError::Quota { what: "layers", limit: limits.max_layers.into() });
         }
-        if open.host || open.recompute {
-            let what = if open.host { "a layer's own transform" } else { "forward passes again" };
-            return Err(ActorError::NotThere { what });
-        }
         // The host takes a bit of the masks too.
         let host = usize::from(open.host);
         let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS - host);
@@ -223,7 +214,7 @@ impl Session {
         let opened = async move { lane.open(spec).await };
         Ok(Box::pin(opened.into_actor(self).map(move |result, session, _| {
             let reply = result.map(|()| {
-                session.layers.insert(id, Layer { name, seeds });
+                session.layers.insert(id, Layer { name, seeds, host });
                 LayerReply { layer: id }
             });
             Answer::plain(reply.map_err(|error| refusal(&error)))
@@ -256,10 +247,15 @@ impl Session {
         Ok(actor)
     }
 
+    /// A host does not train behind itself, whatever its graft says.
+    fn role(&self, layer: LayerId, seed: SeedIndex, asked: GraftRole) -> GraftRole {
+        if self.layers.is_host(layer, seed) { GraftRole::Blend } else { asked }
+    }
+
     fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
         let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
-        only_blended(role)?;
         let actor = self.seed(layer, seed)?;
+        let role = self.role(layer, seed, role);
         let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role };
         let grafted = async move { actor.send(message).await };
         Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
@@ -273,8 +269,8 @@ impl Session {
 
     fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
         let Graft { layer, seed, kernel, alpha, input_shape, dtype, role } = graft;
-        only_blended(role)?;
         let actor = self.seed(layer, seed)?;
+        let role = self.role(layer, seed, role);
         let message = BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role });
         Ok(self.later(async move {
             let begun = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));

@@ -166,6 +166,7 @@ impl Trainer {
             train,
             gradients,
             rng_seed: 0,
+            alphas: None,
         })?;
         if train {
             self.forward.record_duration(start.elapsed());

@@ -136,7 +136,7 @@ impl Layers {
             .synchronizer
             .take_grown()
             .for_each(|kernel| tell(LaneEvent::Planned { kernel: kernel.clone() }));
-        let report = report?;
+        let report = report.inspect_err(|error| layer.refused(request.layer, error, tell))?;
         completion.blend_weight = report.blend_weight;
         completion.alpha_total = report.alpha_total;
         completion.ticket = report.ticket.0;
@@ -156,7 +156,8 @@ impl Layers {
         tell: &dyn Fn(LaneEvent),
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, request.layer)?;
-        let report = layer.synchronizer.backward(request, arena, &mut self.quota)?;
+        let report = layer.synchronizer.backward(request, arena, &mut self.quota);
+        let report = report.inspect_err(|error| layer.refused(request.layer, error, tell))?;
         completion.live_mask = report.live_mask;
         layer.failed(request.layer, &report.failures, completion, tell);
         Ok(())
@@ -169,6 +170,17 @@ impl Layers {
 }
 
 impl Layer {
+    /// Tells of a host's first failure, as of a seed's.
+    fn refused(&mut self, layer: LayerId, error: &EngineError, tell: &dyn Fn(LaneEvent)) {
+        let EngineError::Host { error } = error else { return };
+        let Some((seed, generation)) = self.synchronizer.host() else { return };
+        if self.told & bit(seed) == 0 {
+            self.told |= bit(seed);
+            tell(LaneEvent::SeedFailed { layer, seed, generation, error: (**error).clone() });
+        }
+    }
+
+    /// Notes who failed in a pass that went on without them.
     fn failed(
         &mut self,
         layer: LayerId,

@@ -4,46 +4,51 @@ use std::{sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
 
-use super::{Assigned, BackwardReport, Failures, GradientSynchronizer, Outcome, SumKey, forward::Regions};
+use super::{
+    Assigned, BackwardReport, Failures, GradientSynchronizer, Outcome, Setbacks,
+    blending::{Blending, OfOutputs},
+};
 use crate::{
-    backend::{Bindings, Executable, HostMemory, Memory, RunContext},
+    backend::{HostMemory, Memory, RunContext},
     engine::{
-        EngineError, Quota,
-        blend::{self, Factors},
-        job::{Direction, EMPTY, Job, Scratch, Target, within},
-        ticket::{Ticket, TicketSeed},
+        EngineError, Quota, Role,
+        blend::{self, BlendPlan, Factors},
+        job::{Direction, Job, Scratch, Target, within},
+        ticket::{Ticket, TicketSeed, blended, mask},
     },
-    tensor::{DType, Shape},
+    tensor::Shape,
     wire::{self, Blend, Block, Wants},
 };
 
-/// Gradients of x, in seed order; the blend's own first.
+/// Gradients of x, in the order of the slots; the blend's own first.
 #[derive(Default)]
 struct OfInput {
     summands: SmallVec<[HostMemory; 4]>,
-    /// A single seed has written straight to where it belongs.
+    /// A single kernel has written straight to where it belongs.
     is_written: bool,
 }
 
 /// A backward pass as its jobs see it.
-struct Pass<'a> {
-    request: &'a wire::Backward,
-    arena: &'a Arc<dyn Memory>,
-    deadline: Instant,
+pub(super) struct Pass<'a> {
+    pub(super) request: &'a wire::Backward,
+    pub(super) arena: &'a Arc<dyn Memory>,
+    pub(super) deadline: Instant,
 }
 
 impl GradientSynchronizer {
     /// Runs the backward of a ticket and spends it.
     ///
-    /// The kernels that ran forward run, with the α they had. A seed whose backward fails gives zeros and is
-    /// named in the report. Gradients of x are added up in seed order.
+    /// The kernels that ran forward run, with the α they had; where the layer's tickets keep no activations, their
+    /// forward first. A seed that fails gives zeros and is named in the report. Gradients of x are added up in the
+    /// order of the slots.
     ///
     /// Blocking: as [`forward`](Self::forward).
     ///
     /// # Errors
     /// [`EngineError::TicketUnknown`], [`EngineError::TicketSpent`]; [`EngineError::Request`] when the
-    /// request does not fit the ticket, which then stays; [`EngineError::Run`] when the blend's gradient
-    /// fails, after which gradients are undefined and the ticket is spent.
+    /// request does not fit the ticket, which then stays; [`EngineError::Host`] when the host fails and
+    /// [`EngineError::Run`] when the blend's gradient does, after which gradients are undefined and the ticket is
+    /// spent.
     pub fn backward(
         &mut self,
         request: &wire::Backward,
@@ -51,169 +56,180 @@ impl GradientSynchronizer {
         quota: &mut Quota,
     ) -> Result<BackwardReport, EngineError> {
         let known = self.tickets.get(&request.ticket).ok_or_else(|| quota.missing(request.ticket))?;
-        check(request, known, self.slots.len())?;
+        check(request, known, self.seeds())?;
         let mut ticket = self.tickets.remove(&request.ticket).expect("it was there a moment ago");
         self.reclaim();
         let pass = Pass { request, arena, deadline: self.deadline() };
-        let live_mask = ticket.live_mask();
+        let live_mask = mask(&ticket.seeds);
         let failures = self.backward_of(&pass, &mut ticket);
         self.recycle(ticket, quota);
         Ok(BackwardReport { live_mask, failures: failures? })
     }
 
     fn backward_of(&mut self, pass: &Pass<'_>, ticket: &mut Ticket) -> Result<Failures, EngineError> {
-        let mut failures = Failures::new();
-        let request = pass.request;
-        for block in [request.grad_parameters, request.grad_alphas].into_iter().flatten() {
+        let wire::Backward { grad_input, grad_parameters, grad_alphas, .. } = *pass.request;
+        for block in [grad_parameters, grad_alphas].into_iter().flatten() {
             within(&**pass.arena, block).zero();
         }
-        let mut of_input = OfInput::default();
-        if let Some(plan) = ticket.blend.backward.clone() {
-            let grad_outputs = self.run_blend_backward(pass, ticket, &*plan, &mut of_input)?;
-            if request.grad_alphas.is_some() {
-                self.write_grad_alphas(pass, ticket);
+        let (mut setbacks, mut of_input) = (Setbacks::new(), OfInput::default());
+        if [grad_input, grad_parameters, grad_alphas].iter().any(Option::is_some) {
+            if self.recompute {
+                self.run_again(pass, ticket, &mut setbacks)?;
             }
-            if request.grad_input.is_some() || request.grad_parameters.is_some() {
-                self.prepare_backward(pass, ticket, grad_outputs);
-                self.run_jobs(pass.deadline);
-                self.gather_backward(pass, &mut of_input, &mut failures);
-            } else {
-                grad_outputs.into_iter().for_each(|memory| self.pool.give(memory));
-            }
+            let result = self
+                .gradients(pass, ticket, &mut of_input, &mut setbacks)
+                .and_then(|()| self.write_grad_input(pass, ticket, &of_input));
+            of_input.summands.into_iter().for_each(|memory| self.pool.give(memory));
+            result?;
         }
-        let result = self.write_grad_input(pass, ticket, &of_input);
-        of_input.summands.into_iter().for_each(|memory| self.pool.give(memory));
-        result.map(|()| failures)
+        Ok(self.settle(setbacks))
     }
 
-    /// From the gradient of the blend to those of the seeds' outputs, of the factors, and of x where the
-    /// blend itself reads it.
-    fn run_blend_backward(
+    /// All gradients but the sum of those of x.
+    fn gradients(
+        &mut self,
+        pass: &Pass<'_>,
+        ticket: &mut Ticket,
+        of_input: &mut OfInput,
+        setbacks: &mut Setbacks,
+    ) -> Result<(), EngineError> {
+        let plan = ticket.blend.clone();
+        let mut of_outputs = self.of_outputs(pass, ticket, &plan)?;
+        of_input.summands.extend(of_outputs.input.take());
+        if plan.backward.is_some() {
+            self.write_grad_alphas(pass, ticket);
+        }
+        if pass.request.grad_input.is_none() && pass.request.grad_parameters.is_none() {
+            self.give_of_outputs(of_outputs);
+            return Ok(());
+        }
+        self.prepare_backward(pass, ticket, of_outputs, of_input.summands.is_empty());
+        self.run_jobs(pass.deadline);
+        self.check_host()?;
+        self.gather_backward(pass, of_input, setbacks);
+        Ok(())
+    }
+
+    /// Runs the blend's gradient, if it has one.
+    fn of_outputs(
         &mut self,
         pass: &Pass<'_>,
         ticket: &Ticket,
-        plan: &dyn Executable,
-        of_input: &mut OfInput,
-    ) -> Result<SmallVec<[HostMemory; 4]>, EngineError> {
-        let count = ticket.seeds.len();
-        let output_bytes = pass.request.grad_output.bytes as usize;
+        plan: &BlendPlan,
+    ) -> Result<OfOutputs, EngineError> {
+        let mut of = OfOutputs::default();
+        let Some(plan) = &plan.backward else { return Ok(of) };
+        let (count, bytes) = (ticket.mix.factors.len(), pass.request.grad_output.bytes as usize);
         let wants_outputs = ticket.wants.input || ticket.wants.parameters;
-        let bytes = if wants_outputs { output_bytes } else { 0 };
-        let grad_outputs: SmallVec<[HostMemory; 4]> = (0..count).map(|_| self.pool.take(bytes)).collect();
-        let reads_input = self.blend == Blend::Multiply && ticket.wants.input;
-        let of_x = self.pool.take(if reads_input { output_bytes } else { 0 });
+        of.seeds = (0..count).map(|_| self.pool.take(if wants_outputs { bytes } else { 0 })).collect();
+        if wants_outputs && self.host.is_some() {
+            of.host = Some(self.pool.take(bytes));
+        }
+        if self.blend == Blend::Multiply && count > 0 && ticket.wants.input {
+            of.input = Some(self.pool.take(bytes));
+        }
+        let (x, saved) = (within(&**pass.arena, ticket.input), ticket.blend_saved.region());
+        let blending = Blending { ran: &ticket.seeds, mix: &ticket.mix, x, saved };
+        let grad_output = within(&**pass.arena, pass.request.grad_output);
+        let result = self.run_blend_backward(&**plan, &blending, grad_output, &of);
+        if result.is_err() || pass.request.grad_input.is_none() {
+            of.input.take().into_iter().for_each(|memory| self.pool.give(memory));
+        }
+        match result {
+            Ok(()) => Ok(of),
+            Err(error) => {
+                self.give_of_outputs(of);
+                Err(error)
+            }
+        }
+    }
 
-        self.write_factors(&ticket.factors);
-        let mut inputs: Regions<'_> = ticket.seeds.iter().map(|seed| seed.output.region()).collect();
-        inputs.extend((0..count).map(|n| self.scalar(n)));
-        inputs.push(within(&**pass.arena, ticket.input));
-        let mut grad_inputs: Regions<'_> = grad_outputs.iter().map(|memory| memory.region()).collect();
-        grad_inputs.extend((0..count).map(|n| self.scalar(self.slots.len() + n)));
-        grad_inputs.push(of_x.region());
-        let bindings = Bindings {
-            inputs: &inputs,
-            grad_outputs: &[within(&**pass.arena, pass.request.grad_output)],
-            grad_inputs: &grad_inputs,
-            saved: ticket.blend_saved.region(),
-            workspace: self.blend_workspace.region(),
-            ..EMPTY
-        };
-        let context = RunContext { seed: 0, deadline: None, threads: self.threads(1) };
-        let result = plan.run(&bindings, &context);
-        drop((inputs, grad_inputs));
-        if reads_input && pass.request.grad_input.is_some() && result.is_ok() {
-            of_input.summands.push(of_x);
-        } else {
-            self.pool.give(of_x);
-        }
-        if let Err(source) = result {
-            grad_outputs.into_iter().for_each(|memory| self.pool.give(memory));
-            return Err(EngineError::Run { what: "the blend's gradient".to_owned(), source });
-        }
-        Ok(grad_outputs)
+    fn give_of_outputs(&mut self, of: OfOutputs) {
+        of.seeds.into_iter().chain(of.host).chain(of.input).for_each(|memory| self.pool.give(memory));
     }
 
     fn write_grad_alphas(&self, pass: &Pass<'_>, ticket: &Ticket) {
         let Some(block) = pass.request.grad_alphas else { return };
-        let of_factors: Factors = (0..ticket.seeds.len())
-            .map(|n| {
-                let mut bytes = [0; 4];
-                self.scalar(self.slots.len() + n).read(&mut bytes);
-                f32::from_le_bytes(bytes)
-            })
-            .collect();
-        let alphas: Factors = ticket.seeds.iter().map(|seed| seed.alpha).collect();
-        let gradients = blend::alpha_gradients(self.blend, &alphas, &of_factors);
+        let alphas: Factors = blended(&ticket.seeds).map(|seed| seed.alpha).collect();
+        let (of_factors, of_rest) = self.of_factors(alphas.len());
+        let gradients = blend::alpha_gradients(self.blend, &alphas, &of_factors, of_rest);
         let region = within(&**pass.arena, block);
-        for (seed, gradient) in ticket.seeds.iter().zip(gradients) {
+        for (seed, gradient) in blended(&ticket.seeds).zip(gradients).filter(|(seed, _)| !seed.is_lost) {
             if let Some(part) = region.part(4 * usize::from(seed.seed.0), 4) {
                 part.write(&gradient.to_le_bytes());
             }
         }
     }
 
-    /// Makes a job for each seed that has a gradient to give.
+    /// Makes a job for each slot that has a gradient to give. `is_first` says that none of x is there yet.
     fn prepare_backward(
         &mut self,
         pass: &Pass<'_>,
         ticket: &mut Ticket,
-        grad_outputs: SmallVec<[HostMemory; 4]>,
+        of_outputs: OfOutputs,
+        is_first: bool,
     ) {
         let heavy = self.heavy(ticket.seeds.iter().map(|seed| &*seed.plans));
         let mut left_to_send = heavy.saturating_sub(1);
         let context =
             RunContext { seed: ticket.rng_seed, deadline: Some(pass.deadline), threads: self.threads(heavy) };
-        let is_alone = ticket.seeds.len() == 1 && self.blend != Blend::Multiply;
-        let mut parameters_offset = 0;
-        for (place, (seed, grad_output)) in ticket.seeds.iter_mut().zip(grad_outputs).enumerate() {
-            let parameter_bytes = seed.live.kernel().parameter_layout().total_bytes();
-            let block = pass.request.grad_parameters.map(|whole| Block {
-                offset: whole.offset + parameters_offset as u64,
-                bytes: parameter_bytes as u64,
-            });
-            parameters_offset += parameter_bytes;
-            let Some(backward) = &seed.plans.backward else {
-                self.pool.give(grad_output);
+        let is_alone = is_first && ticket.seeds.iter().filter(|seed| seed.gives_input()).count() == 1;
+        self.parameter_blocks(pass, ticket);
+        let (mut of_seeds, mut of_host) = (of_outputs.seeds.into_iter(), of_outputs.host);
+        for (place, seed) in ticket.seeds.iter_mut().enumerate() {
+            let grad_output = match seed.role {
+                Role::Blended => of_seeds.next().map_or(Target::Nowhere, Target::Own),
+                Role::Host => of_host.take().map_or(Target::Nowhere, Target::Own),
+                // As if α were 1: the gradient of the layer's output is that of the seed's.
+                Role::Straight => Target::Arena(pass.request.straight.unwrap_or(pass.request.grad_output)),
+            };
+            let Some(backward) = seed.plans.backward.as_ref().filter(|_| !seed.is_lost) else {
+                self.give_target(grad_output);
                 continue;
             };
-            let slot = usize::from(seed.seed.0);
-            let attached = self.slots[slot].attached.as_mut();
-            let current = attached.filter(|attached| Arc::ptr_eq(&attached.live, &seed.live));
-            let can_be_sent = current.as_ref().is_some_and(|attached| attached.executor.is_some());
-            // A kernel that has left its place runs its last backward on scratch memory of its own.
-            let mut scratch = current
-                .and_then(|attached| attached.scratch.take())
-                .unwrap_or_else(|| Box::new(Scratch::new()));
-            scratch.fit(&seed.live, &seed.plans);
+            let (scratch, can_be_sent) = self.scratch_for(seed);
             let is_sent_out = can_be_sent && left_to_send > 0 && self.is_heavy(&seed.plans);
             left_to_send -= usize::from(is_sent_out);
-            let input_bytes = ticket.input.bytes as usize;
             let grad_input = match pass.request.grad_input {
                 _ if !backward.gives_input => Target::Nowhere,
                 Some(block) if is_alone && !is_sent_out => Target::Arena(block),
-                _ => Target::Own(self.pool.take(input_bytes)),
+                _ => Target::Own(self.pool.take(ticket.input.bytes as usize)),
             };
-            let grad_parameters = match block {
-                _ if parameter_bytes == 0 => Target::Nowhere,
+            let grad_parameters = match self.blocks.get(place).copied().flatten() {
+                _ if seed.live.kernel().parameter_layout().total_bytes() == 0 => Target::Nowhere,
                 Some(block) if !is_sent_out => Target::Arena(block),
-                _ => Target::Own(self.pool.take(parameter_bytes)),
+                _ => Target::Own(self.pool.take(seed.live.kernel().parameter_layout().total_bytes())),
             };
-            let saved = std::mem::replace(&mut seed.saved, HostMemory::new(0));
             let job = Job {
                 place,
+                role: seed.role,
+                alpha: seed.alpha,
                 live: seed.live.clone(),
                 plans: seed.plans.clone(),
                 arena: pass.arena.clone(),
                 input: ticket.input,
-                saved,
+                saved: std::mem::replace(&mut seed.saved, HostMemory::new(0)),
+                buffers: std::mem::replace(&mut seed.buffers, HostMemory::new(0)),
                 scratch,
                 direction: Direction::Backward { grad_output, grad_input, grad_parameters },
                 config: self.config.clone(),
                 context,
             };
-            self.jobs.push(Assigned { job, slot, is_sent_out });
+            self.jobs.push(Assigned { job, slot: usize::from(seed.seed.0), is_sent_out });
         }
-        self.parameter_blocks(pass, ticket);
+    }
+
+    /// Memory to run a ticket's kernel on, and whether a thread of its own can do it.
+    ///
+    /// A kernel that has left its place runs on memory of its own, on the thread that holds the request.
+    pub(super) fn scratch_for(&mut self, seed: &TicketSeed) -> (Box<Scratch>, bool) {
+        let attached = self.slots[usize::from(seed.seed.0)].attached.as_mut();
+        let current = attached.filter(|attached| Arc::ptr_eq(&attached.live, &seed.live));
+        let can_be_sent = current.as_ref().is_some_and(|attached| attached.executor.is_some());
+        let mut scratch =
+            current.and_then(|attached| attached.scratch.take()).unwrap_or_else(|| Box::new(Scratch::new()));
+        scratch.fit(&seed.live, &seed.plans);
+        (scratch, can_be_sent)
     }
 
     /// Notes where each place's gradients of parameters belong.
@@ -227,23 +243,20 @@ impl GradientSynchronizer {
         }
     }
 
-    fn gather_backward(&mut self, pass: &Pass<'_>, of_input: &mut OfInput, failures: &mut Failures) {
+    fn gather_backward(&mut self, pass: &Pass<'_>, of_input: &mut OfInput, setbacks: &mut Setbacks) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, place, back } in outcomes.drain(..) {
             let Some((done, _)) = back else {
-                self.late(slot, failures);
+                setbacks.extend(self.current(slot).map(|live| (slot, live.clone(), Self::late(&live))));
                 continue;
             };
-            let Job { live, saved, scratch, direction, .. } = done.job;
-            self.take_back_scratch(slot, &live, scratch);
-            self.pool.give(saved);
-            let Direction::Backward { grad_output, grad_input, grad_parameters } = direction else {
+            let mut job = done.job;
+            let Direction::Backward { grad_input, grad_parameters, .. } = &mut job.direction else {
                 continue;
             };
-            self.pool.give(grad_output);
             let block = self.blocks.get(place).copied().flatten();
             let to = block.map(|block| within(&**pass.arena, block));
-            match (&done.result, &grad_parameters, to) {
+            match (&done.result, &*grad_parameters, to) {
                 (Ok(()), Target::Own(memory), Some(to)) => {
                     if let Some(part) = memory.region().part(0, to.len_bytes()) {
                         part.copy_to(to);
@@ -252,23 +265,20 @@ impl GradientSynchronizer {
                 (Err(_), Target::Arena(_), Some(to)) => to.zero(),
                 _ => {}
             }
-            self.give_target(grad_parameters);
-            match (done.result, grad_input) {
-                (Ok(()), target) => {
+            match done.result {
+                Ok(()) => {
                     self.slots[slot].counters.end_row();
-                    match target {
+                    match std::mem::replace(grad_input, Target::Nowhere) {
                         Target::Own(memory) if pass.request.grad_input.is_some() => {
-                            of_input.summands.push(memory)
+                            of_input.summands.push(memory);
                         }
                         Target::Arena(_) => of_input.is_written = true,
-                        target => self.give_target(target),
+                        target => *grad_input = target,
                     }
                 }
-                (Err(error), target) => {
-                    self.give_target(target);
-                    self.fail(slot, &live, error, failures);
-                }
+                Err(error) => setbacks.push((slot, job.live.clone(), error)),
             }
+            self.give_job(slot, job);
         }
         self.outcomes = outcomes;
     }
@@ -290,32 +300,9 @@ impl GradientSynchronizer {
                     part.copy_to(to);
                 }
             }
-            several => {
-                let plan = self.sum(several.len(), &ticket.input_shape, ticket.dtype)?;
-                let inputs: Regions<'_> = several.iter().map(|memory| memory.region()).collect();
-                let workspace = self.blend_workspace.region();
-                let bindings = Bindings { inputs: &inputs, outputs: &[to], workspace, ..EMPTY };
-                let context = RunContext { seed: 0, deadline: None, threads: self.threads(1) };
-                let failed = |source| EngineError::Run { what: "the sum of gradients".to_owned(), source };
-                plan.run(&bindings, &context).map_err(failed)?;
-            }
+            several => self.run_sum(several, &ticket.input_shape, ticket.dtype, to)?,
         }
         Ok(())
-    }
-
-    /// The plan of a sum: most of the time remembered.
-    fn sum(&mut self, count: usize, shape: &Shape, dtype: DType) -> Result<Arc<dyn Executable>, EngineError> {
-        let is_it = |known: &SumKey| known.0 == count && known.1 == *shape && known.2 == dtype;
-        if let Some((_, plan)) = self.sums.iter().find(|(known, _)| is_it(known)) {
-            return Ok(plan.clone());
-        }
-        let plan = blend::sum_plan(count, shape, dtype, &*self.backend, &self.config)?;
-        self.fit_workspace(plan.needs().workspace_bytes);
-        if self.sums.len() == super::REMEMBERED_BLENDS {
-            self.sums.remove(0);
-        }
-        self.sums.push(((count, shape.clone(), dtype), plan.clone()));
-        Ok(plan)
     }
 }
 
@@ -328,6 +315,7 @@ fn check(request: &wire::Backward, ticket: &Ticket, seeds: usize) -> Result<(), 
         ("grad_parameters", request.grad_parameters, parameters, ticket.parameter_bytes() as u64),
         ("grad_alphas", request.grad_alphas, alphas, 4 * seeds as u64),
         ("grad_output", Some(request.grad_output), true, bytes(&ticket.output_shape)),
+        ("straight", request.straight, true, bytes(&ticket.output_shape)),
     ];
     for (name, block, announced, needed) in wanted {
         let Some(block) = block else { continue };
@@ -340,7 +328,7 @@ fn check(request: &wire::Backward, ticket: &Ticket, seeds: usize) -> Result<(), 
             return Err(EngineError::Request { reason });
         }
         // The ticket's x is read while gradients are written.
-        if name != "grad_output" && block.overlaps(&ticket.input) {
+        if name.starts_with("grad_") && name != "grad_output" && block.overlaps(&ticket.input) {
             let reason = format!("{name} overlaps the input of ticket {}", request.ticket);
             return Err(EngineError::Request { reason });
         }

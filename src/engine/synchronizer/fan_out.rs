@@ -1,12 +1,17 @@
 //! Running the seeds' jobs: who runs what, and the join.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
 
 use super::{Assigned, GRACE, GradientSynchronizer, Outcome};
 use crate::{
-    engine::{PlanSet, job::Direction, stats::RanOn},
+    backend::RunError,
+    engine::{
+        EngineError, LiveSeed, PlanSet,
+        job::{Direction, Job},
+        stats::RanOn,
+    },
     graph::Cost,
 };
 
@@ -39,18 +44,65 @@ impl GradientSynchronizer {
         for index in 0..self.slots.len() {
             let executor = self.slots[index].attached.as_mut().and_then(|a| a.executor.as_mut());
             let Some(done) = executor.filter(|e| e.is_busy()).and_then(|e| e.reclaim()) else { continue };
-            let job = done.job;
-            self.take_back_scratch(index, &job.live, job.scratch);
-            self.pool.give(job.saved);
-            match job.direction {
-                Direction::Forward { output } => self.pool.give(output),
-                Direction::Backward { grad_output, grad_input, grad_parameters } => {
-                    self.pool.give(grad_output);
-                    self.give_target(grad_input);
-                    self.give_target(grad_parameters);
-                }
+            self.give_job(index, done.job);
+        }
+    }
+
+    /// Takes a job apart of which nothing is kept.
+    pub(super) fn give_job(&mut self, slot: usize, job: Job) {
+        self.take_back_scratch(slot, &job.live, job.scratch);
+        self.pool.give(job.saved);
+        self.pool.give(job.buffers);
+        match job.direction {
+            Direction::Forward { output } => self.pool.give(output),
+            Direction::Backward { grad_output, grad_input, grad_parameters } => {
+                self.give_target(grad_output);
+                self.give_target(grad_input);
+                self.give_target(grad_parameters);
             }
         }
+    }
+
+    /// Takes all jobs apart that were made and not run.
+    pub(super) fn drop_jobs(&mut self) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.drain(..).for_each(|Assigned { job, slot, .. }| self.give_job(slot, job));
+        self.jobs = jobs;
+    }
+
+    /// Takes all jobs apart that came back, of a pass that is refused.
+    pub(super) fn drop_outcomes(&mut self) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for Outcome { slot, back, .. } in outcomes.drain(..) {
+            if let Some((done, _)) = back {
+                self.give_job(slot, done.job);
+            }
+        }
+        self.outcomes = outcomes;
+    }
+
+    /// Refuses the pass if the host's job did not go well; what else came back is then taken apart.
+    pub(super) fn check_host(&mut self) -> Result<(), EngineError> {
+        let Some(host) = self.host else { return Ok(()) };
+        let failed = self.outcomes.iter().filter(|outcome| outcome.slot == host).find_map(|outcome| {
+            let (done, _) = outcome.back.as_ref()?;
+            Some((done.job.live.clone(), done.result.as_ref().err()?.clone()))
+        });
+        // It runs on the caller's thread, so it always comes back.
+        let Some((live, error)) = failed else { return Ok(()) };
+        self.drop_outcomes();
+        Err(self.host_failed(&live, error))
+    }
+
+    /// What a seed is left out for whose thread has not come back in time.
+    pub(super) fn late(live: &LiveSeed) -> EngineError {
+        let what = format!("kernel {}", live.kernel().id());
+        EngineError::Run { what, source: RunError::Timeout { done: 0, total: 0 } }
+    }
+
+    /// The kernel that a slot runs now.
+    pub(super) fn current(&self, slot: usize) -> Option<Arc<LiveSeed>> {
+        self.slots[slot].attached.as_ref().map(|attached| attached.live.clone())
     }
 
     /// Runs `self.jobs` and leaves what became of them in `self.outcomes`, in the same order.

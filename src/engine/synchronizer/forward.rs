@@ -1,45 +1,47 @@
 //! The forward pass of a layer.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
 
-use super::{Assigned, Failures, ForwardReport, GradientSynchronizer, Outcome};
+use super::{
+    ForwardReport, GradientSynchronizer, Outcome, Setbacks,
+    blending::Blending,
+    parts::{Given, Keys},
+};
 use crate::{
-    backend::{Bindings, HostMemory, Memory, Region, RunContext, RunError},
+    backend::{HostMemory, Memory},
     engine::{
-        EngineError, LiveSeed, PlanKey, PlanSet, Quota,
-        blend::{self, BlendKey, BlendPlan, Factors},
-        job::{Direction, EMPTY, Job, message_of, within},
-        ticket::{Ticket, TicketSeed},
+        EngineError, PlanKey, Quota, Role,
+        blend::{self, BlendKey, BlendPlan, Factors, Mix},
+        job::{Direction, Job, within},
+        ticket::{Ticket, TicketSeed, blended, mask},
     },
-    graph::ValueInfo,
     id::{SeedIndex, TicketId},
     wire::{self, Blend},
 };
 
-/// The regions of a blend: outputs, factors and x for up to four seeds without an allocation.
-pub(super) type Regions<'a> = SmallVec<[Region<'a>; 9]>;
-
 type Ran = SmallVec<[TicketSeed; 4]>;
 
-/// A slot whose seed takes part, and what it runs.
-type Part = (usize, Arc<LiveSeed>, Arc<PlanSet>);
-
 /// A pass as its jobs see it.
-struct Pass<'a> {
-    request: &'a wire::Forward,
-    arena: &'a Arc<dyn Memory>,
-    deadline: Instant,
-    key: PlanKey,
+pub(super) struct Pass<'a> {
+    pub(super) request: &'a wire::Forward,
+    pub(super) arena: &'a Arc<dyn Memory>,
+    pub(super) deadline: Instant,
+    pub(super) given: Given,
+    keys: Keys,
+}
+
+impl Pass<'_> {
+    /// What the plans of a slot in this role depend on.
+    pub(super) fn key(&self, role: Role) -> &PlanKey {
+        self.keys.of(role)
+    }
 }
 
 impl GradientSynchronizer {
-    /// Runs every live seed whose α is not 0 and writes the blend of their outputs.
+    /// Runs the host, if the layer has one here, every live seed whose α is not 0, and in training mode those
+    /// that train behind the layer; and writes the blend of their outputs.
     ///
     /// A seed that fails is left out: its α counts as 0 for this pass and for its backward. Where none is
     /// left, the blend is that of no seeds.
@@ -49,8 +51,10 @@ impl GradientSynchronizer {
     ///
     /// # Errors
     /// [`EngineError::Quota`] when the ticket would be one too many, [`EngineError::Request`] when blocks
-    /// and shapes contradict each other, [`EngineError::Run`] when the blend itself fails. No ticket is
-    /// taken then, and the output is undefined.
+    /// and shapes contradict each other, [`EngineError::GivenAlpha`] for an alpha out of range,
+    /// [`EngineError::NoHost`] and [`EngineError::Host`] when the host is not there or fails,
+    /// [`EngineError::Run`] when the blend itself fails. No ticket is taken then, no seed's buffers have changed
+    /// before the blend, and the output is undefined.
     pub fn forward(
         &mut self,
         request: &wire::Forward,
@@ -58,6 +62,7 @@ impl GradientSynchronizer {
         quota: &mut Quota,
     ) -> Result<ForwardReport, EngineError> {
         self.check_forward(request)?;
+        let given = self.given_alphas(request, &**arena)?;
         if request.take_ticket {
             quota.check(0)?;
             if self.tickets.len() >= self.config.max_tickets_per_layer {
@@ -67,41 +72,39 @@ impl GradientSynchronizer {
         }
         self.reclaim();
         let wants = if request.take_ticket { request.wants } else { wire::Wants::default() };
-        let key = PlanKey {
-            input_shape: request.input_shape.clone(),
-            dtype: request.dtype,
-            train: request.train,
-            wants_input: wants.input,
-            wants_parameters: wants.parameters,
-        };
-        let pass = Pass { request, arena, deadline: self.deadline(), key };
-        let mut failures = Failures::new();
-        self.prepare(&pass, &mut failures);
+        let keys = Keys::new(request, wants);
+        let pass = Pass { request, arena, deadline: self.deadline(), given, keys };
+        let mut setbacks = Setbacks::new();
+        self.prepare(&pass, &mut setbacks)?;
         if request.take_ticket {
-            let bytes = self.jobs.iter().map(|assigned| assigned.job.lent_bytes() as u64).sum();
+            let bytes = self.jobs.iter().map(|assigned| self.keeps_bytes(&assigned.job) as u64).sum();
             if let Err(error) = quota.check(bytes) {
                 self.drop_jobs();
                 return Err(error);
             }
         }
         self.run_jobs(pass.deadline);
+        self.check_host()?;
         let mut ran = Ran::new();
-        self.gather(request, &mut ran, &mut failures);
-        self.finish(&pass, wants, ran, failures, quota)
+        self.gather(request, &mut ran, &mut setbacks);
+        self.finish(&pass, wants, ran, setbacks, quota)
     }
 
     fn check_forward(&self, request: &wire::Forward) -> Result<(), EngineError> {
         let refuse = |reason: String| Err(EngineError::Request { reason });
         let bytes =
             |shape: &crate::tensor::Shape| shape.elements().saturating_mul(request.dtype.size_bytes()) as u64;
-        if request.alphas.is_some() {
-            return refuse("this version takes no alphas with a pass: set them by set_alpha".to_owned());
-        }
         if request.input.bytes != bytes(&request.input_shape) {
             return refuse(format!("the input's block is not as large as {}", request.input_shape));
         }
         if request.output.bytes != bytes(&request.output_shape) {
             return refuse(format!("the output's block is not as large as {}", request.output_shape));
+        }
+        let alphas_bytes = 4 * self.seeds() as u64;
+        if let Some(block) = request.alphas
+            && block.bytes != alphas_bytes
+        {
+            return refuse(format!("alphas take {alphas_bytes} bytes, the block has {}", block.bytes));
         }
         if self.blend == Blend::Multiply && request.input_shape != request.output_shape {
             let (input, output) = (&request.input_shape, &request.output_shape);
@@ -109,114 +112,52 @@ impl GradientSynchronizer {
                 "multiply needs equal shapes of input and output, not {input} and {output}"
             ));
         }
-        Ok(())
-    }
-
-    /// Makes a job for each seed that takes part.
-    fn prepare(&mut self, pass: &Pass<'_>, failures: &mut Failures) {
-        let mut taking_part: SmallVec<[Part; 4]> = SmallVec::new();
-        for slot in 0..self.slots.len() {
-            let Some(attached) = &mut self.slots[slot].attached else { continue };
-            if attached.alpha.get() == 0.0 {
-                continue;
-            }
-            let live = attached.live.clone();
-            let plans = if attached.scratch.is_none() {
-                Err(EngineError::Busy { kernel: live.kernel().id().clone() })
-            } else {
-                let made = || attached.plans(&pass.key, &*self.backend, &self.config);
-                let plans = catch_unwind(AssertUnwindSafe(made)).unwrap_or_else(|panic| {
-                    let kernel = live.kernel().id().clone();
-                    Err(EngineError::Panicked { kernel, message: message_of(&*panic) })
-                });
-                plans.and_then(|plans| fits(&live, &plans, pass.request).map(|()| plans))
-            };
-            match plans {
-                Ok(plans) => taking_part.push((slot, live, plans)),
-                Err(error) => self.fail(slot, &live, error, failures),
-            }
-        }
-        let heavy = self.heavy(taking_part.iter().map(|(_, _, plans)| &**plans));
-        let mut left_to_send = heavy.saturating_sub(1);
-        let threads = self.threads(heavy);
-        for (place, (slot, live, plans)) in taking_part.into_iter().enumerate() {
-            let is_sent_out = left_to_send > 0 && self.is_heavy(&plans);
-            left_to_send -= usize::from(is_sent_out);
-            let output_bytes = pass.request.output.bytes as usize;
-            let (output, saved) = (self.pool.take(output_bytes), self.pool.take(plans.saved_bytes()));
-            let attached = self.slots[slot].attached.as_mut().expect("it took part a moment ago");
-            let mut scratch = attached.scratch.take().expect("it was there a moment ago");
-            scratch.fit(&live, &plans);
-            let job = Job {
-                place,
-                live,
-                plans,
-                arena: pass.arena.clone(),
-                input: pass.request.input,
-                saved,
-                scratch,
-                direction: Direction::Forward { output },
-                config: self.config.clone(),
-                context: RunContext { seed: pass.request.rng_seed, deadline: Some(pass.deadline), threads },
-            };
-            self.jobs.push(Assigned { job, slot, is_sent_out });
+        match self.host {
+            Some(host) if self.slots[host].attached.is_none() => Err(EngineError::NoHost { layer: self.id }),
+            _ => Ok(()),
         }
     }
 
-    /// Undoes [`prepare`](Self::prepare).
-    fn drop_jobs(&mut self) {
-        let mut jobs = std::mem::take(&mut self.jobs);
-        for Assigned { job, slot, .. } in jobs.drain(..) {
-            self.take_back_scratch(slot, &job.live, job.scratch);
-            self.pool.give(job.saved);
-            if let Direction::Forward { output } = job.direction {
-                self.pool.give(output);
-            }
+    /// How much of a job's memory goes into the ticket.
+    fn keeps_bytes(&self, job: &Job) -> usize {
+        let Direction::Forward { output } = &job.direction else { return 0 };
+        match job.role {
+            _ if self.recompute => job.buffers.len_bytes(),
+            Role::Straight => job.saved.len_bytes(),
+            Role::Blended | Role::Host => output.len_bytes() + job.saved.len_bytes(),
         }
-        self.jobs = jobs;
     }
 
-    /// Sorts what came back into those that go into the blend and those that failed.
-    fn gather(&mut self, request: &wire::Forward, ran: &mut Ran, failures: &mut Failures) {
+    /// Sorts what came back into those that ran and those that failed.
+    fn gather(&mut self, request: &wire::Forward, ran: &mut Ran, setbacks: &mut Setbacks) {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, back, .. } in outcomes.drain(..) {
             let Some((done, ran_on)) = back else {
-                self.late(slot, failures);
+                setbacks.extend(self.current(slot).map(|live| (slot, live.clone(), Self::late(&live))));
                 continue;
             };
-            if done.result.is_ok() {
-                done.job.commit();
+            if let Err(error) = done.result {
+                setbacks.push((slot, done.job.live.clone(), error));
+                self.give_job(slot, done.job);
+                continue;
             }
-            let Job { live, plans, saved, scratch, direction, .. } = done.job;
-            let Direction::Forward { output } = direction else { continue };
+            done.job.commit();
+            let Job { live, plans, role, alpha, saved, buffers, scratch, direction, .. } = done.job;
+            let Direction::Forward { mut output } = direction else { continue };
             self.take_back_scratch(slot, &live, scratch);
-            match done.result {
-                Ok(()) => {
-                    let counters = &self.slots[slot].counters;
-                    counters.succeeded(done.time, ran_on);
-                    // Where a backward follows, the row of failures ends with its success.
-                    if !request.take_ticket || plans.backward.is_none() {
-                        counters.end_row();
-                    }
-                    let alpha = self.slots[slot].attached.as_ref().map_or(0.0, |a| a.alpha.get());
-                    ran.push(TicketSeed { seed: SeedIndex(slot as u16), live, plans, alpha, output, saved });
-                }
-                Err(error) => {
-                    self.pool.give(output);
-                    self.pool.give(saved);
-                    self.fail(slot, &live, error, failures);
-                }
+            let counters = &self.slots[slot].counters;
+            counters.succeeded(done.time, ran_on);
+            // Where a backward follows, the row of failures ends with its success.
+            if !request.take_ticket || plans.backward.is_none() {
+                counters.end_row();
             }
+            if role == Role::Straight {
+                self.pool.give(std::mem::replace(&mut output, HostMemory::new(0)));
+            }
+            let seed = SeedIndex(slot as u16);
+            ran.push(TicketSeed { seed, live, plans, role, alpha, output, saved, buffers, is_lost: false });
         }
         self.outcomes = outcomes;
-    }
-
-    /// A seed whose thread has not come back in time.
-    pub(super) fn late(&mut self, slot: usize, failures: &mut Failures) {
-        let Some(live) = self.slots[slot].attached.as_ref().map(|a| a.live.clone()) else { return };
-        let what = format!("kernel {}", live.kernel().id());
-        let source = RunError::Timeout { done: 0, total: 0 };
-        self.fail(slot, &live, EngineError::Run { what, source }, failures);
     }
 
     /// Blends and takes the ticket.
@@ -225,41 +166,18 @@ impl GradientSynchronizer {
         pass: &Pass<'_>,
         wants: wire::Wants,
         ran: Ran,
-        failures: Failures,
+        setbacks: Setbacks,
         quota: &mut Quota,
     ) -> Result<ForwardReport, EngineError> {
         let request = pass.request;
-        let alphas: Factors = ran.iter().map(|seed| seed.alpha).collect();
-        let factors = blend::weights(self.blend, &alphas);
-        let key = BlendKey {
-            blend: self.blend,
-            count: ran.len(),
-            shape: request.output_shape.clone(),
-            dtype: request.dtype,
-            wants_outputs: wants.input || wants.parameters,
-            wants_factors: wants.alphas,
-            wants_input: wants.input,
-        };
-        let blended = self.blend_plan(key).and_then(|plan| {
-            let saved = self.pool.take(plan.forward.needs().saved.total_bytes());
-            match self.run_blend(pass, &plan, &ran, &factors, &saved) {
-                Ok(()) => Ok((plan, saved)),
-                Err(error) => {
-                    self.pool.give(saved);
-                    Err(error)
-                }
-            }
-        });
-        let live_mask = mask(&ran);
-        let (ticket, saved_bytes) = match blended {
+        let alphas: Factors = blended(&ran).map(|seed| seed.alpha).collect();
+        let (live_mask, mix) = (mask(&ran), Mix::new(self.blend, &alphas));
+        let result = self.blend(pass, wants, &ran, &mix);
+        let (ticket, saved_bytes) = match result {
             Ok((blend, blend_saved)) if request.take_ticket => {
-                let bytes =
-                    ran.iter().map(|seed| seed.output.len_bytes() + seed.saved.len_bytes()).sum::<usize>()
-                        + blend_saved.len_bytes();
-                let id = quota.take(bytes as u64);
-                let ticket = Ticket {
+                let mut ticket = Ticket {
                     seeds: ran,
-                    factors,
+                    mix,
                     blend,
                     blend_saved,
                     input: request.input,
@@ -268,25 +186,32 @@ impl GradientSynchronizer {
                     dtype: request.dtype,
                     wants,
                     rng_seed: request.rng_seed,
-                    bytes: bytes as u64,
+                    bytes: 0,
                 };
+                if self.recompute {
+                    self.strip(&mut ticket);
+                }
+                let held = ticket.seeds.iter().map(TicketSeed::held_bytes).sum::<usize>();
+                ticket.bytes = (held + ticket.blend_saved.len_bytes()) as u64;
+                let (id, bytes) = (quota.take(ticket.bytes), ticket.bytes);
                 self.tickets.insert(id, ticket);
-                (id, bytes as u64)
+                (id, bytes)
             }
             result => {
                 for seed in ran {
                     self.pool.give(seed.output);
                     self.pool.give(seed.saved);
+                    self.pool.give(seed.buffers);
                 }
                 let (_, blend_saved) = result?;
                 self.pool.give(blend_saved);
                 (TicketId(0), 0)
             }
         };
-        let blend_weight = blend::total_weight(&alphas);
+        let failures = self.settle(setbacks);
         Ok(ForwardReport {
             ticket,
-            blend_weight,
+            blend_weight: blend::total_weight(&alphas),
             alpha_total: alphas.iter().sum(),
             live_mask,
             failures,
@@ -295,48 +220,35 @@ impl GradientSynchronizer {
         })
     }
 
-    fn run_blend(
-        &self,
+    /// Runs the blend; gives its plan and what its gradient reads.
+    fn blend(
+        &mut self,
         pass: &Pass<'_>,
-        plan: &BlendPlan,
+        wants: wire::Wants,
         ran: &Ran,
-        factors: &Factors,
-        saved: &HostMemory,
-    ) -> Result<(), EngineError> {
-        self.write_factors(factors);
-        let mut inputs: Regions<'_> = ran.iter().map(|seed| seed.output.region()).collect();
-        inputs.extend((0..factors.len()).map(|n| self.scalar(n)));
-        inputs.push(within(&**pass.arena, pass.request.input));
-        let outputs = [within(&**pass.arena, pass.request.output)];
-        let bindings = Bindings {
-            inputs: &inputs,
-            outputs: &outputs,
-            saved: saved.region(),
-            workspace: self.blend_workspace.region(),
-            ..EMPTY
+        mix: &Mix,
+    ) -> Result<(Arc<BlendPlan>, HostMemory), EngineError> {
+        let request = pass.request;
+        let key = BlendKey {
+            blend: self.blend,
+            count: mix.factors.len(),
+            host: self.host.is_some(),
+            shape: request.output_shape.clone(),
+            dtype: request.dtype,
+            wants_outputs: wants.input || wants.parameters,
+            wants_factors: wants.alphas,
+            wants_input: wants.input,
         };
-        // The seeds have had their time; the blend is short and is not given up.
-        let context = RunContext { seed: 0, deadline: None, threads: self.threads(1) };
-        let failed = |source| EngineError::Run { what: "the blend".to_owned(), source };
-        plan.forward.run(&bindings, &context).map_err(failed)
+        let plan = self.blend_plan(key)?;
+        let saved = self.pool.take(plan.forward.needs().saved.total_bytes());
+        let (x, output) = (within(&**pass.arena, request.input), within(&**pass.arena, request.output));
+        let blending = Blending { ran, mix, x, saved: saved.region() };
+        match self.run_blend(&plan, &blending, output) {
+            Ok(()) => Ok((plan, saved)),
+            Err(error) => {
+                self.pool.give(saved);
+                Err(error)
+            }
+        }
     }
-}
-
-fn mask(ran: &Ran) -> u64 {
-    ran.iter().fold(0, |mask, seed| mask | 1u64.checked_shl(seed.seed.0.into()).unwrap_or(0))
-}
-
-/// Whether what a kernel gives is what the layer needs.
-fn fits(live: &LiveSeed, plans: &PlanSet, request: &wire::Forward) -> Result<(), EngineError> {
-    let ValueInfo { shape, dtype } = &plans.output;
-    if *shape == request.output_shape && *dtype == request.dtype {
-        return Ok(());
-    }
-    Err(EngineError::Output {
-        kernel: live.kernel().id().clone(),
-        expected: request.output_shape.clone(),
-        expected_dtype: request.dtype,
-        actual: shape.clone(),
-        actual_dtype: *dtype,
-    })
 }

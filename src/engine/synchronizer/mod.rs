@@ -1,8 +1,11 @@
-//! One layer's passes: fan out to the live seeds, join, blend; and the same backwards.
+//! One layer's passes: fan out to the live seeds and the host, join, blend; and the same backwards.
 
+mod again;
 mod backward;
+mod blending;
 mod fan_out;
 mod forward;
+mod parts;
 mod slot;
 
 use std::{
@@ -15,7 +18,7 @@ use smallvec::SmallVec;
 
 use super::{
     Alpha, EngineConfig, EngineError, LiveSeed, Quota, Role, SeedCounters,
-    blend::{BlendKey, BlendPlan, Factors},
+    blend::{BlendKey, BlendPlan},
     executor::SeedExecutor,
     job::{Done, Job, Scratch, Target},
     pool::MemoryPool,
@@ -23,7 +26,7 @@ use super::{
     ticket::Ticket,
 };
 use crate::{
-    backend::{Backend, Executable, HostMemory, Memory as _, Region},
+    backend::{Backend, Executable, HostMemory},
     id::{Generation, KernelId, LayerId, SeedIndex, TicketId},
     tensor::{ALIGNMENT_BYTES, DType, Shape},
     wire::{Blend, Block},
@@ -32,9 +35,6 @@ use slot::{Attached, Slot};
 
 /// How long a seed's thread may take, past the time limit, to notice it.
 const GRACE: Duration = Duration::from_millis(50);
-/// Plans of blends and sums that a layer remembers.
-const REMEMBERED_BLENDS: usize = 16;
-
 /// A layer as its synchronizer is told of it.
 #[derive(Clone, Debug)]
 pub struct LayerSpec {
@@ -68,6 +68,13 @@ pub struct SeedFailure {
 /// The seeds that failed in a pass.
 pub type Failures = SmallVec<[SeedFailure; 2]>;
 
+/// Failures of a pass that may yet be refused as a whole; nothing follows from them before it has gone well, or the
+/// kernel of a seed could be taken out without anybody being told.
+type Setbacks = SmallVec<[Setback; 2]>;
+
+/// Which slot, what it ran and what happened.
+type Setback = (usize, Arc<LiveSeed>, EngineError);
+
 /// What became of a forward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ForwardReport {
@@ -75,9 +82,10 @@ pub struct ForwardReport {
     pub ticket: TicketId,
     /// A, the part of the layer's output that the seeds take.
     pub blend_weight: f32,
-    /// T, the sum of the blend factors of the seeds that ran.
+    /// T, the sum of the blend factors of the seeds that went into the blend.
     pub alpha_total: f32,
-    /// Bit s is set if seed s ran and went into the blend.
+    /// Bit s is set if slot s ran: blended, in training, or the host. Parameters of just these have gradients in the
+    /// backward.
     pub live_mask: u64,
     /// Seeds that failed and were left out.
     pub failures: Failures,
@@ -108,12 +116,14 @@ pub struct GradientSynchronizer {
     blend: Blend,
     /// The slot of the layer's own transform: the last one, if there is any.
     host: Option<usize>,
+    /// Whether tickets keep no activations and backward passes run the forward again.
+    recompute: bool,
     backend: Arc<dyn Backend>,
     config: Arc<EngineConfig>,
     slots: Vec<Slot>,
     tickets: HashMap<TicketId, Ticket>,
     pool: MemoryPool,
-    /// Factors of the blend and their gradients, a cache line each.
+    /// Factors of the blend and 1 − A, then their gradients, a cache line each.
     scalars: HostMemory,
     blends: Vec<(BlendKey, Arc<BlendPlan>)>,
     sums: Vec<(SumKey, Arc<dyn Executable>)>,
@@ -148,13 +158,14 @@ impl GradientSynchronizer {
         let slots: Vec<Slot> =
             spec.counters.into_iter().map(|counters| Slot { counters, attached: None }).collect();
         Self {
-            scalars: HostMemory::new(2 * slots.len() * ALIGNMENT_BYTES),
+            scalars: HostMemory::new(2 * (slots.len() + 1) * ALIGNMENT_BYTES),
             jobs: Vec::with_capacity(slots.len()),
             outcomes: Vec::with_capacity(slots.len()),
             blocks: Vec::with_capacity(slots.len()),
             id: spec.id,
             blend: spec.blend,
             host: slots.len().checked_sub(1).filter(|_| spec.host),
+            recompute: spec.recompute,
             backend,
             config,
             slots,
@@ -188,10 +199,13 @@ impl GradientSynchronizer {
         let mut newcomer = Attached::new(live, alpha, role);
         let others = |(i, slot): (usize, &Slot)| i != usize::from(seed.0) && slot.attached.is_some();
         if self.slots.iter().enumerate().any(others) {
-            newcomer.executor = Some(self.executor(seed)?);
+            // The host, the last of its layer, is what the thread that holds the request runs itself.
+            if !is_host {
+                newcomer.executor = Some(self.executor(seed)?);
+            }
             for index in 0..self.slots.len() {
                 let lacks = self.slots[index].attached.as_ref().is_some_and(|a| a.executor.is_none());
-                if lacks && index != usize::from(seed.0) {
+                if lacks && index != usize::from(seed.0) && self.host != Some(index) {
                     let executor = self.executor(SeedIndex(index as u16))?;
                     self.slots[index].attached.as_mut().expect("looked at just now").executor =
                         Some(executor);
@@ -278,9 +292,21 @@ impl GradientSynchronizer {
         attached.filter_map(Attached::take_grown).map(|kernel| kernel.id())
     }
 
-    /// How many seeds are live.
+    /// How many slots have a kernel, the host's too.
     pub fn live_seeds(&self) -> usize {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()
+    }
+
+    /// The host's slot and which of its kernels is there, if there is one.
+    pub(super) fn host(&self) -> Option<(SeedIndex, Generation)> {
+        let host = self.host?;
+        let attached = self.slots[host].attached.as_ref()?;
+        Some((SeedIndex(host as u16), attached.live.generation()))
+    }
+
+    /// How many slots are seeds.
+    fn seeds(&self) -> usize {
+        self.slots.len() - usize::from(self.host.is_some())
     }
 
     fn slot(&mut self, seed: SeedIndex) -> Result<&mut Slot, EngineError> {
@@ -329,11 +355,30 @@ impl GradientSynchronizer {
         failures.push(SeedFailure { seed: SeedIndex(slot as u16), kernel, generation, error, unloaded });
     }
 
+    /// Draws what follows from the failures of a pass that has gone well as a whole.
+    fn settle(&mut self, setbacks: Setbacks) -> Failures {
+        let mut failures = Failures::new();
+        for (slot, live, error) in setbacks {
+            self.fail(slot, &live, error, &mut failures);
+        }
+        failures
+    }
+
+    /// Counts a failure of the host and refuses the pass. It is never taken out: without it the layer has no output
+    /// at all, and what is wrong with it may be the parameters, which are its trainer's.
+    fn host_failed(&self, live: &LiveSeed, error: EngineError) -> EngineError {
+        if let Some(host) = self.host {
+            self.slots[host].counters.failed(live.kernel().id(), &error);
+        }
+        EngineError::Host { error: Box::new(error) }
+    }
+
     fn recycle(&mut self, ticket: Ticket, quota: &mut Quota) {
         quota.give_back(ticket.bytes);
         for seed in ticket.seeds {
             self.pool.give(seed.output);
             self.pool.give(seed.saved);
+            self.pool.give(seed.buffers);
         }
         self.pool.give(ticket.blend_saved);
     }
@@ -350,38 +395,6 @@ impl GradientSynchronizer {
     fn give_target(&mut self, target: Target) {
         if let Target::Own(memory) = target {
             self.pool.give(memory);
-        }
-    }
-
-    /// The plan of a blend: most of the time remembered.
-    fn blend_plan(&mut self, key: BlendKey) -> Result<Arc<BlendPlan>, EngineError> {
-        if let Some((_, plan)) = self.blends.iter().find(|(known, _)| *known == key) {
-            return Ok(plan.clone());
-        }
-        let plan = Arc::new(BlendPlan::build(&key, &*self.backend, &self.config)?);
-        let backward = plan.backward.as_ref().map_or(0, |b| b.needs().workspace_bytes);
-        self.fit_workspace(plan.forward.needs().workspace_bytes.max(backward));
-        if self.blends.len() == REMEMBERED_BLENDS {
-            self.blends.remove(0);
-        }
-        self.blends.push((key, plan.clone()));
-        Ok(plan)
-    }
-
-    fn fit_workspace(&mut self, bytes: usize) {
-        if self.blend_workspace.len_bytes() < bytes {
-            self.blend_workspace = HostMemory::new(bytes);
-        }
-    }
-
-    /// The n-th scalar: factors first, then their gradients.
-    fn scalar(&self, n: usize) -> Region<'_> {
-        self.scalars.region().part(n * ALIGNMENT_BYTES, 4).expect("there are two scalars a seed")
-    }
-
-    fn write_factors(&self, factors: &Factors) {
-        for (n, factor) in factors.iter().enumerate() {
-            self.scalar(n).write(&factor.to_le_bytes());
         }
     }
 

@@ -1,19 +1,18 @@
-//! A layer with an arena, and kernels simple enough to be computed by hand.
+//! A layer with an arena, and what it computes by the formulas.
 
 use std::sync::Arc;
 
+pub(super) use super::kernels::{
+    kernel, live, moody, passes_counted, seed, set_weights, shift_kernel, weights_of,
+};
 use crate::{
     backend::{Backend, HostMemory, Memory, cpu::CpuBackend},
-    digest::Digest,
     engine::{
-        Alpha, BackwardReport, EngineConfig, EngineError, ForwardReport, GradientSynchronizer, Kernel,
-        KernelParts, LayerSpec, LiveSeed, PlanKey, Program, Quota, Role, SeedCounters, Weight,
+        Alpha, BackwardReport, EngineConfig, EngineError, ForwardReport, GradientSynchronizer, LayerSpec,
+        LiveSeed, Quota, Role, SeedCounters,
     },
-    fault::Fault,
-    graph::{Binary, Builder, Graph, GraphError, Limits, Op, Sink, Source, Unary},
-    id::{Generation, LayerId, SeedIndex, TicketId},
-    tensor::{DType, HostTensor, Shape},
-    validation::Metadata,
+    id::{LayerId, SeedIndex, TicketId},
+    tensor::DType,
     wire::{self, Blend, Block, Wants},
 };
 
@@ -21,106 +20,8 @@ pub(super) const BATCH: usize = 4;
 pub(super) const WIDTH: usize = 6;
 pub(super) const ELEMENTS: usize = BATCH * WIDTH;
 
-/// k(x) = tanh(x·w), element by element, w repeated over the batch. In training mode buffer 0 counts passes.
-#[derive(Debug)]
-struct TanhProgram {
-    /// Sizes of the output; another than the input's makes a kernel that does not fit.
-    output: Shape,
-}
-
-impl TanhProgram {
-    fn graph(&self, key: &PlanKey) -> Result<Graph, GraphError> {
-        let mut b = Builder::new();
-        let x = b.source(Source::Input(0), key.input_shape.clone(), key.dtype)?;
-        let w = b.source(Source::Parameter(0), [WIDTH].into(), DType::F32)?;
-        let product = b.apply(Op::Binary(Binary::Mul), &[x, w])?;
-        let y = b.apply(Op::Unary(Unary::Tanh), &[product])?;
-        let y = b.apply(Op::Reshape(self.output.clone()), &[y])?;
-        b.sink(Sink::Output(0), y);
-        if key.train {
-            let count = b.source(Source::Buffer(0), Shape::scalar(), DType::F32)?;
-            let next = b.apply(Op::Unary(Unary::AddScalar { value: 1.0 }), &[count])?;
-            b.sink(Sink::BufferUpdate(0), next);
-        }
-        Ok(b.finish())
-    }
-}
-
-impl Program for TanhProgram {
-    fn lower(&self, key: &PlanKey, _limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
-        self.graph(key).map_err(|error| Box::new(error) as Box<dyn Fault + Send + Sync>)
-    }
-}
-
-/// k(x) = x + c.
-#[derive(Debug)]
-struct ShiftProgram(f32);
-
-impl Program for ShiftProgram {
-    fn lower(&self, key: &PlanKey, _limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
-        let graph = || -> Result<Graph, GraphError> {
-            let mut b = Builder::new();
-            let x = b.source(Source::Input(0), key.input_shape.clone(), key.dtype)?;
-            let y = b.apply(Op::Unary(Unary::AddScalar { value: self.0.into() }), &[x])?;
-            b.sink(Sink::Output(0), y);
-            Ok(b.finish())
-        };
-        graph().map_err(|error| Box::new(error) as Box<dyn Fault + Send + Sync>)
-    }
-}
-
-pub(super) fn shift_kernel(by: f32) -> Arc<Kernel> {
-    let id: crate::id::KernelId = "shift".parse().unwrap();
-    let parts = KernelParts {
-        digest: Digest::of(b"shift"),
-        metadata: Metadata::bare(id.clone()),
-        id,
-        verdict: None,
-        parameters: Vec::new(),
-        buffers: Vec::new(),
-        program: Box::new(ShiftProgram(by)),
-    };
-    Arc::new(Kernel::new(parts).unwrap())
-}
-
-pub(super) fn kernel(name: &str, w: &[f32], output: [usize; 2]) -> Arc<Kernel> {
-    let id: crate::id::KernelId = name.parse().unwrap();
-    let weight = |name: &str, tensor, requires_grad| Weight { name: name.to_owned(), tensor, requires_grad };
-    let parts = KernelParts {
-        digest: Digest::of(name.as_bytes()),
-        metadata: Metadata::bare(id.clone()),
-        id,
-        verdict: None,
-        parameters: vec![weight("w", HostTensor::from_values([WIDTH].into(), w).unwrap(), true)],
-        buffers: vec![weight("count", HostTensor::from_values(Shape::scalar(), &[0f32]).unwrap(), false)],
-        program: Box::new(TanhProgram { output: output.into() }),
-    };
-    Arc::new(Kernel::new(parts).unwrap())
-}
-
-pub(super) fn live(kernel: Arc<Kernel>, generation: u64) -> Arc<LiveSeed> {
-    let memory = HostMemory::new(kernel.memory_bytes());
-    assert!(kernel.initialise(memory.region()));
-    Arc::new(LiveSeed::new(kernel, Arc::new(memory), Generation(generation)).unwrap())
-}
-
-/// Weights of the n-th kernel.
-pub(super) fn weights_of(n: usize) -> Vec<f32> {
-    (0..WIDTH).map(|i| ((n * 5 + i) as f32 * 0.83).sin()).collect()
-}
-
-pub(super) fn seed(n: usize) -> Arc<LiveSeed> {
-    live(kernel(&format!("tanh-{n}"), &weights_of(n), [BATCH, WIDTH]), n as u64)
-}
-
 pub(super) fn alpha(value: f32) -> Alpha {
     Alpha::new(value).unwrap()
-}
-
-pub(super) fn passes_counted(live: &LiveSeed) -> f32 {
-    let mut bytes = [0; 4];
-    assert!(live.buffers().read(&mut bytes));
-    f32::from_le_bytes(bytes)
 }
 
 pub(super) fn config() -> EngineConfig {
@@ -136,6 +37,8 @@ pub(super) enum Room {
     GradInput = 3,
     GradParameters = 4,
     GradAlphas = 5,
+    Alphas = 6,
+    Straight = 7,
 }
 
 const ROOM_BYTES: usize = 4096;
@@ -144,7 +47,15 @@ pub(super) fn block(room: Room, bytes: usize) -> Block {
     Block { offset: (room as usize * ROOM_BYTES) as u64, bytes: bytes as u64 }
 }
 
+/// What a layer is opened with beside its blend and its seeds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kind {
+    pub(super) host: bool,
+    pub(super) recompute: bool,
+}
+
 pub(super) struct Layer {
+    pub(super) seeds: usize,
     pub(super) sync: GradientSynchronizer,
     pub(super) quota: Quota,
     pub(super) arena: Arc<dyn Memory>,
@@ -157,15 +68,40 @@ impl Layer {
     }
 
     pub(super) fn on(backend: Arc<dyn Backend>, blend: Blend, seeds: usize, config: EngineConfig) -> Self {
-        let counters: Vec<Arc<SeedCounters>> = (0..seeds).map(|_| Arc::default()).collect();
-        let (counters_too, host, recompute) = (counters.clone(), false, false);
-        let spec = LayerSpec { id: LayerId(1), blend, counters: counters_too, host, recompute };
+        Self::of(Kind::default(), backend, blend, seeds, config)
+    }
+
+    pub(super) fn of(
+        Kind { host, recompute }: Kind,
+        backend: Arc<dyn Backend>,
+        blend: Blend,
+        seeds: usize,
+        config: EngineConfig,
+    ) -> Self {
+        let slots = seeds + usize::from(host);
+        let counters: Vec<Arc<SeedCounters>> = (0..slots).map(|_| Arc::default()).collect();
+        let spec = LayerSpec { id: LayerId(1), blend, counters: counters.clone(), host, recompute };
         Self {
+            seeds,
             sync: GradientSynchronizer::new(spec, backend, Arc::new(config)),
             quota: Quota::new(100, 1 << 20),
             arena: Arc::new(HostMemory::new(8 * ROOM_BYTES)),
             counters,
         }
+    }
+
+    /// A layer of a kind, on the CPU; `n` for the host's kernel.
+    pub(super) fn with_host(kind: Kind, blend: Blend, seeds: usize, n: usize, config: EngineConfig) -> Self {
+        let backend = Arc::new(CpuBackend::new(config.threads));
+        let mut layer = Self::of(kind, backend, blend, seeds, config);
+        if kind.host {
+            layer.attach(seeds, &seed(n), 0.0);
+        }
+        layer
+    }
+
+    pub(super) fn attach_as(&mut self, role: Role, index: usize, live: &Arc<LiveSeed>, value: f32) {
+        self.sync.attach(SeedIndex(index as u16), live.clone(), alpha(value), role).unwrap();
     }
 
     pub(super) fn attach(&mut self, index: usize, live: &Arc<LiveSeed>, value: f32) {
@@ -214,8 +150,37 @@ impl Layer {
         ran: usize,
         g: &[f32],
     ) -> Result<BackwardReport, EngineError> {
-        let seeds = self.counters.len();
+        self.backward_with(ticket, ran, g, None)
+    }
+
+    /// A forward with alphas of its own; NaN for those of the seeds.
+    pub(super) fn forward_given(
+        &mut self,
+        x: &[f32],
+        take_ticket: bool,
+        given: Option<&[f32]>,
+    ) -> Result<ForwardReport, EngineError> {
+        let mut request = self.forward_request(x, take_ticket);
+        request.alphas = given.map(|alphas| {
+            self.write(Room::Alphas, alphas);
+            block(Room::Alphas, 4 * alphas.len())
+        });
+        self.sync.forward(&request, &self.arena, &mut self.quota)
+    }
+
+    pub(super) fn backward_with(
+        &mut self,
+        ticket: TicketId,
+        ran: usize,
+        g: &[f32],
+        straight: Option<&[f32]>,
+    ) -> Result<BackwardReport, EngineError> {
+        let seeds = self.seeds;
         self.write(Room::GradOutput, g);
+        let straight = straight.map(|g| {
+            self.write(Room::Straight, g);
+            block(Room::Straight, 4 * ELEMENTS)
+        });
         for (room, count) in
             [(Room::GradInput, ELEMENTS), (Room::GradParameters, 16 * ran), (Room::GradAlphas, seeds)]
         {
@@ -229,7 +194,7 @@ impl Layer {
             grad_input: Some(block(Room::GradInput, 4 * ELEMENTS)),
             grad_parameters: Some(block(Room::GradParameters, 64 * ran)),
             grad_alphas: Some(block(Room::GradAlphas, 4 * seeds)),
-            straight: None,
+            straight,
         };
         self.sync.backward(&request, &self.arena, &mut self.quota)
     }

@@ -4,4 +4,8 @@ mod equivalence;
 mod fallback;
 mod fixture;
 mod interleaving;
+mod kernels;
+mod plain;
+mod recomputation;
+mod roles;
 mod tickets;

@@ -1,0 +1,134 @@
+//! Forward passes that are run again for their backward, in layers whose tickets keep no activations.
+//!
+//! The same plans run with the same dropout masks, on buffers as the forward found them; what it updated is not
+//! updated again, and seeds that failed in it stay out. As long as nobody has changed the parameters between the two,
+//! the gradients are those of a ticket that kept everything, bit by bit.
+
+use super::{Assigned, GradientSynchronizer, Outcome, Setbacks, backward::Pass, blending::Blending};
+use crate::{
+    backend::{HostMemory, Memory as _, RunContext},
+    engine::{
+        EngineError, Role,
+        job::{Direction, Job, within},
+        ticket::{Ticket, blended},
+    },
+};
+
+impl GradientSynchronizer {
+    /// Takes from a ticket what running its forward again gives back.
+    pub(super) fn strip(&mut self, ticket: &mut Ticket) {
+        for seed in &mut ticket.seeds {
+            self.pool.give(take(&mut seed.output));
+            self.pool.give(take(&mut seed.saved));
+        }
+        self.pool.give(take(&mut ticket.blend_saved));
+    }
+
+    /// Gives a stripped ticket back what its backward reads.
+    ///
+    /// A seed that fails now is lost: it gives zeros, and the others get the gradients that they would have without
+    /// it in the blend.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`], [`EngineError::Run`] when the blend fails.
+    pub(super) fn run_again(
+        &mut self,
+        pass: &Pass<'_>,
+        ticket: &mut Ticket,
+        setbacks: &mut Setbacks,
+    ) -> Result<(), EngineError> {
+        let heavy = self.heavy(ticket.seeds.iter().map(|seed| &*seed.plans));
+        let mut left_to_send = heavy.saturating_sub(1);
+        let context =
+            RunContext { seed: ticket.rng_seed, deadline: Some(pass.deadline), threads: self.threads(heavy) };
+        let (input, output_bytes) = (ticket.input, pass.request.grad_output.bytes as usize);
+        for (place, seed) in ticket.seeds.iter_mut().enumerate() {
+            let (scratch, can_be_sent) = self.scratch_for(seed);
+            let is_sent_out = can_be_sent && left_to_send > 0 && self.is_heavy(&seed.plans);
+            left_to_send -= usize::from(is_sent_out);
+            let job = Job {
+                place,
+                role: seed.role,
+                alpha: seed.alpha,
+                live: seed.live.clone(),
+                plans: seed.plans.clone(),
+                arena: pass.arena.clone(),
+                input,
+                saved: self.pool.take(seed.plans.saved_bytes()),
+                buffers: take(&mut seed.buffers),
+                scratch,
+                direction: Direction::Forward { output: self.pool.take(output_bytes) },
+                config: self.config.clone(),
+                context,
+            };
+            self.jobs.push(Assigned { job, slot: usize::from(seed.seed.0), is_sent_out });
+        }
+        self.run_jobs(pass.deadline);
+        self.check_host()?;
+        self.gather_again(ticket, output_bytes, setbacks);
+        self.blend_again(pass, ticket, output_bytes)
+    }
+
+    fn gather_again(&mut self, ticket: &mut Ticket, output_bytes: usize, setbacks: &mut Setbacks) {
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        for Outcome { slot, place, back } in outcomes.drain(..) {
+            let Some(seed) = ticket.seeds.get_mut(place) else { continue };
+            let error = match back {
+                Some((done, _)) if done.result.is_ok() => {
+                    let Job { live, saved, buffers, scratch, direction, .. } = done.job;
+                    self.take_back_scratch(slot, &live, scratch);
+                    (seed.saved, seed.buffers) = (saved, buffers);
+                    match direction {
+                        Direction::Forward { output } if seed.role != Role::Straight => seed.output = output,
+                        Direction::Forward { output } => self.pool.give(output),
+                        Direction::Backward { .. } => {}
+                    }
+                    continue;
+                }
+                Some((done, _)) => {
+                    self.give_job(slot, done.job);
+                    done.result.err()
+                }
+                None => None,
+            };
+            let live = seed.live.clone();
+            setbacks.push((slot, live.clone(), error.unwrap_or_else(|| Self::late(&live))));
+            seed.is_lost = true;
+            if seed.role == Role::Blended {
+                seed.output = self.pool.take(output_bytes);
+                seed.output.region().zero();
+            }
+        }
+        self.outcomes = outcomes;
+        for (factor, seed) in ticket.mix.factors.iter_mut().zip(blended(&ticket.seeds)) {
+            if seed.is_lost {
+                *factor = 0.0;
+            }
+        }
+    }
+
+    /// Runs the blend again for what its gradient reads, into memory that nobody looks at.
+    fn blend_again(
+        &mut self,
+        pass: &Pass<'_>,
+        ticket: &mut Ticket,
+        output_bytes: usize,
+    ) -> Result<(), EngineError> {
+        let bytes = ticket.blend.forward.needs().saved.total_bytes();
+        if bytes == 0 {
+            return Ok(());
+        }
+        ticket.blend_saved = self.pool.take(bytes);
+        let output = self.pool.take(output_bytes);
+        let Ticket { seeds, mix, blend, blend_saved, .. } = &*ticket;
+        let x = within(&**pass.arena, ticket.input);
+        let blending = Blending { ran: seeds, mix, x, saved: blend_saved.region() };
+        let result = self.run_blend(blend, &blending, output.region());
+        self.pool.give(output);
+        result
+    }
+}
+
+fn take(memory: &mut HostMemory) -> HostMemory {
+    std::mem::replace(memory, HostMemory::new(0))
+}

@@ -1,0 +1,196 @@
+//! Who takes part in a forward pass, with which plans and which factor.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use smallvec::SmallVec;
+
+use super::{Assigned, GradientSynchronizer, Setbacks, forward::Pass};
+use crate::{
+    backend::{HostMemory, Memory, RunContext},
+    engine::{
+        Alpha, EngineError, LiveSeed, PlanKey, PlanSet, Role,
+        job::{Direction, Job, message_of, within},
+    },
+    graph::ValueInfo,
+    id::SeedIndex,
+    wire::{self, MAX_SEEDS},
+};
+
+/// By seed: the alpha that a pass was given for it.
+pub(super) type Given = SmallVec<[Option<f32>; MAX_SEEDS]>;
+
+/// A slot that takes part, and what it runs.
+struct Part {
+    slot: usize,
+    live: Arc<LiveSeed>,
+    plans: Arc<PlanSet>,
+    role: Role,
+    alpha: f32,
+}
+
+impl GradientSynchronizer {
+    /// The alphas that a pass brings along: copied out of shared memory, then checked.
+    pub(super) fn given_alphas(
+        &self,
+        request: &wire::Forward,
+        arena: &dyn Memory,
+    ) -> Result<Given, EngineError> {
+        let Some(block) = request.alphas else { return Ok(Given::new()) };
+        let mut given = Given::new();
+        for seed in 0..self.seeds() {
+            let mut bytes = [0; 4];
+            let part = within(arena, block).part(4 * seed, 4);
+            if !part.is_some_and(|part| part.read(&mut bytes)) {
+                let reason = format!("the alphas' block has no place for seed {seed}");
+                return Err(EngineError::Request { reason });
+            }
+            let value = f32::from_le_bytes(bytes);
+            if !value.is_nan() && Alpha::new(value).is_err() {
+                return Err(EngineError::GivenAlpha { seed: SeedIndex(seed as u16), value });
+            }
+            given.push(Some(value).filter(|value| !value.is_nan()));
+        }
+        Ok(given)
+    }
+
+    /// Makes a job for each slot that takes part.
+    ///
+    /// # Errors
+    /// What is in the host's way. Nothing has been made then.
+    pub(super) fn prepare(&mut self, pass: &Pass<'_>, setbacks: &mut Setbacks) -> Result<(), EngineError> {
+        let mut taking_part: SmallVec<[Part; 4]> = SmallVec::new();
+        for slot in 0..self.slots.len() {
+            let Some(attached) = &self.slots[slot].attached else { continue };
+            let given = pass.given.get(slot).copied().flatten();
+            let (role, alpha) = (attached.role, given.unwrap_or(attached.alpha.get()));
+            if !takes_part(role, alpha, given.is_some(), pass.request) {
+                continue;
+            }
+            let live = attached.live.clone();
+            match self.plans_for(slot, pass) {
+                Ok(plans) => taking_part.push(Part { slot, live, plans, role, alpha }),
+                Err(error) if role == Role::Host => return Err(self.host_failed(&live, error)),
+                Err(error) => setbacks.push((slot, live, error)),
+            }
+        }
+        let heavy = self.heavy(taking_part.iter().map(|part| &*part.plans));
+        let mut left_to_send = heavy.saturating_sub(1);
+        let threads = self.threads(heavy);
+        for (place, part) in taking_part.into_iter().enumerate() {
+            let is_sent_out = left_to_send > 0 && part.role != Role::Host && self.is_heavy(&part.plans);
+            left_to_send -= usize::from(is_sent_out);
+            let slot = part.slot;
+            let job = self.job(pass, place, part, threads);
+            self.jobs.push(Assigned { job, slot, is_sent_out });
+        }
+        Ok(())
+    }
+
+    /// The plans of a slot for a pass, if its kernel is free and fits.
+    fn plans_for(&mut self, slot: usize, pass: &Pass<'_>) -> Result<Arc<PlanSet>, EngineError> {
+        let attached = self.slots[slot].attached.as_mut().expect("its caller has looked");
+        let live = attached.live.clone();
+        if attached.scratch.is_none() {
+            return Err(EngineError::Busy { kernel: live.kernel().id().clone() });
+        }
+        let key = pass.key(attached.role);
+        let made = || attached.plans(key, &*self.backend, &self.config);
+        let plans = catch_unwind(AssertUnwindSafe(made)).unwrap_or_else(|panic| {
+            let kernel = live.kernel().id().clone();
+            Err(EngineError::Panicked { kernel, message: message_of(&*panic) })
+        })?;
+        fits(&live, &plans, pass.request).map(|()| plans)
+    }
+
+    fn job(&mut self, pass: &Pass<'_>, place: usize, part: Part, threads: usize) -> Job {
+        let Part { slot, live, plans, role, alpha } = part;
+        let output = self.pool.take(pass.request.output.bytes as usize);
+        let saved = self.pool.take(plans.saved_bytes());
+        // Where the forward is run again it has to find the buffers as this one does.
+        let buffers = if self.recompute && pass.request.take_ticket && !plans.updates.is_empty() {
+            self.copy_of_buffers(&live)
+        } else {
+            HostMemory::new(0)
+        };
+        let attached = self.slots[slot].attached.as_mut().expect("it took part a moment ago");
+        let mut scratch = attached.scratch.take().expect("it was there a moment ago");
+        scratch.fit(&live, &plans);
+        Job {
+            place,
+            role,
+            alpha,
+            live,
+            plans,
+            arena: pass.arena.clone(),
+            input: pass.request.input,
+            saved,
+            buffers,
+            scratch,
+            direction: Direction::Forward { output },
+            config: self.config.clone(),
+            context: RunContext { seed: pass.request.rng_seed, deadline: Some(pass.deadline), threads },
+        }
+    }
+
+    fn copy_of_buffers(&mut self, live: &LiveSeed) -> HostMemory {
+        let own = live.buffers();
+        let copy = self.pool.take(own.len_bytes());
+        let is_copied = own.copy_to(copy.region());
+        debug_assert!(is_copied, "the copy was made as large");
+        copy
+    }
+}
+
+/// Whether what a slot holds runs in a pass.
+///
+/// An alpha of 0 costs nothing, unless it was given with a pass whose backward wants its gradient: that of what the
+/// output would gain by the seed is not 0.
+fn takes_part(role: Role, alpha: f32, is_given: bool, request: &wire::Forward) -> bool {
+    match role {
+        Role::Host => true,
+        Role::Straight => request.train,
+        Role::Blended => alpha != 0.0 || is_given && request.take_ticket && request.wants.alphas,
+    }
+}
+
+/// Whether what a kernel gives is what the layer needs.
+fn fits(live: &LiveSeed, plans: &PlanSet, request: &wire::Forward) -> Result<(), EngineError> {
+    let ValueInfo { shape, dtype } = &plans.output;
+    if *shape == request.output_shape && *dtype == request.dtype {
+        return Ok(());
+    }
+    Err(EngineError::Output {
+        kernel: live.kernel().id().clone(),
+        expected: request.output_shape.clone(),
+        expected_dtype: request.dtype,
+        actual: shape.clone(),
+        actual_dtype: *dtype,
+    })
+}
+
+/// The plans' keys of a pass, by role.
+pub(super) struct Keys {
+    whole: PlanKey,
+    /// For seeds in training, which give no gradient of x.
+    straight: PlanKey,
+}
+
+impl Keys {
+    pub(super) fn new(request: &wire::Forward, wants: wire::Wants) -> Self {
+        let whole = PlanKey {
+            input_shape: request.input_shape.clone(),
+            dtype: request.dtype,
+            train: request.train,
+            wants_input: wants.input,
+            wants_parameters: wants.parameters,
+        };
+        Self { straight: PlanKey { wants_input: false, ..whole.clone() }, whole }
+    }
+
+    pub(super) fn of(&self, role: Role) -> &PlanKey {
+        if role == Role::Straight { &self.straight } else { &self.whole }
+    }
+}
