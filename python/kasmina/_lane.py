@@ -273,6 +273,7 @@ class Lane:
                 pass  # its buffer is full: it has been rung often enough
             except OSError as error:
                 self._awaited.pop(tail, None)
+                self._peer_ended = self._peer_ended or not self._lost
                 self._lose(str(error), in_flight=self._may_have_begun(tail))
         return tail
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -138,6 +139,17 @@ def test_a_submission_that_the_daemon_has_not_seen_was_not_in_flight(peer, clien
     with pytest.raises(kasmina.ConnectionLost) as caught:
         layer.forward(np.ones((1, 3), np.float32))
     assert not caught.value.in_flight and not client.connected
+
+
+def test_a_daemon_that_had_gone_before_is_found_out_by_ringing(peer):
+    with kasmina.connect(peer.path, reconnect=False) as client:
+        layer = client.open_layer("fc")
+        peer.doorbell.shutdown(socket.SHUT_RDWR)
+        peer.lane.join(20)
+        assert client.connected, "nobody has told it"
+        with pytest.raises(kasmina.ConnectionLost) as caught:
+            layer.forward(np.ones((1, 3), np.float32))
+        assert not caught.value.in_flight and not client.connected
 
 
 def test_what_this_side_has_given_up_may_still_be_done(peer, client):
