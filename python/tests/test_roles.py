@@ -7,6 +7,7 @@ import asyncio
 import copy
 import gc
 import io
+import threading
 import warnings
 
 import pytest
@@ -404,6 +405,19 @@ def test_a_host_whose_shape_is_learnt_by_the_first_call(peer, client):
     assert peer.forwards == 1
     close(layer.submit(x).result(), layer.host(x) + kernels()["linear"](x))
     close(layer(torch.randn(1, 3)).shape, torch.Size([1, 3]))
+
+
+def test_threads_that_come_first_together_hand_a_host_over_once(peer, client):
+    layer = SeededLayer(nn.Linear(3, 3), client, host="daemon", input_shape=None)
+    x = torch.randn(2, 3)
+    threads = [threading.Thread(target=layer, args=(x,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(peer.offers) == 1
+    layer.seeds[0].graft("linear", alpha=1.0)
+    close(layer(x), kernels()["linear"](x))
 
 
 def test_casts_hand_a_host_over_again(peer, client):
