@@ -77,6 +77,12 @@ pub trait Fault: std::error::Error {
         self.class() == ErrorClass::NotFound
     }
 
+    /// Whether it says that what there was is there no more, or is not to be used any more: of a copy of it, that
+    /// decides. A request that is refused, or an answer that makes no sense, says nothing of what there was.
+    fn is_withdrawal(&self) -> bool {
+        self.class() == ErrorClass::NotFound
+    }
+
     /// How long the dependency asks to be left alone; a retry waits at least that, or is given up where it
     /// would have to wait longer than its longest delay.
     fn retry_after(&self) -> Option<std::time::Duration> {

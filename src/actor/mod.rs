@@ -18,10 +18,10 @@ mod validator;
 pub use error::ActorError;
 pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
-    ClearKernels, CloseCache, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel, GetKernel, HeldKernel,
-    Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog, MeasureCache, OfferKernel,
-    PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel, SupplyStatus, WarmKernels, WarmPlan,
-    WarmStart, Warming,
+    ClearKernels, CloseCache, CondemnKernels, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel,
+    GetKernel, HeldKernel, Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog,
+    MeasureCache, OfferKernel, PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel,
+    SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use roll::LaneNumbers;
 pub use seed::{

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, future::BoxFuture};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use redis::RedisError;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Mutex, time::timeout};
@@ -69,7 +69,13 @@ pub struct Fleet {
 /// What a node learns from the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// One of them has had a kernel forgotten.
+    /// They have had kernels forgotten: nobody is to find these any more. What is to be forgotten of each follows,
+    /// however long that takes.
+    Condemn {
+        /// Which, and the names of who said so.
+        kernels: Vec<(KernelId, String)>,
+    },
+    /// One of them has had a kernel forgotten, which is condemned.
     Forget {
         /// Which.
         kernel: KernelId,
@@ -174,7 +180,10 @@ impl Fleet {
             let place: String = self.ask(&mut link, &add).await?;
             let mut ring = redis::cmd("PUBLISH");
             ring.arg(self.channel()).arg(place);
-            self.ask::<i64>(&mut link, &ring).await
+            if let Err(error) = self.ask::<i64>(&mut link, &ring).await {
+                tracing::warn!(kernel = %id, error, "other nodes read of it later, no bell could be rung");
+            }
+            Ok(())
         };
         told.await.map_err(|reason| TierError::Request {
             tier: "redis",
@@ -188,7 +197,6 @@ impl Fleet {
     /// Hears what others announce, for as long as the future is polled. Whatever fails is tried again, after a
     /// growing delay.
     pub async fn listen(&self, hear: Hear) {
-        // A bell that rings on while this node is away is no reason to read twice.
         let (backoff, mut jitter) = (Backoff::default(), Jitter::from_process());
         let (mut reading, mut failures) = (Reading::from(self.load_cursor().await), 0u32);
         loop {
@@ -222,9 +230,13 @@ impl Fleet {
             Err(reason) => return reason,
         };
         let mut messages = bell.on_message();
+        let mut is_unasked = false;
         loop {
-            if let Err(reason) = self.read_on(hear, reading).await {
-                return reason;
+            match self.read_on(hear, reading).await {
+                Err(reason) => return reason,
+                // One that has lost its other end without a word stays silent for good.
+                Ok(true) if is_unasked => return "what was announced rang no bell".to_owned(),
+                Ok(_) => {}
             }
             *failures = 0;
             if !self.listening.swap(true, Ordering::Relaxed) {
@@ -235,10 +247,13 @@ impl Fleet {
             } else {
                 Backoff::default().delay(reading.tries, jitter).min(UNASKED)
             };
-            match timeout(patience, messages.next()).await {
-                Ok(Some(_)) | Err(_) => {}
-                Ok(None) => return "the connection has ended".to_owned(),
+            let rung = timeout(patience, messages.next()).await;
+            is_unasked = rung.is_err();
+            if matches!(rung, Ok(None)) {
+                return "the connection has ended".to_owned();
             }
+            // Those that rang meanwhile rang for what is read now.
+            while messages.next().now_or_never().flatten().is_some() {}
         }
     }
 
@@ -253,9 +268,9 @@ impl Fleet {
         timeout(limit, subscribed).await.map_err(|_| "no answer within its time limit".to_owned())?
     }
 
-    /// Forgets what is owed, and reads the log from where it was read last to its end.
-    async fn read_on(&self, hear: &Hear, reading: &mut Reading) -> Result<(), String> {
-        let before = reading.settled;
+    /// Forgets what is owed, and reads the log from where it was read last to its end; says whether anything was new.
+    async fn read_on(&self, hear: &Hear, reading: &mut Reading) -> Result<bool, String> {
+        let (before, read) = (reading.settled, reading.cursor);
         for (kernel, node) in std::mem::take(&mut reading.owed) {
             self.obey(hear, kernel, node, reading).await;
         }
@@ -279,6 +294,13 @@ impl Fleet {
             if entries.is_empty() {
                 break;
             }
+            let others = entries.iter().filter(|entry| entry.node != self.node);
+            let kernels = others.filter_map(|entry| Some((entry.kernel.clone()?, entry.node.clone())));
+            let kernels: Vec<_> = kernels.collect();
+            if !kernels.is_empty() {
+                // All of them before the first is waited for. Where that fails they are read again.
+                hear(Heard::Condemn { kernels }).await.map_err(|error| error.to_string())?;
+            }
             for entry in entries {
                 let node = entry.node;
                 if let Some(kernel) = entry.kernel.filter(|_| node != self.node) {
@@ -298,7 +320,7 @@ impl Fleet {
         if reading.settled != before {
             self.save_cursor(reading.settled).await;
         }
-        Ok(())
+        Ok(reading.cursor != read)
     }
 
     /// Has a kernel forgotten; where that fails, it is owed.

@@ -67,6 +67,10 @@ impl Tier for GuardedTier {
         self.tier.shared()
     }
 
+    fn largest_bytes(&self) -> Option<u64> {
+        self.tier.largest_bytes()
+    }
+
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>> {
         self.guard(move |tier| tier.get(id))
     }

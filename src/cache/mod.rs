@@ -34,7 +34,7 @@ pub use fleet::{Fleet, FleetStats, Hear, Heard};
 pub use guarded::GuardedTier;
 pub use lookup::{
     Found, InTier, Lookup, LookupError, LookupOptions, LookupStats, RouteStats, Search, Step, StepOutcome,
-    Unfound,
+    Unfound, Word,
 };
 pub use redis::{RedisOptions, RedisTier};
 pub(crate) use secret::read_secret;

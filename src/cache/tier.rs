@@ -108,6 +108,11 @@ pub trait Tier: Send + Sync + fmt::Debug {
         false
     }
 
+    /// The largest artifact that it gives, where it has a limit of its own.
+    fn largest_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Looks a kernel up and, on a hit, counts it as used.
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>>;
 

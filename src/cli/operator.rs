@@ -227,7 +227,7 @@ pub fn cache(options: &OperatorOptions) -> Result<Exit, CliError> {
         if !report.routes.is_empty() {
             say("\n");
             let row = |r: &RouteReport| {
-                let up_to = r.up_to_bytes.map_or_else(|| "any".to_owned(), bytes);
+                let up_to = r.up_to_bytes.map_or_else(|| "larger".to_owned(), bytes);
                 let now = if r.passed_by { "passed by" } else { "asked" }.to_owned();
                 vec![
                     r.place.clone(),
@@ -259,12 +259,14 @@ fn below_memory(report: &CacheReport) -> String {
         "look-ups below memory: {found} found, {not_found} not, {joined} waited for another's, {in_flight} under way\n\
          old copies served: {stale}; remembered as not to be had: {negatives}; writes left out: {skipped}\n"
     );
-    let FetchingReport { bytes: fetching, limit_bytes, waiting, refused } = report.fetching;
-    text += &format!(
-        "on their way from the origin: {} of {}, {waiting} wait, {refused} waited in vain\n",
-        bytes(fetching),
-        bytes(limit_bytes)
-    );
+    for (place, budget) in [("the origin", &report.fetching), ("tiers", &report.reading)] {
+        let FetchingReport { bytes: fetching, limit_bytes, waiting, refused } = *budget;
+        text += &format!(
+            "on their way from {place}: {} of {}, {waiting} wait, {refused} waited in vain\n",
+            bytes(fetching),
+            bytes(limit_bytes)
+        );
+    }
     if let Some(FleetReport { listening, announced, heard, reconnects, gaps }) = report.fleet {
         let ear = if listening { "listening" } else { "not listening" };
         text += &format!(

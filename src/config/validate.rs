@@ -169,6 +169,7 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
     for (key, size, most) in [
         arena,
         ("cache.max_bytes", config.cache.max_bytes, most),
+        ("cache.max_fetch_bytes", config.cache.max_fetch_bytes, most),
         ("cache.sqlite.max_bytes", config.cache.sqlite.max_bytes, most),
         ("cache.redis.max_artifact_bytes", config.cache.redis.max_artifact_bytes, ByteSize::mib(512)),
         ("cache.postgres.max_bytes", config.cache.postgres.max_bytes, most),
@@ -208,9 +209,8 @@ fn shared_tiers(config: &Config, reader: &mut Reader<'_>) {
             reader.refuse(key, format!("{url:?} is no such URL: begin it with {one} or {other}"));
             continue;
         };
-        // Not repeated in the messages, which go to logs.
-        let authority = rest.split('/').next().unwrap_or_default();
-        if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        // Not repeated in the messages, which go to logs. All of it is looked at: a password may have a "/".
+        if rest.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
             let message = "holds a password, which would be seen in logs: name a file in password_file";
             reader.refuse(key, message.to_owned());
         }
@@ -244,8 +244,8 @@ fn origin(origin: &Origin, reader: &mut Reader<'_>) {
         let authority = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
         if authority.is_empty() || url.contains(['?', '#']) || url.chars().any(char::is_whitespace) {
             reader.refuse(key, format!("{url:?} is no such URL: write https:// or http:// and a host"));
-        } else if authority.contains('@') {
-            // Not repeated in the message, which goes to logs.
+        } else if url.contains('@') {
+            // Wherever it stands: a password may have a "/". Not repeated in the message, which goes to logs.
             let message = "holds a user or a password: name files in token_file or credentials_file";
             reader.refuse(key, message.to_owned());
         }

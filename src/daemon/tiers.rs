@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    actor::{DoubtKernels, ForgetKernel, KernelCache, base::Handle},
+    actor::{CondemnKernels, DoubtKernels, ForgetKernel, KernelCache, base::Handle},
     backoff::Jitter,
     cache::{
         Database, Evictor, Fleet, GuardedTier, Hear, Heard, PostgresOptions, RedisOptions, RedisTier,
@@ -64,15 +64,21 @@ pub(super) fn listen_to_others(fleet: Arc<Fleet>, cache: Handle<KernelCache>) {
     let hear: Hear = Arc::new(move |heard| {
         let cache = cache.clone();
         Box::pin(async move {
-            let Heard::Forget { kernel, node } = heard else {
-                return cache.order(DoubtKernels).await.map_err(|error| Arc::new(error) as SharedFault);
-            };
-            let by = Evictor::Node { name: node };
-            let forgotten = cache.order(ForgetKernel { kernel: kernel.clone(), by }).await;
-            let report = forgotten.map_err(|error| Arc::new(error) as SharedFault)?;
-            let report = report.map_err(|error| Arc::new(error) as SharedFault)?;
-            tracing::info!(%kernel, in_use = report.condemned.len(), "kernel forgotten");
-            Ok(())
+            let failed = |error| Arc::new(error) as SharedFault;
+            match heard {
+                Heard::Gap => cache.order(DoubtKernels).await.map_err(failed),
+                Heard::Condemn { kernels } => {
+                    let by = |(kernel, name)| (kernel, Evictor::Node { name });
+                    let kernels = kernels.into_iter().map(by).collect();
+                    cache.order(CondemnKernels(kernels)).await.map_err(failed)
+                }
+                Heard::Forget { kernel, .. } => {
+                    let forgotten = cache.order(ForgetKernel(kernel.clone())).await.map_err(failed)?;
+                    forgotten.map_err(|error| Arc::new(error) as SharedFault)?;
+                    tracing::info!(%kernel, "kernel forgotten");
+                    Ok(())
+                }
+            }
         })
     });
     tokio::spawn(async move { fleet.listen(hear).await });

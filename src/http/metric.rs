@@ -123,13 +123,13 @@ metrics! {
     CacheWritesSkipped: Counter "kasmina_cache_writes_skipped_total" []
         "Writes to tiers that were left out because too many were under way.";
 
-    FetchingBytes: Gauge "kasmina_cache_fetching_bytes" []
-        "Bytes of artifacts that are on their way from the origin into memory.";
-    FetchingLimitBytes: Gauge "kasmina_cache_fetching_limit_bytes" []
+    FetchingBytes: Gauge "kasmina_cache_fetching_bytes" ["from"]
+        "Bytes of artifacts that are on their way into memory, from the origin or from tiers.";
+    FetchingLimitBytes: Gauge "kasmina_cache_fetching_limit_bytes" ["from"]
         "The most such bytes.";
-    FetchesWaiting: Gauge "kasmina_cache_fetches_waiting" []
+    FetchesWaiting: Gauge "kasmina_cache_fetches_waiting" ["from"]
         "Fetches that wait for others to end.";
-    FetchesRefused: Counter "kasmina_cache_fetches_refused_total" []
+    FetchesRefused: Counter "kasmina_cache_fetches_refused_total" ["from"]
         "Fetches that have waited for others in vain.";
 
     RouteBypassed: Gauge "kasmina_route_bypassed" ["tier", "size_class"]

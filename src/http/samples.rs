@@ -120,10 +120,12 @@ impl Samples {
         if let Some(fleet) = &cache.fleet {
             self.fleet(fleet);
         }
-        self.put(Metric::FetchingBytes, &[], cache.fetching.bytes);
-        self.put(Metric::FetchingLimitBytes, &[], cache.fetching.limit_bytes);
-        self.put(Metric::FetchesWaiting, &[], cache.fetching.waiting);
-        self.put(Metric::FetchesRefused, &[], cache.fetching.refused);
+        for (from, budget) in [("origin", &cache.fetching), ("tiers", &cache.reading)] {
+            self.put(Metric::FetchingBytes, &[from], budget.bytes);
+            self.put(Metric::FetchingLimitBytes, &[from], budget.limit_bytes);
+            self.put(Metric::FetchesWaiting, &[from], budget.waiting);
+            self.put(Metric::FetchesRefused, &[from], budget.refused);
+        }
         // Memory's alone: it comes first.
         self.put(Metric::CacheOverruns, &[], cache.tiers.first().map_or(0, |memory| memory.overruns));
         let lookups = &cache.lookups;

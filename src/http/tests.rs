@@ -186,6 +186,7 @@ fn every_metric_is_declared_once_and_named_by_the_rules() {
                 "size_class",
                 "direction",
                 "actor",
+                "from",
             ];
             assert!(bounded.contains(label), "{}: are the values of {label} bounded?", family.name);
         }
@@ -218,10 +219,10 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_cache_lookups_total{outcome=\"joined\"}", 63.0),
         ("kasmina_cache_stale_total", 1.0),
         ("kasmina_cache_overruns_total", 3.0),
-        ("kasmina_cache_fetching_bytes", 12.0),
-        ("kasmina_cache_fetching_limit_bytes", 34.0),
-        ("kasmina_cache_fetches_waiting", 5.0),
-        ("kasmina_cache_fetches_refused_total", 6.0),
+        ("kasmina_cache_fetching_bytes{from=\"origin\"}", 12.0),
+        ("kasmina_cache_fetching_limit_bytes{from=\"origin\"}", 34.0),
+        ("kasmina_cache_fetches_waiting{from=\"origin\"}", 5.0),
+        ("kasmina_cache_fetches_refused_total{from=\"origin\"}", 6.0),
         ("kasmina_route_bypassed{tier=\"redis\",size_class=\"64KiB\"}", 1.0),
         ("kasmina_route_bypasses_total{tier=\"redis\",size_class=\"larger\"}", 6.0),
         ("kasmina_route_hit_mean_seconds{tier=\"redis\",size_class=\"larger\"}", 0.0025),

@@ -206,6 +206,11 @@ impl Catalogue {
             }
             json.extend_from_slice(&piece);
         }
+        // As somebody answers who is not the catalogue: that says nothing of the kernel.
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&json).is_err() {
+            let reason = "its answer is not JSON: see whether the address is the catalogue's".to_owned();
+            return Err(OriginError::Unavailable { origin: ORIGIN.to_owned(), place: (&url).into(), reason });
+        }
         let metadata = Metadata::from_json(&json).map_err(|source| OriginError::Entry {
             origin: ORIGIN.to_owned(),
             id: id.clone(),

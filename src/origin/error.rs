@@ -218,6 +218,10 @@ impl Fault for OriginError {
         matches!(self, Self::NotFound { here_only: false, .. } | Self::NoBlob { here_only: false, .. })
     }
 
+    fn is_withdrawal(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::NoBlob { .. } | Self::Status { .. })
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Busy { retry_after, .. } => *retry_after,

@@ -19,10 +19,10 @@ pub struct Place(String);
 impl Place {
     fn of(text: &str) -> Self {
         let Some((scheme, rest)) = text.split_once("://") else { return Self(shortened(text)) };
-        if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-            return Self(shortened(text));
-        }
-        let seen = rest.find(['?', '#']).map_or(rest, |end| &rest[..end]);
+        // Elsewhere they are characters of a name, as in a bucket's keys.
+        let has_query = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+        let end = if has_query { rest.find(['?', '#']) } else { None };
+        let seen = end.map_or(rest, |end| &rest[..end]);
         let (host, path) = seen.split_at(seen.find('/').unwrap_or(seen.len()));
         let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
         Self(shortened(&format!("{scheme}://{host}{path}")))

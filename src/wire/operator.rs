@@ -259,6 +259,9 @@ pub struct CacheReport {
     /// The bytes on their way from the origin.
     #[serde(default)]
     pub fetching: FetchingReport,
+    /// What is on its way from tiers into memory.
+    #[serde(default)]
+    pub reading: FetchingReport,
     /// How this node hears of what is to be forgotten everywhere; null without a Redis.
     pub fleet: Option<FleetReport>,
     /// Copies given although the origin, asked about them, did not answer.

@@ -5,7 +5,9 @@ while it is known to hang, and it ends only afterwards.
 """
 
 import concurrent.futures
+import hashlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -256,6 +258,7 @@ def test_a_locked_database_costs_no_step(start, origin):
         lock.execute("BEGIN IMMEDIATE")
         for n in range(4):
             rides_through(trainer, f"cold-{n}")
+        settled(lambda: tier(daemon, "sqlite")["errors"] > 0)
         lock.execute("ROLLBACK")
         lock.close()
         rides_through(trainer, "cold-4")
@@ -323,6 +326,29 @@ def test_an_origin_that_is_away_at_the_start_is_used_when_it_comes(start, origin
         away.rename(origin)
 
         settled(lambda: comes(trainer, "cold-1"))
+        trainer.steps()
+
+
+def test_an_old_copy_serves_while_the_origin_is_away(start, origin):
+    daemon = start(origin, settings='[cache]\nfresh_for = "1ms"\n' + BREAKERS)
+    with Trainer(daemon) as trainer:
+        trainer.ask("cold-0").result(60)
+        holds(daemon, "sqlite", 2)
+        away = origin.rename(origin.with_name("away"))
+        forget(daemon, "cold-0")
+        trainer.ask("cold-0").result(60)
+        with daemon.operator() as operator:
+            assert operator.cache()["stale"] == 1
+            assert operator.why("cold-0")["loads"][0]["stale"]
+        trainer.steps()
+        shutil.copy(away / "attention.pt2", away / "cold-0.pt2")
+        away.rename(origin)
+        # What the origin has now comes with the next load.
+        forget(daemon, "cold-0")
+        settled(lambda: comes(trainer, "cold-0"))
+        with daemon.operator() as operator:
+            held = next(each["digest"] for each in operator.cache()["kernels"] if each["kernel"] == "cold-0")
+        assert held == hashlib.sha256((origin / "cold-0.pt2").read_bytes()).hexdigest()
         trainer.steps()
 
 

@@ -16,7 +16,7 @@ use tokio::{
     task::yield_now,
 };
 
-use super::*;
+use super::{parts::Loaded, *};
 use crate::{
     actor::{
         Validator,
@@ -221,8 +221,8 @@ async fn whoever_looks_after_the_cache_is_heard_while_all_its_work_hangs() {
     let why = bench.cache.order(ExplainKernel(id("there"))).await.unwrap();
     assert!(why.resident.is_some());
     let by = Evictor::Node { name: "far".to_owned() };
-    let forgotten = bench.cache.order(ForgetKernel { kernel: id("there"), by }).await.unwrap().unwrap();
-    assert_eq!(forgotten.evicted, [id("there")]);
+    bench.cache.order(CondemnKernels(vec![(id("there"), by)])).await.unwrap();
+    bench.cache.order(ForgetKernel(id("there"))).await.unwrap().unwrap();
     let why = bench.cache.order(ExplainKernel(id("there"))).await.unwrap();
     assert_eq!(
         (why.evictions[0].reason.as_str(), why.evictions[0].by.as_deref()),
@@ -417,4 +417,21 @@ impl Tier for Forgetful {
     fn stats(&self) -> BoxFuture<'_, Result<TierStats, TierError>> {
         Box::pin(ready(Ok(TierStats::default())))
     }
+}
+
+#[actix::test]
+async fn the_origin_is_asked_about_what_serves_from_old_copies_again_and_again() {
+    let bench = bench(WarmPlan::default());
+    let kernel = Arc::clone(&*bench.kernels.get(&id("there"), holder(1)).await.unwrap());
+    let search = bench.parts.lookup.find(&id("there")).await.unwrap().search();
+    // As if it had come from an old copy.
+    let old = Loaded { kernel, search: Some(search), is_old: true };
+    bench.parts.unconfirmed.note(&id("there"), &old);
+    tokio::time::pause();
+    let confirmations = async || bench.parts.report().await.lookups.confirmations;
+    assert_eq!(confirmations().await, 0);
+    for _ in 0..100 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(confirmations().await, 1, "and no more once it has answered");
 }

@@ -35,7 +35,7 @@ use super::{
     base::{Life, stops_in_order},
 };
 use crate::{
-    cache::Evictor,
+    cache::{Evictor, TierError},
     digest::Digest,
     guard::BreakerStatus,
     id::KernelId,
@@ -46,6 +46,9 @@ const MAILBOX: usize = 1024;
 
 /// How often the tiers are told of the uses they did not see.
 const NOTE_USES_EVERY: Duration = Duration::from_secs(60);
+
+/// How long what is found has to reach the tiers when the daemon leaves. A tier owes nobody its content.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the origin is asked about kernels that came from old copies.
 const CONFIRM_EVERY: Duration = Duration::from_secs(30);
@@ -220,22 +223,39 @@ impl Handler<EvictKernel> for KernelCache {
     }
 }
 
-/// Drops a kernel from what this node alone keeps, because another node had it forgotten everywhere.
+/// Sees to it that nobody finds kernels in memory any more, because other nodes had them forgotten everywhere. What a
+/// seed uses goes with its last use.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<EvictReport, ActorError>")]
-pub struct ForgetKernel {
-    /// Which.
-    pub kernel: KernelId,
-    /// The node.
-    pub by: Evictor,
+#[rtype(result = "()")]
+pub struct CondemnKernels(
+    /// Which, and by whom.
+    pub Vec<(KernelId, Evictor)>,
+);
+
+impl Handler<CondemnKernels> for KernelCache {
+    type Result = ();
+
+    fn handle(&mut self, CondemnKernels(kernels): CondemnKernels, _: &mut Self::Context) {
+        for (kernel, by) in kernels {
+            self.parts.condemn(&kernel, &by);
+        }
+    }
 }
 
-impl Handler<ForgetKernel> for KernelCache {
-    type Result = ResponseFuture<Result<EvictReport, ActorError>>;
+/// Drops a kernel, which is condemned, from the tiers that this node alone keeps.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), TierError>")]
+pub struct ForgetKernel(
+    /// Which.
+    pub KernelId,
+);
 
-    fn handle(&mut self, ForgetKernel { kernel, by }: ForgetKernel, _: &mut Self::Context) -> Self::Result {
+impl Handler<ForgetKernel> for KernelCache {
+    type Result = ResponseFuture<Result<(), TierError>>;
+
+    fn handle(&mut self, ForgetKernel(kernel): ForgetKernel, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
-        Box::pin(async move { parts.forget_here(kernel, &by).await })
+        Box::pin(async move { parts.lookup.forget_here(&kernel).await.map(drop) })
     }
 }
 
@@ -364,7 +384,7 @@ impl Handler<ExplainKernel> for KernelCache {
     }
 }
 
-/// Waits until everything found has reached the tiers it was to fill, and closes the tier on disk.
+/// Waits until everything found has reached the tiers it was to fill, but not for ever, and closes those in databases.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct CloseCache;
@@ -375,10 +395,15 @@ impl Handler<CloseCache> for KernelCache {
     fn handle(&mut self, _: CloseCache, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
         Box::pin(async move {
-            parts.note_uses().await;
-            parts.lookup.settle().await;
-            for database in &parts.databases {
-                database.close().await;
+            let written = async {
+                parts.note_uses().await;
+                parts.lookup.settle().await;
+                for database in &parts.databases {
+                    database.close().await;
+                }
+            };
+            if tokio::time::timeout(CLOSE_PATIENCE, written).await.is_err() {
+                tracing::warn!("a tier does not answer: what it was still to be told is lost");
             }
         })
     }

@@ -75,7 +75,7 @@ impl KernelCacheParts {
             Err(error) => tracing::warn!(kernel = %id, %error, "offered kernel refused"),
         }
         self.loads.note(load);
-        result.map(|kernel| Loaded::offered(Arc::new(kernel)))
+        result.map(|kernel| Loaded { kernel: Arc::new(kernel), search: None, is_old: false })
     }
 
     async fn judge_offered(

@@ -32,21 +32,11 @@ pub type KernelLease = Lease<Arc<Kernel>>;
 /// A kernel that was loaded, and when it was looked for.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<Kernel>,
     /// None of what was offered and not looked for.
-    search: Option<Search>,
-}
-
-impl Loaded {
-    #[cfg(test)]
-    pub(super) fn new(kernel: Arc<Kernel>, search: Search) -> Self {
-        Self { kernel, search: Some(search) }
-    }
-
-    /// One that a trainer has brought along.
-    pub(super) fn offered(kernel: Arc<Kernel>) -> Self {
-        Self { kernel, search: None }
-    }
+    pub(super) search: Option<Search>,
+    /// Whether it came from an old copy, because the origin did not answer.
+    pub(super) is_old: bool,
 }
 
 /// What the cache works with. It outlives the actor, so a restart loses no kernel.
@@ -124,6 +114,7 @@ impl KernelCacheParts {
         loaded: &Loaded,
     ) -> Result<Option<KernelLease>, ActorError> {
         let lease = self.device.admit_wait(id.clone(), loaded.kernel.clone(), ADMISSION_PATIENCE).await?;
+        self.unconfirmed.note(id, loaded);
         // Not before it is in: who evicts notes that first, and then looks for it here.
         if loaded.search.is_some_and(|search| self.lookup.is_forgotten(id, search)) {
             // What is there instead of it has been taken in by somebody else, who looks after it.
@@ -178,8 +169,7 @@ impl KernelCacheParts {
         self.lookup.keep(&found, Arc::new(outcome.verdict.clone()));
         let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
         let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
-        let loaded = Loaded { kernel: Arc::new(kernel), search: Some(found.search()) };
-        self.unconfirmed.note(&found);
+        let loaded = Loaded { kernel: Arc::new(kernel), search: Some(found.search()), is_old: found.stale };
         if self.admit(id, &loaded).await?.is_some() && lock(&self.pinned).contains(id) {
             self.device.pin(id, true);
         }
@@ -211,22 +201,26 @@ impl KernelCacheParts {
         by: &Evictor,
     ) -> Result<EvictReport, ActorError> {
         let fleet = self.fleet.as_ref().ok_or(ActorError::NoFleet)?;
-        self.lookup.begin_forgetting(&id);
-        let condemned = self.device.condemn(&id, by);
+        let condemned = self.condemn(&id, by);
         // First from what nodes share, so that nobody who has been told finds it there.
         let below = self.lookup.forget(&id).await;
-        fleet.announce(&id).await?;
         let mut failed = EvictReport::default();
         let below = below.unwrap_or_else(|error| left(&mut failed, &error));
+        if let Err(error) = fleet.announce(&id).await {
+            left(&mut failed, &error);
+        }
         Ok(EvictReport { failures: failed.failures, ..report_of(id, condemned, below) })
     }
 
-    /// Forgets a kernel because another node said so.
-    pub(super) async fn forget_here(&self, id: KernelId, by: &Evictor) -> Result<EvictReport, ActorError> {
-        self.lookup.begin_forgetting(&id);
-        let condemned = self.device.condemn(&id, by);
-        let below = self.lookup.forget_here(&id).await?;
-        Ok(report_of(id, condemned, below))
+    /// Sees to it that memory has a kernel no more, because another node had it forgotten.
+    pub(super) fn condemn(&self, id: &KernelId, by: &Evictor) -> Condemned {
+        self.lookup.begin_forgetting(id);
+        let condemned = self.device.condemn(id, by);
+        if lock(&self.pinned).contains(id) {
+            // It is to be here, as it is now.
+            actix::spawn(self.begin_warming(vec![id.clone()]));
+        }
+        condemned
     }
 
     /// Trusts nothing any more that it has, because it may have missed that some of it was to be forgotten. What a
@@ -244,6 +238,7 @@ impl KernelCacheParts {
             self.lookup.begin_forgetting_all();
         }
         let gone = self.device.clear(by);
+        let in_use = self.device.entries().into_iter().map(|entry| entry.id).collect();
         let mut failed = EvictReport::default();
         if tiers && let Err(error) = self.lookup.clear().await {
             left(&mut failed, &error);
@@ -251,7 +246,7 @@ impl KernelCacheParts {
         Ok(EvictReport {
             freed_bytes: gone.iter().map(|(_, bytes)| bytes).sum(),
             evicted: gone.into_iter().map(|(id, _)| id).collect(),
-            in_use: self.device.entries().into_iter().map(|entry| entry.id).collect(),
+            in_use,
             ..failed
         })
     }

@@ -49,6 +49,7 @@ impl KernelCacheParts {
             kernels: Vec::new(),
             leaving: Vec::new(),
             fetching: fetching_report(self.fetching.stats()),
+            reading: fetching_report(below.reading),
             routes: below.routes.into_iter().map(route_report).collect(),
             lookups: LookupReport {
                 found: below.found.values().sum(),
@@ -158,7 +159,7 @@ fn tier_report(stats: TierStats) -> TierReport {
         overruns: stats.overruns,
         entries: answers.then_some(stats.entries),
         bytes: answers.then_some(stats.bytes),
-        limit_bytes: answers.then_some(stats.max_bytes),
+        limit_bytes: answers.then_some(stats.max_bytes).filter(|&limit| limit > 0),
         error: stats.error,
         name: stats.tier,
     }

@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::KernelCacheParts;
+use super::{KernelCacheParts, parts::Loaded};
 use crate::{
-    cache::{Evictor, Found},
+    cache::{Evictor, Word},
     digest::Digest,
-    fault::{ErrorClass, Fault as _},
     id::KernelId,
 };
 
@@ -18,61 +17,50 @@ use crate::{
 pub struct Unconfirmed(Mutex<BTreeMap<KernelId, Digest>>);
 
 impl Unconfirmed {
-    /// Takes note of what a load found.
-    pub(super) fn note(&self, found: &Found) {
-        let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if found.stale {
-            kernels.insert(found.stored.id().clone(), found.stored.digest);
+    /// Takes note of a kernel that has come into memory.
+    pub(super) fn note(&self, id: &KernelId, loaded: &Loaded) {
+        if loaded.is_old {
+            self.lock().insert(id.clone(), loaded.kernel.digest());
         } else {
-            kernels.remove(found.stored.id());
+            self.lock().remove(id);
         }
     }
 
     fn all(&self) -> Vec<(KernelId, Digest)> {
-        let kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kernels.iter().map(|(id, digest)| (id.clone(), *digest)).collect()
+        self.lock().iter().map(|(id, digest)| (id.clone(), *digest)).collect()
     }
 
     /// Forgets one, if it is still that one.
     fn remove(&self, id: &KernelId, digest: Digest) {
-        let mut kernels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernels = self.lock();
         if kernels.get(id) == Some(&digest) {
             kernels.remove(id);
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<KernelId, Digest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl KernelCacheParts {
-    /// Asks the origin about each, until it does not answer. What it has withdrawn or replaced is found by nobody any
-    /// more; seeds that run it go on with it.
+    /// Asks the origin about each. What it has withdrawn or replaced is found by nobody any more; seeds that run it go
+    /// on with it.
     pub(super) async fn confirm_old(&self) {
         for (id, digest) in self.unconfirmed.all() {
-            let Some(kernel) = self.device.peek(&id).filter(|kernel| kernel.digest() == digest) else {
-                self.unconfirmed.remove(&id, digest);
-                continue;
-            };
-            match self.lookup.find(&id).await {
-                Ok(found) if found.stale => return,
-                Ok(found) if found.stored.digest == digest => {
-                    if let Some(verdict) = kernel.verdict() {
-                        // Written with its new date.
-                        self.lookup.keep(&found, Arc::new(verdict.clone()));
-                    }
-                }
-                Err(unfound)
-                    if !matches!(
-                        unfound.class(),
-                        ErrorClass::NotFound | ErrorClass::Invalid | ErrorClass::Corrupt
-                    ) =>
-                {
-                    return;
-                }
-                Ok(_) | Err(_) => {
-                    tracing::warn!(kernel = %id, "the origin has another kernel of this name now, or none");
-                    // Only what was asked about: another may have come in meanwhile.
-                    if self.device.peek(&id).is_some_and(|now| now.digest() == digest) {
+            let is_here = || self.device.peek(&id).is_some_and(|kernel| kernel.digest() == digest);
+            if is_here() {
+                match self.lookup.confirm(&id, digest).await {
+                    Ok(Word::Same) => {}
+                    // Another may have come in meanwhile.
+                    Ok(Word::Other) if is_here() => {
+                        tracing::warn!(kernel = %id, "the origin has another kernel of this name now, or none");
                         self.device.condemn(&id, &Evictor::Origin);
                     }
+                    Ok(Word::Other) => {}
+                    // It is not asked about the others either.
+                    Err(fault) if fault.code() == "origin.breaker_open" => return,
+                    Err(_) => continue,
                 }
             }
             self.unconfirmed.remove(&id, digest);

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -31,7 +31,8 @@ pub struct Warming {
     planned: AtomicU32,
     loaded: AtomicU32,
     failed: AtomicU32,
-    retrying: AtomicU32,
+    /// What is tried again, each once however often it was asked for.
+    retrying: Mutex<BTreeSet<KernelId>>,
 }
 
 impl Warming {
@@ -46,10 +47,24 @@ impl Warming {
         let read = |count: &AtomicU32| count.load(Ordering::SeqCst);
         // First what may still add to the others.
         let planning = self.planning.load(Ordering::SeqCst);
-        let (loaded, failed, retrying) = (read(&self.loaded), read(&self.failed), read(&self.retrying));
+        let (loaded, failed) = (read(&self.loaded), read(&self.failed));
+        let retrying = u32::try_from(self.retried().len()).unwrap_or(u32::MAX);
         let planned = read(&self.planned);
         let done = !planning && loaded + failed >= planned;
         WarmReport { planning, planned, loaded, failed, retrying, done }
+    }
+
+    /// Notes that a kernel is tried again; `false` where it is already.
+    fn retries(&self, id: &KernelId) -> bool {
+        self.retried().insert(id.clone())
+    }
+
+    fn has_retried(&self, id: &KernelId) {
+        self.retried().remove(id);
+    }
+
+    fn retried(&self) -> MutexGuard<'_, BTreeSet<KernelId>> {
+        self.retrying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,12 +97,19 @@ impl KernelCacheParts {
             while let Some(id) = next() {
                 let count = match self.get(id.clone()).await {
                     Ok(_) => &warming.loaded,
-                    Err(error) if error.class() == ErrorClass::Unavailable => {
-                        if !again {
-                            tracing::warn!(kernel = %id, %error, "kernel not warmed, tried again later");
-                            warming.retrying.fetch_add(1, Ordering::SeqCst);
+                    // Room does not come by trying again, and whoever needs it has the same right to it.
+                    Err(error) if error.class().is_retryable() && error.code() != "cache.no_room" => {
+                        if again {
+                            lock().1.push(id);
+                            continue;
                         }
-                        lock().1.push(id);
+                        if warming.retries(&id) {
+                            tracing::warn!(kernel = %id, %error, "kernel not warmed, tried again later");
+                            lock().1.push(id);
+                        } else {
+                            // Somebody else does already, who counts it.
+                            warming.planned.fetch_sub(1, Ordering::SeqCst);
+                        }
                         continue;
                     }
                     Err(error) => {
@@ -97,7 +119,7 @@ impl KernelCacheParts {
                 };
                 count.fetch_add(1, Ordering::SeqCst);
                 if again {
-                    warming.retrying.fetch_sub(1, Ordering::SeqCst);
+                    warming.has_retried(&id);
                 }
             }
         };

@@ -102,6 +102,12 @@ impl Forgotten {
         doubt.is_some_and(|mark| self.is_before(mark, confirmed_unix_ms))
     }
 
+    /// Whether any kernel may have been forgotten so short a time ago.
+    pub(super) fn has_doubted_within(&self, time: Duration) -> bool {
+        let doubt = self.lock().doubt;
+        doubt.is_some_and(|mark| self.clock.now().saturating_duration_since(mark.at) <= time)
+    }
+
     /// Whether a kernel was forgotten after the origin had vouched for a copy, by the calendar as it stands now.
     pub(super) fn is_older(&self, id: &KernelId, confirmed_unix_ms: i64) -> bool {
         let last = self.lock().last(id);
@@ -194,7 +200,10 @@ mod tests {
         assert!(forgotten.since(&id("a"), before) && !forgotten.since(&id("a"), forgotten.search()));
         assert!(forgotten.is_doubted(start - 1) && !forgotten.is_doubted(start));
         assert!(!forgotten.is_older(&id("a"), start - 1));
-        clock.advance(Duration::from_secs(3601));
+        clock.advance(Duration::from_secs(60));
+        assert!(forgotten.has_doubted_within(Duration::from_secs(60)));
+        assert!(!forgotten.has_doubted_within(Duration::from_secs(59)));
+        clock.advance(Duration::from_secs(3541));
         assert!(!forgotten.is_doubted(start - 1), "it is too old in any case");
     }
 

@@ -21,16 +21,17 @@ impl Lookup {
         let known = found.stored.verdict.as_ref().map(|verdict| &verdict.policy);
         if let Some(holder) = found.holder.filter(|_| known != Some(&verdict.policy)) {
             let (tier, id, verdict) = (self.tiers[holder].clone(), id.clone(), verdict.clone());
-            self.writes.begin(async move {
+            self.begin_write(found.stored.id(), search, 0, async move {
                 if let Err(error) = tier.put_verdict(&id, verdict.digest, &verdict).await {
                     warn(tier.as_ref(), &id, &error);
                 }
             });
         }
+        let bytes = found.stored.bytes.len() as u64;
         let stored = Arc::new(Stored { verdict: Some(verdict), ..found.stored.clone() });
         for &place in &found.unasked {
             let (tier, stored) = (self.tiers[place].clone(), stored.clone());
-            self.begin_write(id, search, async move {
+            self.begin_write(id, search, bytes, async move {
                 let held = tier.about(stored.id()).await;
                 if held.is_ok_and(|held| held.is_none_or(|held| held.digest != stored.digest)) {
                     put(tier.as_ref(), &stored).await;
@@ -40,7 +41,7 @@ impl Lookup {
         // Whether it is passed by or not, for that is about reading: what is not written is never found there.
         for &place in &found.wanting {
             let (tier, stored) = (self.tiers[place].clone(), stored.clone());
-            self.begin_write(id, search, async move { put(tier.as_ref(), &stored).await });
+            self.begin_write(id, search, bytes, async move { put(tier.as_ref(), &stored).await });
         }
     }
 
@@ -69,7 +70,7 @@ impl Lookup {
         self.remember_here(id, search, negative.clone());
         for tier in self.tiers.iter().filter(|tier| everywhere || !tier.shared()) {
             let (tier, own, negative) = (tier.clone(), id.clone(), negative.clone());
-            self.begin_write(id, search, async move {
+            self.begin_write(id, search, 0, async move {
                 if let Err(error) = tier.put_negative(&own, &negative).await {
                     warn(tier.as_ref(), &own, &error);
                 }
@@ -88,6 +89,11 @@ impl Lookup {
 
     /// Whether a negative result is one by this node's measure.
     pub(super) fn believes(&self, negative: &Negative) -> bool {
+        // When it was noted is not known here, only that none is believed for longer than this.
+        let longest = self.options.not_found_for.max(self.options.rejected_for);
+        if self.forgotten.has_doubted_within(longest) {
+            return false;
+        }
         match negative.policy {
             Some(policy) => policy == self.options.policy,
             None => negative.code == NOT_FOUND,
@@ -96,15 +102,17 @@ impl Lookup {
 
     /// Begins to write what a search found, unless its kernel is forgotten before the write's turn comes.
     ///
-    /// Who forgets notes that, then waits for the writes that have begun, then removes: what passes this test is
+    /// Who forgets notes that, then waits for the writes that have their turn, then removes: what passes this test is
     /// removed again.
-    fn begin_write(&self, id: &KernelId, search: Search, write: impl Future<Output = ()> + Send + 'static) {
-        let (forgotten, id) = (self.forgotten.clone(), id.clone());
-        self.writes.begin(async move {
-            if !forgotten.since(&id, search) {
-                write.await;
-            }
-        });
+    fn begin_write(
+        &self,
+        id: &KernelId,
+        search: Search,
+        bytes: u64,
+        write: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (forgotten, own) = (self.forgotten.clone(), id.clone());
+        self.writes.begin(id, bytes, move || !forgotten.since(&own, search), write);
     }
 }
 

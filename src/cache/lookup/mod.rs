@@ -55,6 +55,8 @@ pub struct LookupOptions {
     pub serve_stale: bool,
     /// Whether tiers that are slower than the next place are passed by.
     pub bypass_slow_tiers: bool,
+    /// How many bytes the artifacts may have that wait to be written to tiers.
+    pub max_write_bytes: u64,
     /// A digest of all by which this node refuses a kernel: its settings and its version. A refusal by another
     /// measure is not believed.
     pub policy: Digest,
@@ -79,6 +81,7 @@ impl From<&Config> for LookupOptions {
             fresh_for: cache.fresh_for,
             serve_stale: cache.serve_stale,
             bypass_slow_tiers: cache.bypass_slow_tiers,
+            max_write_bytes: cache.max_fetch_bytes.0,
             policy: Digest::of(measure.as_bytes()),
         }
     }
@@ -156,6 +159,15 @@ enum Asked {
     Outdated,
 }
 
+/// What the origin says of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It has the same.
+    Same,
+    /// It has another, or none any more.
+    Other,
+}
+
 /// What a copy is worth.
 enum Worth {
     /// It is the kernel.
@@ -185,7 +197,7 @@ impl Lookup {
             clock,
             negatives: Mutex::new(Negatives::new(options.max_negatives)),
             counters: Counters::default(),
-            writes: Writes::default(),
+            writes: Writes::new(options.max_write_bytes),
             reading: None,
         }
     }
@@ -271,11 +283,16 @@ impl Lookup {
         trail: &mut Trail,
     ) -> Result<Asked, LookupError> {
         let place = self.tiers[tier].as_ref();
-        trail.asked.push(tier);
+        if let Some((_, _, hold)) = &mut trail.fallback {
+            // Whoever keeps a share while he waits for another may wait for himself.
+            *hold = None;
+        }
         let Ok(mut hold) = self.reserve(place, id).await else {
-            trail.note(place.name(), StepOutcome::PassedBy, 0);
+            trail.note(place.name(), StepOutcome::NoRoom, 0);
+            trail.passed.push(tier);
             return Ok(Asked::Next);
         };
+        trail.asked.push(tier);
         let start = self.clock.now();
         let answer = place.get(id).await;
         let us = micros(self.clock.now() - start);
@@ -341,7 +358,8 @@ impl Lookup {
     /// Room for what a tier may give, where that is bounded.
     async fn reserve(&self, tier: &dyn Tier, id: &KernelId) -> Result<Option<Reservation>, FetchBudgetSpent> {
         let Some(ReadLimit { budget, most_bytes }) = &self.reading else { return Ok(None) };
-        let reserved = budget.reserve(*most_bytes).await;
+        let reserved =
+            budget.reserve(tier.largest_bytes().map_or(*most_bytes, |own| own.min(*most_bytes))).await;
         let reserved = reserved.inspect_err(
             |error| tracing::warn!(kernel = %id, tier = tier.name(), %error, "cache tier passed by"),
         );
@@ -424,12 +442,13 @@ impl Lookup {
                 trail.note(&format!("{}.metadata", source.name()), outcome, micros(self.clock.now() - start));
                 match entry {
                     Ok(entry) => trail.entry.insert(Arc::new(entry)).clone(),
-                    Err(fault) if matches!(fault.class(), ErrorClass::NotFound | ErrorClass::Invalid) => {
-                        // It was withdrawn.
+                    Err(fault) if fault.is_withdrawal() => {
+                        self.counters.source_absences.increment();
                         self.remember(id, search, fault.as_ref());
                         return Err(LookupError::Source { id: id.clone(), fault });
                     }
                     Err(fault) => {
+                        self.counters.source_failures.increment();
                         trail.down = Some(fault);
                         return Ok(Worth::Unconfirmed(stored));
                     }
@@ -444,6 +463,30 @@ impl Lookup {
             // Where an entry says nothing of the bytes, only the bytes themselves can tell.
             _ => Worth::Outdated(stored),
         })
+    }
+
+    /// Asks the origin about a kernel that serves from an old copy. Who asks does not look it up: nothing of it counts
+    /// as a use.
+    ///
+    /// # Errors
+    /// Why the origin does not say.
+    pub async fn confirm(&self, id: &KernelId, digest: Digest) -> Result<Word, SharedFault> {
+        let Some(source) = &self.source else { return Ok(Word::Same) };
+        self.counters.confirmations.increment();
+        let known = match source.entry(id).await {
+            // Where the entry says nothing of the bytes, only the bytes themselves can tell.
+            Ok(Metadata { checksum: None, .. }) => {
+                source.fetch(id).await.map(|fetched| fetched.stored.digest)
+            }
+            Ok(Metadata { checksum: Some(checksum), .. }) => Ok(checksum),
+            Err(fault) => Err(fault),
+        };
+        match known {
+            Ok(known) if known == digest => Ok(Word::Same),
+            Ok(_) => Ok(Word::Other),
+            Err(fault) if fault.is_withdrawal() => Ok(Word::Other),
+            Err(fault) => Err(fault),
+        }
     }
 
     /// `outdated` says that no tier has what the origin has.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::Search;
-use crate::cache::{Held, Negative, Reservation, Stored, TierStats};
+use crate::cache::{FetchBudgetStats, Held, Negative, Reservation, Stored, TierStats};
 
 /// What one place said during a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub enum StepOutcome {
     Failed,
     /// It was not asked, for the next place is faster with artifacts of this size.
     PassedBy,
+    /// It was not asked, for too many bytes of tiers were on their way already.
+    NoRoom,
 }
 
 impl StepOutcome {
@@ -38,6 +40,7 @@ impl StepOutcome {
             Self::Outdated => "outdated",
             Self::Failed => "failed",
             Self::PassedBy => "passed_by",
+            Self::NoRoom => "no_room",
         }
     }
 }
@@ -136,6 +139,8 @@ pub struct LookupStats {
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.
     pub writes_skipped: u64,
+    /// What tiers may give at a time.
+    pub reading: FetchBudgetStats,
     /// The tiers in the order they are asked.
     pub tiers: Vec<TierStats>,
     /// What each place was measured at, where it was.

@@ -357,9 +357,25 @@ async fn a_tier_without_room_for_what_it_gives_is_passed_by() {
     let lookup = lookup.within(budget.clone(), 1 << 19);
     let all = budget.reserve(1 << 20).await.unwrap();
     let found = lookup.find(&id("a")).await.unwrap();
-    assert_eq!((found.place.as_str(), found.steps[0].outcome), ("scripted", StepOutcome::PassedBy));
-    assert_eq!(budget.stats().refused, 1);
+    assert_eq!((found.place.as_str(), found.steps[0].outcome), ("scripted", StepOutcome::NoRoom));
+    assert_eq!((budget.stats().refused, found.unasked.as_slice()), (1, [0].as_slice()), "it may have none");
     drop(all);
+}
+
+#[tokio::test]
+async fn a_load_that_keeps_an_old_copy_in_mind_does_not_wait_for_its_own_share() {
+    let bench = bench(Ok(fresh("a", 100))).await;
+    bench.load().await;
+    bench.clock.advance(Duration::from_secs(3601));
+    let away = Scripted::new(Err(Said(ErrorClass::Unavailable)));
+    away.says_checksum.store(false, Ordering::SeqCst);
+    let tiers: Vec<Arc<dyn Tier>> = vec![bench.upper.clone(), bench.lower.clone()];
+    let budget = FetchBudget::new(1 << 20);
+    let clock = Arc::new(bench.clock.clone());
+    let lookup =
+        Lookup::new(tiers, Some(away), LookupOptions::default(), clock).within(budget.clone(), 1 << 20);
+    let found = lookup.find(&id("a")).await.unwrap();
+    assert_eq!((found.stale, budget.stats().refused), (true, 0));
 }
 
 #[tokio::test]

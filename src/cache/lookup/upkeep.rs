@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Lookup {
-    /// Waits until the tiers have been told of everything.
+    /// Waits until the tiers have been told of everything, however long they take.
     pub async fn settle(&self) {
         self.writes.settle().await;
     }
@@ -33,6 +33,8 @@ impl Lookup {
     /// before is kept nowhere, and the origin is asked about every copy at its next use.
     pub fn doubt_all(&self) {
         self.forgotten.doubt();
+        // What was not to be had may have been published.
+        lock(&self.negatives).clear();
     }
 
     /// Whether a kernel has been forgotten since it was searched for.
@@ -60,8 +62,8 @@ impl Lookup {
 
     async fn forget_in(&self, id: &KernelId, is_meant: fn(&dyn Tier) -> bool) -> Result<bool, TierError> {
         self.begin_forgetting(id);
-        self.settle().await;
         let mut any = self.forget_negative(id);
+        self.writes.settle_turns(Some(id)).await;
         let mut failure = None;
         for tier in self.tiers.iter().filter(|tier| is_meant(tier.as_ref())) {
             match tier.remove(id).await {
@@ -83,8 +85,8 @@ impl Lookup {
     /// The first tier's that failed, when the others have been cleared.
     pub async fn clear(&self) -> Result<u64, TierError> {
         self.begin_forgetting_all();
-        self.settle().await;
         lock(&self.negatives).clear();
+        self.writes.settle_turns(None).await;
         let (mut count, mut failure) = (0, None);
         for tier in &self.tiers {
             match tier.clear().await {
@@ -189,6 +191,7 @@ impl Lookup {
             stale: self.counters.stale.get(),
             negatives: lock(&self.negatives).len() as u64,
             writes_skipped: self.writes.skipped(),
+            reading: self.reading.as_ref().map(|reading| reading.budget.stats()).unwrap_or_default(),
             tiers,
             routes: self.routes.stats(&names),
         }

@@ -31,10 +31,20 @@ pub(super) fn every_key(prefix: &str) -> String {
     format!("{prefix}:v1:{{*}}")
 }
 
-/// The command that asks for all that is known of a kernel.
-pub(super) fn read(key: &str) -> Cmd {
-    let mut command = redis::cmd("HMGET");
-    command.arg(key).arg(&FIELDS);
+/// The command that asks for all that is known of a kernel; nothing comes of one that is larger than that, for nodes may
+/// have other limits and Redis gives half a gigabyte.
+pub(super) fn read(key: &str, max_artifact_bytes: u64) -> Cmd {
+    // The fields stand in the script: Redis takes no long command of somebody who has not said who he is, and says that
+    // instead of asking.
+    let script = format!(
+        "local bytes = redis.pcall('HSTRLEN', KEYS[1], 'bytes')
+         if type(bytes) == 'table' then return bytes end
+         if bytes > tonumber(ARGV[1]) then return false end
+         return redis.call('HMGET', KEYS[1], '{}')",
+        FIELDS.join("', '")
+    );
+    let mut command = redis::cmd("EVAL");
+    command.arg(script).arg(1).arg(key).arg(max_artifact_bytes);
     command
 }
 

@@ -152,6 +152,18 @@ async fn a_damaged_or_foreign_record_is_dropped_counted_and_answered_as_such() {
 }
 
 #[tokio::test]
+async fn a_record_of_another_node_that_is_larger_than_this_one_takes_is_none() {
+    let server = RedisServer::start(&[]);
+    let (large, small) =
+        (tier(options(&server)), RedisOptions { max_artifact_bytes: 499, ..options(&server) });
+    let small = tier(small);
+    large.put(&artifact("a", 500)).await.unwrap();
+    assert_eq!(small.get(&id("a")).await, Ok(Answer::Miss));
+    assert_eq!(large.get(&id("a")).await, Ok(Answer::Hit(artifact("a", 500))), "it is not dropped");
+    assert_eq!(small.largest_bytes(), Some(499));
+}
+
+#[tokio::test]
 async fn a_full_redis_can_be_read_and_says_what_to_do() {
     let server = RedisServer::start(&["--maxmemory-policy", "noeviction"]);
     let tier = tier(options(&server));

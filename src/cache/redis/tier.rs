@@ -139,9 +139,14 @@ impl RedisTier {
     async fn look_up(&self, id: &KernelId) -> Result<Answer, Failure> {
         let mut link = self.link().await?;
         let key = self.key(id);
-        let values = match link.query::<Values>(&record::read(&key)).await {
+        let command = record::read(&key, self.options.max_artifact_bytes);
+        let values = match link.query::<Option<Values>>(&command).await {
             Err(error) if is_foreign(&error) => None,
-            result => Some(result?),
+            result => match result? {
+                Some(values) => Some(values),
+                // Larger than this node's limit.
+                None => return Ok(Answer::Miss),
+            },
         };
         let (owned, now) = (id.clone(), self.clock.unix_ms());
         let drop_damaged = record::drop_damaged(&key, values.as_ref());
@@ -234,6 +239,10 @@ impl Tier for RedisTier {
 
     fn shared(&self) -> bool {
         true
+    }
+
+    fn largest_bytes(&self) -> Option<u64> {
+        Some(self.options.max_artifact_bytes)
     }
 
     fn get<'a>(&'a self, id: &'a KernelId) -> BoxFuture<'a, Result<Answer, TierError>> {
