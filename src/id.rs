@@ -4,6 +4,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
+
+/// What the names of offered kernels begin with.
+const OFFERED: &str = "offered-";
+
 /// A kernel's name in the catalogue: 1 to 200 of `A-Z a-z 0-9 . _ - :`, not starting with a dot.
 ///
 /// The alphabet is what may stand in a file name, a Redis key and a URL segment without escaping.
@@ -14,6 +19,17 @@ pub struct KernelId(Arc<str>);
 impl KernelId {
     /// The most bytes a name may have.
     pub const MAX_BYTES: usize = 200;
+
+    /// The name of a kernel that a trainer has brought along. It says all of the artifact's digest, so that nobody
+    /// who has not the bytes can name it.
+    pub fn offered(digest: &Digest) -> Self {
+        Self(format!("{OFFERED}{digest}").into())
+    }
+
+    /// Whether it is such a name: then the kernel is in memory or nowhere, and no catalogue is asked for it.
+    pub fn is_offered(&self) -> bool {
+        self.0.strip_prefix(OFFERED).is_some_and(|rest| rest.parse::<Digest>().is_ok())
+    }
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
@@ -110,6 +126,16 @@ mod tests {
         }
         for bad in ["", ".", "../etc/passwd", "a/b", "ä", "a b", &"x".repeat(201)] {
             assert!(bad.parse::<KernelId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_offered_kernels_say_the_whole_digest() {
+        let id = KernelId::offered(&Digest::of(b"artifact"));
+        assert_eq!(id.as_str().parse::<KernelId>().unwrap(), id);
+        assert!(id.is_offered());
+        for other in ["offered", "offered-", "offered-once", &id.as_str()[..71], "mlp"] {
+            assert!(!other.parse::<KernelId>().unwrap().is_offered(), "{other}");
         }
     }
 }

@@ -18,6 +18,7 @@ from ._heap import Block, Heap
 from ._lane import Lane
 from ._layer import Layer
 from ._layout import ARENA_MAGIC, PROTOCOL
+from ._offers import Offers
 from ._version import __version__
 from .errors import ConnectionLost, SessionError, UsageError, from_reply
 
@@ -33,7 +34,8 @@ class Connection:
     """A session with a daemon. Threads may share it. What was made on it (layers, tickets, blocks of its arena)
     is of no use on another; its memory stays mapped as long as anything looks at it."""
 
-    def __init__(self, path: str, arena_bytes: int) -> None:
+    def __init__(self, path: str, arena_bytes: int, offers: Optional[Offers] = None) -> None:
+        self._offers = offers or Offers()
         self._lock = threading.Lock()
         self._forked = False
         self._closings: Deque[int] = deque()
@@ -101,6 +103,19 @@ class Connection:
     def open_layer(self, **spec: Any) -> Layer:
         """Opens a layer, by the fields of the wire's ``open_layer``."""
         return Layer(self, self.request("open_layer", **spec)["layer"], spec)
+
+    def offer(self, artifact: bytes) -> str:
+        """Has the daemon judge an artifact and keep its kernel in memory; the kernel's name, to graft it by."""
+        block = self._allocate(len(artifact))
+        self._array(block, np.uint8, (len(artifact),))[...] = np.frombuffer(artifact, np.uint8)
+        return self.request("offer", offset=block.offset, bytes=len(artifact))["kernel"]
+
+    def offer_again(self, kernel: str) -> bool:
+        """Offers what was offered before, to this daemon or to another; false if it is not kept."""
+        artifact = self._offers.get(kernel)
+        if artifact is not None:
+            self.offer(artifact)
+        return artifact is not None
 
     def end(self, reason: str) -> None:
         """Ends the session, and so whatever waits for it."""

@@ -35,12 +35,14 @@ Completion = namedtuple(  # type: ignore[misc]
 )
 
 _SUBMISSION_TAIL = HEADER_WORDS["submission_tail"]
+_SUBMISSION_HEAD = HEADER_WORDS["submission_head"]
 _COMPLETION_TAIL = HEADER_WORDS["completion_tail"]
 _COMPLETION_HEAD = HEADER_WORDS["completion_head"]
 _DAEMON_SLEEPING = HEADER_WORDS["daemon_sleeping"]
 _CLIENT_SLEEPING = HEADER_WORDS["client_sleeping"]
 _MASK = RING_ENTRIES - 1
 _RING_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_GONE = getattr(select, "POLLRDHUP", 0x2000)
 _TSO = platform.machine() in ("x86_64", "AMD64", "i686")
 _NO_DIMS: Tuple[int, ...] = (0,) * 18
 _NO_EXTRA: Tuple[int, ...] = (0,) * 4
@@ -72,6 +74,8 @@ class Lane:
         self._abandoned: Set[int] = set()
         self._releases: Deque[Tuple[int, int]] = deque()
         self._lost = ""
+        #: Whether the daemon's lane has ended: then what it has taken from the ring is all that it ever will.
+        self._peer_ended = False
         self._forked = False
         # Without spinning the client sleeps in every wait, so the flag stays up.
         self._words[_CLIENT_SLEEPING] = 0 if self._spin_s else 1
@@ -111,7 +115,7 @@ class Lane:
         are offset and bytes of alphas given with a forward and of a gradient for seeds in training.
 
         Raises the refusal's exception; ``ConnectionLost`` when the daemon is gone, whose ``in_flight`` tells
-        whether it was when the submission was already on its way.
+        whether it may have begun with the submission.
         """
         sequence = self.begin(None, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
         return self.finish(sequence, layer)
@@ -140,7 +144,11 @@ class Lane:
 
     def finish(self, sequence: int, layer: int, deadline: Optional[float] = None) -> Completion:
         """Waits for a submission's completion, as ``run`` does. ``TimeoutError`` leaves it under way."""
-        completion = self._take(sequence, layer, deadline)
+        try:
+            completion = self._take(sequence, layer, deadline)
+        except ConnectionLost as lost:
+            lost.in_flight = self._may_have_begun(sequence)
+            raise
         if self._releases:
             self._try_flush()
         if completion.status:
@@ -188,6 +196,14 @@ class Lane:
 
     def close(self, reason: str) -> None:
         """Ends the data path."""
+        try:
+            if not self._lost:
+                # After the shutdown the ends look alike, whoever was first.
+                poll = select.poll()
+                poll.register(self._doorbell, _GONE)
+                self._peer_ended = self._peer_ended or bool(poll.poll(0))
+        except (OSError, ValueError):
+            pass  # it is closed
         self._lost = self._lost or reason
         try:
             self._doorbell.shutdown(socket.SHUT_RDWR)
@@ -257,7 +273,8 @@ class Lane:
                 pass  # its buffer is full: it has been rung often enough
             except OSError as error:
                 self._awaited.pop(tail, None)
-                self._lose(str(error), in_flight=False)
+                self._peer_ended = self._peer_ended or not self._lost
+                self._lose(str(error), in_flight=self._may_have_begun(tail))
         return tail
 
     def _make_room(self) -> None:
@@ -392,9 +409,16 @@ class Lane:
         finally:
             if self._spin_s:
                 self._words[_CLIENT_SLEEPING] = 0
+        if not rung and not self._lost:
+            self._peer_ended = True
         # What was published before the daemon died still counts.
         if not rung and self._words[_COMPLETION_TAIL] == head:
             self._lose(reason, in_flight=True)
+
+    def _may_have_begun(self, sequence: int) -> bool:
+        """Whether the daemon has taken a submission out of the ring, or may still do so: it says that it has before
+        it begins with it, and takes none once its end of the doorbell is closed."""
+        return not self._peer_ended or self._words[_SUBMISSION_HEAD] > sequence
 
     def _sleep_until(self, deadline: float) -> None:
         poll = select.poll()

@@ -25,7 +25,7 @@ from ._layout import (
     WANT_GRAD_INPUT,
     WANT_GRAD_PARAMETERS,
 )
-from .errors import ConnectionLost, KasminaError, SessionError, TicketError, UsageError
+from .errors import ConnectionLost, KasminaError, KernelError, SessionError, TicketError, UsageError
 
 if TYPE_CHECKING:
     from ._connection import Connection
@@ -112,7 +112,12 @@ class Layer:
         Raises ``KernelError``, ``OriginError`` or ``SessionError`` and leaves the seed as it was.
         """
         asked = self._graft(seed, kernel, input_shape, dtype, role)
-        reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
+        try:
+            reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
+        except KernelError as error:
+            if error.code != "kernel.not_offered" or not self.client.offer_again(asked["kernel"]):
+                raise
+            reply, descriptors = self.client.request_with_descriptors("graft", layer=self.number, **asked)
         self.begun.pop(seed, None)
         grafted = self._take(asked, reply, descriptors)
         if schedule is not None:
@@ -154,6 +159,8 @@ class Layer:
 
     def begin(self, asked: Dict[str, Any]) -> None:
         """``begin_graft`` by the fields of an earlier one, of this layer or of one that was like it."""
+        # Where the daemon has it still this costs a copy.
+        self.client.offer_again(asked["kernel"])
         self.client.request("begin_graft", layer=self.number, **asked)
 
     def finish(self, asked: Dict[str, Any]) -> Optional[Grafted]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import random
 import select
+import socket
 import threading
 import time
 import weakref
@@ -23,6 +24,8 @@ _log = logging.getLogger("kasmina")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 #: The longest pause while a daemon answers and refuses.
 REFUSED_PAUSE_S = 5.0
+#: How long the doorbell of a daemon that is gone may stay open.
+LANE_PATIENCE_S = 0.1
 _NOBODY = ("session.unavailable", "session.lost", "shutdown.draining")
 _GONE = getattr(select, "POLLRDHUP", 0x2000)
 
@@ -61,12 +64,22 @@ def _gone(ends: Ends, pause: Optional[float]) -> bool:
     return bool(poll.poll(None if pause is None else pause * 1000))
 
 
+def _wait_for_end(end: socket.socket, patience: float) -> None:
+    poll = select.poll()
+    poll.register(end, _GONE)
+    poll.poll(patience * 1000)
+
+
 def _find(client: "weakref.ref[Client]", stop: threading.Event) -> Optional[Tuple[Ends, List[Any]]]:
     """Waits for a daemon; what is to be restored there. None when nobody wants one any more."""
     lost = time.monotonic()
     there = client()
     if there is None:
         return None
+    # Of the two ends one may close a moment before the other, and whether the daemon's lane is at its end decides
+    # what becomes of the passes under way.
+    assert there.connection.ends is not None
+    _wait_for_end(there.connection.ends.doorbell, LANE_PATIENCE_S)
     there.connection.end("the daemon is gone")
     _log.info("the daemon at %s is gone (%s): looking for it", there.path, there.connection._lane.lost)
     del there
@@ -77,7 +90,7 @@ def _find(client: "weakref.ref[Client]", stop: threading.Event) -> Optional[Tupl
         if there is None:
             return None
         try:
-            connection = Connection(there.path, there._arena_bytes)
+            connection = Connection(there.path, there._arena_bytes, there._offers)
         except (KasminaError, OSError) as error:
             code = getattr(error, "code", _NOBODY[0])
             if code not in _NOBODY and str(error) != refusal:

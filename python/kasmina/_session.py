@@ -12,6 +12,7 @@ from . import _reattach
 from ._connection import Connection
 from ._events import Events
 from ._layer import Layer
+from ._offers import Offers
 from .errors import UsageError
 
 DEFAULT_SOCKET = "/run/kasmina/kasmina.sock"
@@ -42,8 +43,10 @@ class Client:
         self._arena_bytes = arena_bytes
         #: Whether a daemon that is gone is waited for.
         self.reconnects = reconnect
+        #: What the daemon has from here, and the next one is to have.
+        self._offers = Offers()
         #: The connection; after the daemon's return another.
-        self.connection = Connection(path, arena_bytes)
+        self.connection = Connection(path, arena_bytes, self._offers)
         self._restored: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._restored_lock = threading.Lock()
         self._stop = threading.Event()
@@ -110,6 +113,23 @@ class Client:
     def events(self) -> Events:
         """What happens in this session from now on, on a connection of its own: an iterator and a context manager."""
         return Events(self.path, self.session)
+
+    def offer(self, artifact: bytes) -> str:
+        """Has the daemon judge an artifact of yours, a PT2 or TorchScript archive, and keep its kernel in memory.
+        Returns the kernel's name, by which any seed can be given it.
+
+        Nobody else is told of it and no cache below the daemon's memory keeps it. This client does, until
+        ``withdraw``, so that the kernel can be grafted again after it had to leave the daemon's memory, and comes
+        back with the daemon. Raises ``KernelError`` with the rule that the artifact breaks.
+        """
+        artifact = bytes(artifact)
+        kernel = self.connection.offer(artifact)
+        self._offers.keep(kernel, artifact)
+        return kernel
+
+    def withdraw(self, kernel: str) -> None:
+        """Forgets an artifact of ``offer``. What was grafted of it stays, as long as this daemon lives."""
+        self._offers.drop(kernel)
 
     def restore(self, each: Any) -> None:
         """Has ``each._restoration(connection)`` asked for after the daemon's return: what it gives is moved on by

@@ -8,6 +8,8 @@ from __future__ import annotations
 import array
 import copy
 import fcntl
+import hashlib
+import io
 import json
 import mmap
 import os
@@ -48,6 +50,7 @@ class SeedSlot:
     kernel = None
     module = None
     alpha = 0.0
+    role = "blend"
     generation = 0
     failures = 0
     error = None
@@ -67,7 +70,10 @@ class Peer:
         self.closed_layers = []
         self.forwards = 0
         self.seeds_seen = []
+        self.offers = []
+        self.given = []
         self.refuse_next = None
+        self.hold = None
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -138,7 +144,7 @@ class Peer:
 
     def _open_layer(self, name, seeds, blend, input_shape, dtype, host=False, recompute=False):
         number = len(self.layers) + 1
-        self.layers[number] = (blend, [SeedSlot() for _ in range(seeds)])
+        self.layers[number] = (blend, [SeedSlot() for _ in range(seeds + host)], seeds)
         return {"layer": number}, []
 
     def _close_layer(self, layer):
@@ -147,7 +153,8 @@ class Peer:
 
     def _graft(self, layer, seed, kernel, alpha, input_shape, dtype, role="blend"):
         if kernel not in self.kernels:
-            raise Refused("kernel.not_found", f"no kernel {kernel}")
+            code = "kernel.not_offered" if kernel.startswith("offered-") else "kernel.not_found"
+            raise Refused(code, f"no kernel {kernel}")
         slot = self.layers[layer][1][seed]
         module = copy.deepcopy(self.kernels[kernel])
         tables, size = ([], []), 0
@@ -165,7 +172,7 @@ class Peer:
                 shared = tensor(memory, value.dtype, value.shape, entry["offset"])
                 shared.copy_(value.detach())
                 value.data = shared
-        slot.kernel, slot.module, slot.alpha, slot.failures = kernel, module, alpha, 0
+        slot.kernel, slot.module, slot.alpha, slot.failures, slot.role = kernel, module, alpha, 0, role
         slot.generation += 1
         return {"layer": layer, "seed": seed, "kernel": kernel, "generation": slot.generation,
                 "state": "holding", "alpha": alpha, "memory_bytes": size, "buffers_offset": gradient_bytes,
@@ -196,6 +203,16 @@ class Peer:
         error = self.layers[layer][1][seed].error
         return {"error": error and {"code": "kernel.runtime", "message": error}}, []
 
+    def _offer(self, offset, bytes):
+        assert offset >= HEAP and offset % 64 == 0
+        artifact = self.memory[offset : offset + bytes]
+        if not artifact.startswith(b"PK"):
+            raise Refused("kernel.deserialize", "no archive")
+        digest = hashlib.sha256(artifact).hexdigest()
+        self.kernels["offered-" + digest] = torch.export.load(io.BytesIO(artifact)).module()
+        self.offers.append(digest)
+        return {"kernel": "offered-" + digest, "digest": digest}, []
+
     def _prefetch(self, kernels):
         return {"started": len(kernels)}, []
 
@@ -207,6 +224,11 @@ class Peer:
         words[40] = 1
         while self._rung():
             while words[8] != head:
+                if self.hold is not None:
+                    self.hold.wait(20)
+                if self.kernels.get("deaf"):  # dies before it has looked
+                    self.doorbell.close()
+                    return
                 fields = SUBMISSION.unpack_from(self.memory, 4096 + head % 64 * 256)
                 head += 1
                 words[16] = head
@@ -261,49 +283,70 @@ class Peer:
     def _forward(self, flags, sequence, layer, seed, places, shapes):
         self.forwards += 1
         self.seeds_seen.append(seed)
-        blend, slots = self.layers[layer]
+        blend, slots, seeds = self.layers[layer]
         x = tensor(self.memory, torch.float32, shapes[0], places[0][0]).clone().requires_grad_()
         out = tensor(self.memory, torch.float32, shapes[1], places[1][0])
+        given = [float("nan")] * seeds
+        if places[6][1]:
+            assert places[6][1] == 4 * seeds
+            given = tensor(self.memory, torch.float32, [seeds], places[6][0]).tolist()
+        self.given.append(given)
+        if len(slots) > seeds and slots[seeds].module is None:
+            return self._completion(sequence, status=13, message="no host")
         ran, failed = [], {}
         with torch.enable_grad():
             for index, slot in enumerate(slots):
-                if slot.module is None or slot.alpha == 0:
+                is_given = index < seeds and given[index] == given[index]
+                alpha = given[index] if is_given else slot.alpha
+                if slot.module is None or (slot.role == "train" and not flags & 1):
+                    continue
+                if index < seeds and slot.role == "blend" and alpha == 0 and not (is_given and flags & 16):
                     continue
                 slot.module.train(bool(flags & 1))
                 slot.executions += 1
                 try:
-                    ran.append((index, slot, slot.module(x)))
+                    straight = index < seeds and slot.role == "train"
+                    ran.append((index, slot, slot.module(x.detach() if straight else x), alpha, straight))
                 except RuntimeError as error:
                     slot.failures, slot.error = slot.failures + 1, str(error)
                     failed[index] = FAIL["kernel.runtime"]
                     if slot.failures >= 3:
                         slot.module = None
-            alphas = torch.tensor([slot.alpha for _, slot, _ in ran], requires_grad=True)
+            blended = [(index, y, alpha) for index, _, y, alpha, straight in ran if index < seeds and not straight]
+            h = next((y for index, _, y, _, _ in ran if index == seeds), None)
+            alphas = torch.tensor([alpha for _, _, alpha in blended], requires_grad=True)
             total = alphas.sum()
             weight = torch.where(total <= 1, total, torch.ones(()))
             if blend == "multiply":
-                result = torch.ones(tuple(shapes[1]))
-                for i, (_, _, y) in enumerate(ran):
+                result = torch.ones(tuple(shapes[1])) if h is None else h
+                for i, (_, y, _) in enumerate(blended):
                     result = result * (1 + alphas[i] * torch.tanh(y - x))
             else:
+                scale = weight / total if blend == "convex" and total > 0 else 1.0
                 result = torch.zeros(tuple(shapes[1]))
-                scale = weight / total if blend == "convex" and ran else 1.0
-                for i, (_, _, y) in enumerate(ran):
+                for i, (_, y, _) in enumerate(blended):
                     result = result + alphas[i] * scale * y
+                if h is not None:
+                    result = result + (1 - weight if blend == "convex" else 1.0) * h
         out.copy_(result.detach())
         number = 0
         if flags & 2:
             number = 100 + self.forwards
-            self.tickets[number] = (x, result, ran, alphas, len(slots))
-        live = sum(1 << index for index, _, _ in ran)
+            straight = [y for _, _, y, _, straight in ran if straight]
+            slots = [(index, slot) for index, slot, *_ in ran]
+            self.tickets[number] = (x, result, slots, [index for index, *_ in blended], alphas, straight, seeds)
+        live = sum(1 << index for index, *_ in ran)
         return self._completion(sequence, 0, "", weight.item(), number, live, failed, total.item())
 
     def _backward(self, flags, sequence, held, places):
-        x, result, ran, alphas, seeds = held
+        x, result, slots, blended, alphas, straight, seeds = held
         grad = tensor(self.memory, torch.float32, result.shape, places[2][0]).clone()
-        parameters = [p for _, slot, _ in ran for p in slot.module.parameters()]
+        other = tensor(self.memory, torch.float32, result.shape, places[7][0]).clone() if places[7][1] else grad
+        parameters = [p for _, slot in slots for p in slot.module.parameters()]
         wanted = [x, alphas, *(p for p in parameters if p.requires_grad)]
-        found = torch.autograd.grad(result, wanted, grad, allow_unused=True) if ran else [None] * len(wanted)
+        outputs = [y for y in (result, *straight) if y.requires_grad]
+        ends = [grad] * result.requires_grad + [other] * (len(outputs) - result.requires_grad)
+        found = torch.autograd.grad(outputs, wanted, ends, allow_unused=True) if outputs else [None] * len(wanted)
         grads = {id(key): value for key, value in zip(wanted, found)}
         if flags & 4:
             into = tensor(self.memory, torch.float32, x.shape, places[3][0])
@@ -323,6 +366,6 @@ class Peer:
         if flags & 16:
             into = tensor(self.memory, torch.float32, [seeds], places[5][0])
             into.zero_()
-            for i, (index, _, _) in enumerate(ran):
+            for i, index in enumerate(blended):
                 into[index] = grads[id(alphas)][i]
-        return self._completion(sequence, live=sum(1 << index for index, _, _ in ran))
+        return self._completion(sequence, live=sum(1 << index for index, _ in slots))

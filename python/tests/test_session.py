@@ -1,8 +1,11 @@
 """A session without PyTorch's layers: control, passes on arrays, ends of all kinds."""
 
 import gc
+import hashlib
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,8 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import kasmina
+from kasmina._offers import Offers
+
+
+def exported(module, width=3):
+    batch = torch.export.Dim("batch", min=1)
+    archive = io.BytesIO()
+    torch.export.save(torch.export.export(module, (torch.zeros(2, width),), dynamic_shapes=({0: batch},)), archive)
+    return archive.getvalue()
 
 
 def test_a_pass_on_arrays_there_and_back(peer, client):
@@ -119,6 +131,72 @@ def test_a_daemon_that_dies_in_a_pass_is_a_lost_connection(peer, client):
     with pytest.raises(kasmina.ConnectionLost) as caught:
         layer.forward(np.ones((1, 3), np.float32))
     assert not caught.value.in_flight
+
+
+def test_a_submission_that_the_daemon_has_not_seen_was_not_in_flight(peer, client):
+    layer = client.open_layer("fc")
+    peer.kernels["deaf"] = True
+    with pytest.raises(kasmina.ConnectionLost) as caught:
+        layer.forward(np.ones((1, 3), np.float32))
+    assert not caught.value.in_flight and not client.connected
+
+
+def test_a_daemon_that_had_gone_before_is_found_out_by_ringing(peer):
+    with kasmina.connect(peer.path, reconnect=False) as client:
+        layer = client.open_layer("fc")
+        peer.doorbell.shutdown(socket.SHUT_RDWR)
+        peer.lane.join(20)
+        assert client.connected, "nobody has told it"
+        with pytest.raises(kasmina.ConnectionLost) as caught:
+            layer.forward(np.ones((1, 3), np.float32))
+        assert not caught.value.in_flight and not client.connected
+
+
+def test_what_this_side_has_given_up_may_still_be_done(peer, client):
+    lane = client.connection._lane
+    layer = client.open_layer("fc")
+    peer.hold = threading.Event()
+    sequence = lane.begin(None, 1, 0, layer.number, 1, blocks=(36864, 4, 36928, 4) + (0,) * 8,
+                          dims=(1, 1, 1, *[0] * 7, 1, *[0] * 7))
+    client.close()
+    with pytest.raises(kasmina.ConnectionLost) as caught:
+        lane.finish(sequence, layer.number)
+    # The daemon's end was open when this one was closed, and the submission lies there.
+    assert caught.value.in_flight
+    peer.hold.set()
+
+
+def test_an_artifact_is_offered_and_offered_again_where_it_has_gone(peer, client):
+    artifact = exported(torch.nn.Linear(3, 3))
+    kernel = client.offer(artifact)
+    digest = kernel.removeprefix("offered-")
+    assert digest == hashlib.sha256(artifact).hexdigest() and peer.offers == [digest]
+    assert client.connection._heap.free_bytes == client.connection._heap.size
+    layer = client.open_layer("fc", seeds=2)
+    layer.graft(0, kernel, 0.5, [3])
+    assert peer.offers == [digest], "it was there"
+    del peer.kernels[kernel]
+    layer.graft(1, kernel, 0.5, [3])
+    assert peer.offers == [digest] * 2
+    client.withdraw(kernel)
+    del peer.kernels[kernel]
+    with pytest.raises(kasmina.KernelError) as caught:
+        layer.graft(1, kernel, 0.5, [3])
+    assert caught.value.code == "kernel.not_offered"
+    with pytest.raises(kasmina.KernelError) as caught:
+        client.offer(b"no archive")
+    assert caught.value.code == "kernel.deserialize"
+    with pytest.raises(kasmina.ArenaFull):
+        client.offer(bytes(5 << 20))
+
+
+def test_artifacts_are_kept_as_often_as_they_are_wanted():
+    offers = Offers()
+    offers.keep("a", b"1"), offers.keep("a", b"1")
+    offers.drop("a"), offers.drop("b")
+    assert offers.get("a") == b"1"
+    offers.drop("a")
+    assert offers.get("a") is None
 
 
 def test_a_forked_process_is_refused_and_lets_go(client):

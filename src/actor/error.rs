@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::base::AskError;
 use crate::{
-    cache::{CacheError, LookupError, TierError},
+    cache::{CacheError, FetchBudgetSpent, LookupError, TierError},
     engine::EngineError,
     fault::{ErrorClass, Fault},
     id::{KernelId, LayerId, SeedIndex},
@@ -30,6 +30,27 @@ pub enum ActorError {
     /// A tier below it could not do its part.
     #[error(transparent)]
     Tier(#[from] TierError),
+    /// There was no room for its bytes.
+    #[error(transparent)]
+    Budget(#[from] FetchBudgetSpent),
+    /// An offered artifact is longer than any may be.
+    #[error(
+        "the offered artifact has {bytes} bytes, {limit} are allowed: offer a smaller module or raise validator.max_artifact_bytes"
+    )]
+    OfferTooLarge {
+        /// How long it is said to be.
+        bytes: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// An offered kernel is not in memory any more, and nowhere else.
+    #[error(
+        "kernel {kernel} is in memory or nowhere, and it is not there any more: offer its artifact again"
+    )]
+    NotOffered {
+        /// The kernel.
+        kernel: KernelId,
+    },
     /// There are no other nodes to be told.
     #[error("no other node can be told: they share nothing without a Redis, set cache.redis.url")]
     NoFleet,
@@ -152,6 +173,9 @@ impl Fault for ActorError {
             Self::Validation(error) => error.class(),
             Self::Cache(error) => error.class(),
             Self::Tier(error) => error.class(),
+            Self::Budget(error) => error.class(),
+            Self::OfferTooLarge { .. } => ErrorClass::Invalid,
+            Self::NotOffered { .. } => ErrorClass::NotFound,
             Self::NoFleet => ErrorClass::Invalid,
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
@@ -174,6 +198,9 @@ impl Fault for ActorError {
             Self::Validation(error) => error.code(),
             Self::Cache(error) => error.code(),
             Self::Tier(error) => error.code(),
+            Self::Budget(error) => error.code(),
+            Self::OfferTooLarge { .. } => "kernel.rejected",
+            Self::NotOffered { .. } => "kernel.not_offered",
             Self::NoFleet => "cache.no_fleet",
             Self::Engine(error) => error.code(),
             Self::Wire(error) => error.code(),

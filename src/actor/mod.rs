@@ -22,8 +22,8 @@ pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, CondemnKernels, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel,
     GetKernel, HeldKernel, Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog,
-    MeasureCache, PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel, SupplyStatus,
-    WarmKernels, WarmPlan, WarmStart, Warming,
+    MeasureCache, OfferKernel, PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel,
+    SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use roll::LaneNumbers;
 pub use seed::{

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::KernelId;
+use crate::id::{KernelId, SessionId};
 
 /// A tier's counters since it was opened, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,11 @@ pub enum Evictor {
     Earlier,
     /// The origin, which has another of that name, or none any more.
     Origin,
+    /// The session that had offered it, and has ended or has offered others since.
+    Session {
+        /// Its number.
+        session: SessionId,
+    },
 }
 
 impl fmt::Display for Evictor {
@@ -110,6 +115,7 @@ impl fmt::Display for Evictor {
             Self::Earlier => f.write_str("an eviction that came while it was being loaded"),
             Self::Gap => f.write_str("a gap in what other nodes announce"),
             Self::Origin => f.write_str("the origin, which has another now, or none"),
+            Self::Session { session } => write!(f, "session {session}, which had offered it"),
         }
     }
 }

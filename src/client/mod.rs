@@ -23,5 +23,5 @@ pub use error::ClientError;
 pub use layer::{Grafted, Layer};
 pub use operator::Operator;
 pub use pass::{Gradients, Pass, PassRequest};
-pub use session::{Client, ConnectOptions, LayerOptions};
+pub use session::{Client, ConnectOptions, LayerOptions, Offered};
 pub use watch::Events;

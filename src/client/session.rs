@@ -10,11 +10,13 @@ use serde::de::DeserializeOwned;
 
 use super::{ClientError, Layer, connection::Connection, heap::Heap};
 use crate::{
+    digest::Digest,
     id::{KernelId, SessionId},
     tensor::{DType, Shape},
     wire::{
-        Arena, Blend, Block, ClientLane, Completion, Hello, HelloReply, LayerReply, OpenLayer, PROTOCOL,
-        Prefetch, PrefetchReply, RING_ENTRIES, Request, SharedFloats, Status, Submission, Wake, WireError,
+        Arena, Blend, Block, ClientLane, Completion, Hello, HelloReply, LayerReply, Offer, OfferReply,
+        OpenLayer, PROTOCOL, Prefetch, PrefetchReply, RING_ENTRIES, Request, SharedFloats, Status,
+        Submission, Wake, WireError,
     },
 };
 
@@ -156,6 +158,34 @@ impl Client {
         let PrefetchReply { started } = self.shared.ask(&request)?;
         Ok(started)
     }
+
+    /// Has an artifact judged by the daemon, and its kernel kept in the daemon's memory, for this session to graft.
+    ///
+    /// Nobody else hears of it. It may have to leave memory before it is grafted or after its last seed was pruned:
+    /// then the graft says `kernel.not_offered`, and the artifact is to be offered again.
+    ///
+    /// Blocking: until it is judged.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the rule that the artifact breaks, or because it is too long;
+    /// [`ClientError::Wire`] where it does not fit the arena.
+    pub fn offer(&self, artifact: &[u8]) -> Result<Offered, ClientError> {
+        let held = self.shared.allocate(artifact.len())?;
+        held.write(artifact)?;
+        let Block { offset, .. } = held.block;
+        let request = Request::Offer(Offer { offset, bytes: artifact.len() as u64 });
+        let OfferReply { kernel, digest } = self.shared.ask(&request)?;
+        Ok(Offered { kernel, digest })
+    }
+}
+
+/// A kernel that was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// What it is called, for a graft of it.
+    pub kernel: KernelId,
+    /// SHA-256 of its artifact.
+    pub digest: Digest,
 }
 
 impl Shared {
@@ -239,6 +269,13 @@ pub(super) struct Held {
 }
 
 impl Held {
+    fn write(&self, bytes: &[u8]) -> Result<(), ClientError> {
+        let reason = "it is shorter than what is to be written";
+        let Block { offset, bytes: length } = self.block;
+        let fits = self.shared.arena.region(self.block)?.write(bytes);
+        fits.then_some(()).ok_or(WireError::Block { name: "artifact", offset, bytes: length, reason }.into())
+    }
+
     pub(super) fn floats(&self) -> Result<SharedFloats<'_>, ClientError> {
         Ok(self.shared.arena.floats(self.block)?)
     }

@@ -9,13 +9,15 @@ use std::{
 
 use super::{Client, ClientError, ConnectOptions, Events, PassRequest, connection::Connection};
 use crate::{
+    digest::Digest,
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::{DType, Shape},
     wire::{
-        Backward, Blend, Command, Completion, DaemonLane, Empty, ErrorReply, Event, EventKind, FailureKind,
-        Forward, FrameKind, GraftReply, HelloReply, LayerReply, PROTOCOL, Reply, Request, SeedState,
-        SessionLimits, SharedMemory, Status, TensorEntry, Wake, Wants, decode, encode, receive, send,
+        Arena, Backward, Blend, Block, Command, Completion, DaemonLane, Empty, ErrorReply, Event, EventKind,
+        FailureKind, Forward, FrameKind, GraftReply, HelloReply, LayerReply, Offer, OfferReply, PROTOCOL,
+        Reply, Request, SeedState, SessionLimits, SharedMemory, Status, TensorEntry, Wake, Wants, decode,
+        encode, receive, send,
     },
 };
 
@@ -60,7 +62,7 @@ fn graft_reply(kernel: KernelId) -> GraftReply {
     }
 }
 
-fn control(socket: UnixStream, memory: &SharedMemory) {
+fn control(socket: UnixStream, memory: &SharedMemory, arena: &Arena) {
     let answer = |reply: Vec<u8>| send(&socket, &reply, &[]).unwrap();
     while let Ok((payload, _)) = receive(&socket, FrameKind::Request) {
         match decode(&payload).unwrap() {
@@ -82,6 +84,13 @@ fn control(socket: UnixStream, memory: &SharedMemory) {
                 };
                 let error = error.at(graft.layer, graft.seed).about(&graft.kernel);
                 answer(encode(FrameKind::Reply, 0, &Reply::<Empty>::Error(error)).unwrap());
+            }
+            Request::Offer(Offer { offset, bytes }) => {
+                let mut artifact = vec![0; bytes as usize];
+                assert!(arena.region(Block { offset, bytes }).unwrap().read(&mut artifact));
+                let digest = Digest::of(&artifact);
+                let reply = OfferReply { kernel: KernelId::offered(&digest), digest };
+                answer(encode(FrameKind::Reply, 0, &Reply::Ok(reply)).unwrap());
             }
             _ => answer(encode(FrameKind::Reply, 0, &Reply::Ok(Empty {})).unwrap()),
         }
@@ -142,9 +151,10 @@ fn session() -> (Client, JoinHandle<Vec<u64>>) {
         drop(doorbell);
         let memory = SharedMemory::create("test", 4096).unwrap();
         memory.floats(64, 2).unwrap().copy_from(&[1.0, 2.0]);
+        let arena = lane.arena().clone();
         std::thread::scope(|scope| {
             let lane = scope.spawn(|| serve(lane));
-            control(theirs, &memory);
+            control(theirs, &memory, &arena);
             lane.join().unwrap()
         })
     });
@@ -259,5 +269,20 @@ fn a_daemon_that_dies_is_noticed_at_once() {
     let shape = Shape::from([1]);
     let error = layer.forward(&request(&[1.0], &shape, None)).unwrap_err();
     assert_eq!(error.code(), "session.lost");
+    daemon.join().unwrap();
+}
+
+#[test]
+fn an_artifact_is_offered_as_it_is_and_its_block_comes_back() {
+    let (client, daemon) = session();
+    // Together they do not fit an arena of 1 MiB.
+    for n in 0..4 {
+        let artifact: Vec<u8> = (0..400_001).map(|i| (i * 7 + n) as u8).collect();
+        let offered = client.offer(&artifact).unwrap();
+        assert_eq!(offered.digest, Digest::of(&artifact));
+        assert_eq!(offered.kernel, KernelId::offered(&offered.digest));
+    }
+    assert_eq!(client.offer(&vec![0; 1 << 20]).unwrap_err().code(), "session.quota");
+    drop(client);
     daemon.join().unwrap();
 }

@@ -81,6 +81,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         databases,
         fleet,
         validator: validator.clone(),
+        max_offer_bytes: config.validator.max_artifact_bytes.0,
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),

@@ -9,6 +9,7 @@ use super::{
     ArenaLayout, Blend, FailureKind, Fossilize, GraftRole, Prune, ScheduleSpec, SeedState, StartBlend, Watch,
 };
 use crate::{
+    digest::Digest,
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::{DType, Shape},
@@ -60,6 +61,9 @@ pub enum Request {
     LastError(SeedRef),
     /// Fetches and proves kernels without grafting them. Answered by [`PrefetchReply`] at once.
     Prefetch(Prefetch),
+    /// Has an artifact that lies in the arena's heap judged, and its kernel kept in memory for a graft. Answered by
+    /// [`OfferReply`].
+    Offer(Offer),
 }
 
 impl Request {
@@ -83,6 +87,7 @@ impl Request {
             Self::SeedSeries(_) => "seed_series",
             Self::LastError(_) => "last_error",
             Self::Prefetch(_) => "prefetch",
+            Self::Offer(_) => "offer",
         }
     }
 }
@@ -462,6 +467,25 @@ pub struct Prefetch {
 pub struct PrefetchReply {
     /// How many were not resident and are being fetched.
     pub started: u32,
+}
+
+/// See [`Request::Offer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// Where the artifact lies, in bytes from the start of the arena. The block is the client's again with the reply.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+}
+
+/// Answers [`Request::Offer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferReply {
+    /// What the kernel is called, for a graft of it.
+    pub kernel: KernelId,
+    /// SHA-256 of the artifact as the daemon has it.
+    pub digest: Digest,
 }
 
 #[cfg(test)]

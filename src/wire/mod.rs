@@ -47,8 +47,8 @@ pub use life::{Fossilize, Prune, ScheduleKind, ScheduleSpec, StartBlend};
 pub use memory::SharedMemory;
 pub use message::{
     CloseLayer, Empty, ErrorReply, FailureCounts, Graft, GraftReply, Hello, HelloReply, LastErrorReply,
-    LayerReply, OpenLayer, PROTOCOL, Prefetch, PrefetchReply, Reply, Request, SeedRef, SeedReply, SeedSeries,
-    SeedStats, SeriesReply, SessionLimits, SetAlpha, TensorEntry,
+    LayerReply, Offer, OfferReply, OpenLayer, PROTOCOL, Prefetch, PrefetchReply, Reply, Request, SeedRef,
+    SeedReply, SeedSeries, SeedStats, SeriesReply, SessionLimits, SetAlpha, TensorEntry,
 };
 pub use operator::{
     ActorReport, BreakerReport, CacheReport, CachedKernel, EventsReport, EvictReport, FetchingReport,

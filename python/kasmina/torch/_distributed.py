@@ -11,7 +11,8 @@ from ._layer import SeededLayer
 
 
 def average_gradients(model: nn.Module, group: Any = None) -> None:
-    """Averages the gradients of all seeds in ``model`` over the ranks of ``group``, in place.
+    """Averages the gradients of all seeds in ``model`` over the ranks of ``group``, in place, those of learnt blend
+    factors and of hosts in the daemon included.
 
     For wrappers that leave the seeds out, such as FSDP with ``ignored_modules`` or ``ignored_params``: call it
     after the backward and before the optimizer's step, on every rank. DistributedDataParallel does this itself.
@@ -23,7 +24,9 @@ def average_gradients(model: nn.Module, group: Any = None) -> None:
         parameter
         for module in model.modules()
         if isinstance(module, SeededLayer)
-        for parameter in [*module.seeds.parameters()]
+        for part in (module.seeds, module.alphas, module.host if module.host_place == "daemon" else None)
+        if part is not None
+        for parameter in part.parameters()
         if parameter.requires_grad
     ]
     if not parameters or dist.get_world_size(group) == 1:

@@ -1,4 +1,4 @@
-"""A pass as an autograd function: y from x, the host's output and the parameters of the seeds.
+"""A pass as an autograd function: y from x, the host's output, learnt blend factors and parameters.
 
 This is how a layer runs outside ``torch.compile``. The custom operators of ``_ops`` cost some ten times its
 overhead for each call, so they are used only where a compiler needs them.
@@ -6,55 +6,77 @@ overhead for each call, so they are used only where a compiler needs them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, List, Optional
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..errors import ConnectionLost
+from ._alphas import alphas_of
 from ._pass import Pass, share_out, wanted
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
 
+#: Arguments of ``Blend`` before those of which there may be many.
+_FIRST = 5
 
-def run(layer: SeededLayer, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-    """``h`` blended with the layer's live seeds, recorded for autograd where anything wants a gradient."""
-    if not x.numel() or not h.numel():
-        return h
-    tensors = tensors_of(layer)
-    if recorded(x, h, tensors):
-        return Blend.apply(layer, None, x, h, *tensors)
-    return Pass(layer, x, h, 0).settle(h)
+
+def run(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
+    """``h`` blended with the layer's live seeds, recorded for autograd where anything wants a gradient. ``h`` is None
+    where the daemon runs the host."""
+    if not x.numel() or (h is not None and not h.numel()):
+        return layer._host(x) if h is None else h
+    alphas, tensors = alphas_of(layer), tensors_of(layer)
+    if recorded(x, h, alphas, tensors):
+        return Blend.apply(layer, None, x, h, len(alphas), *alphas, *tensors)
+    return Pass(layer, x, h, 0, alphas).settle(h)
 
 
 def tensors_of(layer: SeededLayer) -> List[torch.Tensor]:
-    """The parameters of what is grafted."""
+    """The parameters of what is grafted, and of a host in the daemon."""
     tensors: List[torch.Tensor] = []
     for seed in layer._grafted:
         tensors += seed._tensors
+    if layer._hosted is not None:
+        tensors += layer._hosted.tensors
     return tensors
 
 
-def recorded(x: torch.Tensor, h: torch.Tensor, tensors: List[torch.Tensor]) -> bool:
+def recorded(
+    x: torch.Tensor, h: Optional[torch.Tensor], alphas: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
+) -> bool:
     """Whether autograd will want anything of a pass."""
     return torch.is_grad_enabled() and (
-        x.requires_grad or h.requires_grad or any(tensor.requires_grad for tensor in tensors)
+        x.requires_grad
+        or (h is not None and h.requires_grad)
+        or any(alpha.requires_grad for alpha in alphas)
+        or any(tensor.requires_grad for tensor in tensors)
     )
 
 
 class Blend(torch.autograd.Function):
-    """``started`` is the pass if it is under way already."""
+    """``started`` is the pass if it is under way already. ``many`` are ``count`` blend factors, then parameters."""
 
     @staticmethod
     def forward(
-        ctx: Any, layer: SeededLayer, started: Optional[Pass], x: torch.Tensor, h: torch.Tensor, *tensors: Any
+        ctx: Any,
+        layer: SeededLayer,
+        started: Optional[Pass],
+        x: torch.Tensor,
+        h: Optional[torch.Tensor],
+        count: int,
+        *many: Any,
     ) -> Any:
+        alphas, tensors = many[:count], many[count:]
         if started is None:
-            _, _, want_x, _, *want_tensors = ctx.needs_input_grad
-            started = Pass(layer, x, h, wanted(layer, want_x, any(want_tensors)))
+            want_x, want_many = ctx.needs_input_grad[2], ctx.needs_input_grad[_FIRST:]
+            want = wanted(layer, want_x, any(want_many[count:]), any(want_many[:count]))
+            started = Pass(layer, x, h, want, alphas)
         y = started.settle(h)
-        ctx.started = started
+        # Another tensor, or what writes to y in place would be refused.
+        y = y.clone() if y is h else y
+        ctx.started, ctx.count = started, count
         # Saved so that a change between forward and backward raises as it does in PyTorch: the daemon
         # reads the parameters, and x where it was not copied, where they lie.
         kept = [x if started.x_lies_there else None, h if started.needs_h else None]
@@ -68,8 +90,9 @@ class Blend(torch.autograd.Function):
         started: Pass = ctx.started
         saved = list(ctx.saved_tensors)
         _, h = (saved.pop(0) if kept else None for kept in ctx.kept)
-        grads: List[Optional[torch.Tensor]] = [None] * (len(saved) + 4)
-        if ctx.needs_input_grad[3]:
+        needs, first = ctx.needs_input_grad, _FIRST + ctx.count
+        grads: List[Optional[torch.Tensor]] = [None] * (first + len(saved))
+        if needs[3]:
             grads[3] = started.grad_h(grad)
         if started.ticket is not None:
             try:
@@ -77,10 +100,13 @@ class Blend(torch.autograd.Function):
             except ConnectionLost:
                 started.layer._go_on_alone()
                 raise
-            if ctx.needs_input_grad[2]:
+            if needs[2]:
                 grads[2] = gradients.input
+            for place, gradient in enumerate(gradients.alphas, _FIRST):
+                if needs[place]:
+                    grads[place] = torch.tensor(gradient)
             if gradients.parameters is not None:
                 for place, gradient in share_out(started, gradients.parameters):
-                    if ctx.needs_input_grad[place + 4]:
-                        grads[place + 4] = gradient
+                    if needs[first + place]:
+                        grads[first + place] = gradient
         return tuple(grads)

@@ -7,10 +7,11 @@ import queue
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Generator, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Generator, Optional, Sequence
 
 import torch
 
+from ._alphas import alphas_of
 from ._function import Blend, recorded, tensors_of
 from ._pass import Pass, wanted
 
@@ -27,13 +28,15 @@ class Pending:
     It can be awaited too. The output is made, and recorded for autograd, in the thread that first asks for it.
     """
 
-    def __init__(self, layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, started: Optional[Pass],
-                 cast: Optional[torch.dtype] = None) -> None:
+    def __init__(self, layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], started: Optional[Pass],
+                 cast: Optional[torch.dtype] = None, alphas: Sequence[torch.Tensor] = (),
+                 tensors: Sequence[torch.Tensor] = ()) -> None:
         self._layer = layer
         self._x, self._h, self._started = x, h, started
         self._cast = cast
-        self._tensors: List[torch.Tensor] = tensors_of(layer) if started is not None else []
-        self._recorded = started is not None and recorded(x, h, self._tensors)
+        self._alphas, self._tensors = alphas, tensors
+        self._recorded = started is not None and recorded(x, h, alphas, tensors)
+        self._grad = torch.is_grad_enabled()
         self._lock = threading.RLock()
         self._y: Optional[torch.Tensor] = None if started is not None else h
         self._error: Optional[BaseException] = None
@@ -61,12 +64,13 @@ class Pending:
             if self._started is not None:
                 deadline = None if timeout is None else time.monotonic() + timeout
                 try:
-                    self._y = self._layer._guarded(self._h, lambda: self._settle(deadline))
+                    self._y = self._layer._guarded(self._alone, lambda: self._settle(deadline))
                 except TimeoutError:
                     raise
                 except BaseException as error:
                     self._error = error
                 self._started = self._x = self._h = None  # type: ignore[assignment]
+                self._alphas = self._tensors = ()
             if self._error is not None:
                 raise self._error
             assert self._y is not None
@@ -111,27 +115,39 @@ class Pending:
             yield from arrived
         return self.result()
 
+    def _alone(self) -> torch.Tensor:
+        """The host's output, where the daemon has run nothing."""
+        if self._h is not None:
+            return self._h
+        with torch.set_grad_enabled(self._grad):
+            return self._layer._host(self._x)
+
     def _settle(self, deadline: Optional[float]) -> torch.Tensor:
         started = self._started
         assert started is not None
         started.complete(deadline)
         if self._recorded:
             with torch.inference_mode(False), torch.enable_grad():
-                y = Blend.apply(self._layer, started, self._x, self._h, *self._tensors)
+                many = [*self._alphas, *self._tensors]
+                y = Blend.apply(self._layer, started, self._x, self._h, len(self._alphas), *many)
         else:
             with torch.no_grad():
                 y = started.settle(self._h)
         return y if self._cast is None else y.to(self._cast)
 
 
-def submit(layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, cast: Optional[torch.dtype]) -> Pending:
+def submit(
+    layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], cast: Optional[torch.dtype]
+) -> Pending:
     """Publishes a pass and does not wait for it."""
-    tensors = tensors_of(layer)
+    alphas, tensors = alphas_of(layer), tensors_of(layer)
     want = 0
-    if recorded(x, h, tensors):
+    if recorded(x, h, alphas, tensors):
         # Something wants a gradient, of the host's output perhaps; then the record is kept as it is in a call.
-        want = wanted(layer, x.requires_grad, any(tensor.requires_grad for tensor in tensors))
-    return Pending(layer, x, h, Pass(layer, x, h, want, copy=True), cast)
+        trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
+        want = wanted(layer, x.requires_grad, *trains)
+    started = Pass(layer, x, h, want, alphas, copy=True)
+    return Pending(layer, x, h, started, cast, alphas, tensors)
 
 
 _watchers: "weakref.WeakKeyDictionary[Lane, queue.SimpleQueue[Any]]" = weakref.WeakKeyDictionary()

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
 from torch.nn.modules import module as _module
 
-from .._connection import Connection
 from .._lane import Lane
 from .._layer import Layer
 from .._session import Client
-from ..errors import (
-    ConnectionLost,
-    ConnectionWarning,
-    KasminaError,
-    SeedFailureWarning,
-    SessionError,
-    UsageError,
-)
+from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
 from . import _ops
+from ._alphas import Alphas, value_of
 from ._function import run
 from ._future import Pending, submit
-from ._return import Return
+from ._host import PLACES, Hosted, handing_over
+from ._return import Return, Returning
 from ._seed import Seed
 from ._state import Stateful
 
 _BLENDS = ("convex", "residual", "multiply")
 
 
-class SeededLayer(Stateful, nn.Module):
-    """``host`` with ``seeds`` slots into which kernels are grafted while training runs.
+class SeededLayer(Returning, Stateful, nn.Module):
+    """A module of yours, the host, with ``seeds`` slots into which kernels are grafted while training runs.
 
     ``blend`` says how the kernels' outputs meet the host's: ``convex`` (1 - A) h + sum w k(x), ``residual``
     h + sum alpha k(x), ``multiply`` h prod (1 + alpha tanh(k(x) - x)).
 
-    Without a live seed (a kernel and alpha above 0) calling it is calling the host. If a seed fails in a pass
+    ``host`` says where the host runs while a seed is live: in the ``trainer``, or in the ``daemon``, beside the seeds
+    and in the same call; its parameters and buffers then lie in memory shared with the daemon. With ``recompute`` a
+    backward runs the forward again in the daemon, and nothing is kept in between.
+
+    Without a live seed (a kernel, and an alpha above 0 or learnt, or a kernel in training) calling it is calling the
+    host, here. If a seed fails in a pass
     it is left out of that pass, ``last_failures`` names it and a ``SeedFailureWarning`` is given once. If the
     daemon dies, a pass under way raises ``ConnectionLost``; until it is back the layer is its host alone. Then
     the next call runs the seeds again, with the parameters as they are here. It is the host alone too while the
@@ -47,7 +45,7 @@ class SeededLayer(Stateful, nn.Module):
 
     def __init__(
         self,
-        host: nn.Module,
+        module: nn.Module,
         client: Client,
         name: str = "layer",
         seeds: int = 1,
@@ -55,25 +53,41 @@ class SeededLayer(Stateful, nn.Module):
         input_shape: Optional[Iterable[int]] = None,
         alpha_gradients: bool = False,
         dtype: torch.dtype = torch.float32,
+        *,
+        host: str = "trainer",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if blend not in _BLENDS:
             raise UsageError(f"blend is one of {', '.join(_BLENDS)}, not {blend!r}")
+        if host not in PLACES:
+            raise UsageError(f"a host runs in the {' or in the '.join(PLACES)}, not in {host!r}")
         self._input_shape: Optional[Tuple[int, ...]] = None
-        self.host = host
+        self.host_place = host
+        self.recompute = recompute
+        self.host = module
         self.name = name
         self.blend = blend
         self.alpha_gradients = alpha_gradients
         self.dtype = dtype
         self._open(client, seeds, None if input_shape is None else tuple(int(size) for size in input_shape))
+        if self._unhosted:
+            self._hand_over()
 
     def _open(self, client: Client, seeds: int, input_shape: Optional[Tuple[int, ...]]) -> None:
         """Opens the layer in the daemon, with dormant seeds, and makes all that belongs to one session."""
+        # Of the seeds in the daemon: those that are blended, of these the learnt blend factors, those that learn
+        # behind the layer, and all.
         self._live: List[Seed] = []
         #: Those of which passes change something: on a schedule, or on their way back after failures.
         self._moving: List[Seed] = []
+        self._learnt: List[Tuple[int, nn.Parameter]] = []
+        self._learning: List[Seed] = []
         self._grafted: List[Seed] = []
         self._loading: List[Seed] = []
+        # The host in the daemon, and whether it is to be there and is not.
+        self._hosted: Optional[Hosted] = None
+        self._unhosted = False
         # Whether a call is the host's own and nothing is to be learned from it.
         self._quiet = False
         # Whether the daemon is gone or leaving, what comes from the next one, and whether to look at it.
@@ -89,13 +103,20 @@ class SeededLayer(Stateful, nn.Module):
         # The latest pass of submit, and on which lane: what was before it is done when it is.
         self._submitted: Optional[Tuple[Lane, int]] = None
         self._handle = _ops.register(self)
+        self.alphas = Alphas()
         self.seeds = nn.ModuleList(Seed(self, index) for index in range(seeds))
         #: The layer in the daemon; after the daemon's return another.
         self.remote: Layer = None  # type: ignore[assignment]
         # First, so that a daemon that dies between the two finds the layer on its list.
         client.restore(self)
         self.remote = client.open_layer(
-            self.name, seeds, self.blend, input_shape, str(self.dtype).split(".")[-1]
+            self.name,
+            seeds,
+            self.blend,
+            input_shape,
+            str(self.dtype).split(".")[-1],
+            host=self.host_place == "daemon",
+            recompute=self.recompute,
         )
         if input_shape is not None:
             self.input_shape = input_shape
@@ -120,6 +141,9 @@ class SeededLayer(Stateful, nn.Module):
         if name == "host":
             # Found without nn.Module's search of its tables: that search is most of what a call may cost.
             object.__setattr__(self, "_host", value)
+            if self.__dict__.get("_hosted") is not None:
+                self._hosted = None
+                self._refresh()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if (
@@ -146,8 +170,10 @@ class SeededLayer(Stateful, nn.Module):
             self._take_over()
         if self._loading:
             self._finish_grafts()
+        if self.host_place == "daemon":
+            return self._in_daemon(x, *args, **kwargs)
         h = self._host(x, *args, **kwargs)
-        if not self._live:
+        if not self._runs():
             return h
         if not self.remote.client.connected:
             self._go_on_alone()
@@ -155,11 +181,39 @@ class SeededLayer(Stateful, nn.Module):
         self._passes[0] += 1
         if x.dtype is self.dtype and h.dtype is self.dtype:
             self._check(x, h)
-            return self._guarded(h, lambda: run(self, x, h))
+            return self._guarded(lambda: h, lambda: run(self, x, h))
         # Under autocast: the seeds compute in the layer's own type.
         own_x, own_h = self._cast(x, h)
         self._check(own_x, own_h)
-        return self._guarded(own_h, lambda: run(self, own_x, own_h)).to(h.dtype)
+        return self._guarded(lambda: own_h, lambda: run(self, own_x, own_h)).to(h.dtype)
+
+    def _in_daemon(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``forward`` where the daemon runs the host: y comes in one call."""
+        own_x = self._for_daemon(x, args, kwargs)
+        if own_x is None:
+            return self._host(x, *args, **kwargs)
+        self._passes[0] += 1
+        return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None))
+
+    def _for_daemon(self, x: torch.Tensor, args: Any, kwargs: Any) -> Optional[torch.Tensor]:
+        """The input for a daemon that runs the host; None where this call is the host's own, here."""
+        if self._unhosted:
+            self._hand_over()
+        if not self._runs():
+            return None
+        if not self.remote.client.connected:
+            self._go_on_alone()
+            return None
+        if args or kwargs:
+            raise UsageError(
+                f"the daemon runs the host of layer {self.name!r} on one tensor, and it was called with more: make the "
+                'layer with host="trainer", whose host takes what you give it'
+            )
+        own_x = x if x.dtype is self.dtype else self._cast(x, x)[0]
+        self._check(own_x, own_x)
+        assert self._hosted is not None
+        self._hosted.settle(self.training)
+        return own_x
 
     def submit(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Pending:
         """Begins a pass and does not wait for it: the host runs here and now, the seeds in the daemon meanwhile.
@@ -174,19 +228,26 @@ class SeededLayer(Stateful, nn.Module):
             self._take_over()
         if self._loading:
             self._finish_grafts()
-        h = self._host(x, *args, **kwargs)
         self._passes[1] += 1
-        if not self._live or not self.remote.client.connected or not x.numel() or not h.numel():
-            if self._live and not self.remote.client.connected:
-                self._go_on_alone()
-            return Pending(self, x, h, None)
-        cast = None if x.dtype is self.dtype and h.dtype is self.dtype else h.dtype
-        own_x, own_h = (x, h) if cast is None else self._cast(x, h)
-        self._check(own_x, own_h)
+        cast, own_h = None, None
+        if self.host_place == "daemon":
+            own_x = self._for_daemon(x, args, kwargs)
+            if own_x is None or not x.numel():
+                return Pending(self, x, self._host(x, *args, **kwargs), None)
+        else:
+            h = own_h = self._host(x, *args, **kwargs)
+            runs = self._runs()
+            if not runs or not self.remote.client.connected or not x.numel() or not h.numel():
+                if runs and not self.remote.client.connected:
+                    self._go_on_alone()
+                return Pending(self, x, h, None)
+            cast = None if x.dtype is self.dtype and h.dtype is self.dtype else h.dtype
+            own_x, own_h = (x, h) if cast is None else self._cast(x, h)
+            self._check(own_x, own_h)
         begun: List[Pending] = []
-        self._guarded(own_h, lambda: begun.append(submit(self, own_x, own_h, cast)))
+        self._guarded(lambda: None, lambda: begun.append(submit(self, own_x, own_h, cast)))
         if not begun:
-            return Pending(self, x, h, None)
+            return Pending(self, x, self._host(x, *args, **kwargs) if own_h is None else h, None)
         started = begun[0]._started
         assert started is not None
         self._submitted = started.lane, started._sequence
@@ -209,32 +270,46 @@ class SeededLayer(Stateful, nn.Module):
         """``forward`` as a compiler sees it: what may change is asked here, and so guards the compiled code."""
         if self._input_shape is None:
             self._input_shape = tuple(x.shape[1:])
+        if self.host_place == "daemon":
+            if self._arrived or self._loading or self._unhosted:
+                x = _ops.settle(self, x)
+            if self._hosted is None or not self._runs():
+                return self._host(x, *args, **kwargs)
+            return _ops.blend(self, x if x.dtype is self.dtype else self._cast(x, x)[0], None)
         h = self._host(x, *args, **kwargs)
         if self._arrived or self._loading:
             h = _ops.settle(self, h)
-        if not self._live:
+        if not self._runs():
             return h
         if x.dtype is self.dtype and h.dtype is self.dtype:
             return _ops.blend(self, x, h)
         own_x, own_h = self._cast(x, h)
         return _ops.blend(self, own_x, own_h).to(h.dtype)
 
-    def _guarded(self, h: torch.Tensor, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` gives, or ``h`` where the daemon has run nothing of it and will not."""
+    def _runs(self) -> bool:
+        """Whether the daemon has anything to do for a call made now: seeds that are blended run always, those that
+        learn behind the layer where something may be learnt."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return bool(self._live) or (bool(self._learning) and self.training and torch.is_grad_enabled())
+        # An alpha that is learnt and 0 is as good as none where nothing is learnt.
+        return len(self._live) > len(self._learnt) or any(value_of(alpha) > 0.0 for _, alpha in self._learnt)
+
+    def _guarded(self, alone: Callable[[], Any], compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives, or ``alone`` where the daemon has run nothing of it and will not."""
         try:
             return compute()
         except ConnectionLost as lost:
             self._go_on_alone()
             if lost.in_flight:
                 raise
-            return h
+            return alone()
         except SessionError as refused:
             # A daemon that is about to leave has run nothing: the host's output is whole. Tickets taken
             # before can still be spent.
             if refused.code != "shutdown.draining":
                 raise
             self._go_on_alone("is shutting down")
-            return h
+            return alone()
 
     def _cast(self, x: torch.Tensor, h: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         if not torch.is_autocast_enabled("cpu"):
@@ -244,6 +319,23 @@ class SeededLayer(Stateful, nn.Module):
             )
         return x.to(self.dtype), h.to(self.dtype)
 
+    def _hand_over(self) -> None:
+        """Has the daemon run the host. Raises what is wrong with that."""
+        # Of the threads that call a new layer at once, one does it.
+        with handing_over:
+            if self._input_shape is None or not self._unhosted:
+                return
+            self._settle_submitted()
+            try:
+                self._hosted = Hosted(self)
+            except ConnectionLost:
+                return self._go_on_alone()
+            self._refresh()
+
+    def _slot(self, index: int) -> Any:
+        """A seed, or the host in the daemon, by its slot."""
+        return self._hosted if index == self.remote.host else self.seeds[index]
+
     def _settle_submitted(self) -> None:
         """Before seeds change: what is under way was published for the seeds as they are."""
         if self._submitted is not None:
@@ -251,16 +343,25 @@ class SeededLayer(Stateful, nn.Module):
             lane.wait(sequence)
 
     def extra_repr(self) -> str:
-        return f"name={self.name!r}, blend={self.blend!r}, connected={self.connected}"
+        where = ", host='daemon'" if self.host_place == "daemon" else ""
+        return f"name={self.name!r}, blend={self.blend!r}{where}, connected={self.connected}"
 
     def _refresh(self) -> None:
         """Settles what the next calls do, after a seed or the connection changed."""
         seeds = list(self._modules["seeds"]) if "seeds" in self._modules and not self._alone else []
-        self._grafted = [seed for seed in seeds if seed.present]
-        self._live = [seed for seed in self._grafted if seed._runs]
-        self._moving = [seed for seed in self._live if seed._moves]
+        hosted = self._hosted
+        self._unhosted = bool(seeds) and self.host_place == "daemon" and hosted is None
+        # Where the daemon is to run the host and does not, it runs no seed either.
+        is_ready = self.host_place == "trainer" or (hosted is not None and hosted.present)
+        self._grafted = [seed for seed in seeds if seed.present] if is_ready else []
+        self._live = [seed for seed in self._grafted if seed._blends]
+        learnt = [(seed.index, seed.alpha_parameter) for seed in self._live]
+        self._learnt = [(index, parameter) for index, parameter in learnt if parameter is not None]
+        self._learning = [seed for seed in self._grafted if seed._learns]
+        self._moving = [seed for seed in self._grafted if seed._moves]
         self._loading = [s for s in seeds if s._loading is not None and s.index in self.remote.begun]
-        self._quiet = not self._live and not self._loading and self._input_shape is not None
+        busy = self._live or self._learning or self._loading or self._unhosted
+        self._quiet = not busy and self._input_shape is not None
         # The client's thread may have shown something meanwhile.
         if self._arrived:
             self._quiet = False
@@ -276,72 +377,6 @@ class SeededLayer(Stateful, nn.Module):
                 seed._finish()
         except ConnectionLost:
             self._go_on_alone()
-
-    def _go_on_alone(self, why: str = "is gone") -> None:
-        connection = self.remote.client
-        if why == "is gone" and connection.connected:
-            return  # a ticket of before has failed, and the layer has come back meanwhile
-        self._alone = True
-        self._refresh()
-        if not connection.told_lost:
-            connection.told_lost = True
-            warnings.warn(
-                f"the daemon {why}: layer {self.name!r} goes on without its seeds, like every other of its session",
-                ConnectionWarning,
-                stacklevel=4,
-            )
-
-    def _restoration(self, connection: Connection) -> Return:
-        return Return(self, connection)
-
-    def _show(self, came: Return) -> None:
-        """Has the next call look at what has come back. The client's thread calls it, at any moment."""
-        self._return = came
-        self._arrived = True
-        self._quiet = False
-
-    def _take_over(self) -> None:
-        """Puts what has come back from the daemon's death into its place. Waits for nothing."""
-        self._arrived = False
-        came = self._return
-        if came is None or came.remote is None or not came.remote.client.connected:
-            return self._refresh()  # gone again
-        if self.remote is not came.remote:
-            self.remote = came.remote
-            self._alone = False
-        back = False
-        while came.arrived:
-            arrival = came.arrived.popleft()
-            try:
-                back |= arrival.seed._arrive(arrival)
-            except ConnectionLost:
-                return self._go_on_alone()
-        self._refresh()
-        if back and not self.remote.client.told_back:
-            self.remote.client.told_back = True
-            warnings.warn(
-                f"the daemon is back: layer {self.name!r} runs its seeds again, and so will every other of its session",
-                ConnectionWarning,
-                stacklevel=4,
-            )
-
-    @contextlib.contextmanager
-    def _owning(self, index: int) -> Iterator[None]:
-        """While a seed is given another kernel or none. If that succeeds, what was on its way back to it after
-        the daemon's death is not wanted any more."""
-        if self._arrived:
-            self._take_over()
-        came = self._return
-        if came is None:
-            yield
-            return
-        came.hold(index)
-        try:
-            yield
-        except BaseException:
-            came.let_go(index)
-            raise
-        came.forget(index)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
         if x.device.type != "cpu" or h.device.type != "cpu":

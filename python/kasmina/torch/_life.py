@@ -12,6 +12,7 @@ from torch import nn
 from .._layer import Layer, check_alpha
 from .._life import Schedule
 from ..errors import ConnectionLost, KasminaError, SeedFailureWarning
+from ._alphas import value_of
 
 if TYPE_CHECKING:
     from .._layer import Grafted
@@ -73,6 +74,11 @@ class Living:
     #: The blend factor with which it comes back, while its kernel is unloaded after failures.
     _returns: Optional[float]
     _look_at: float
+    #: What its kernel does: ``blend``, or ``train`` behind the layer.
+    _role: str
+    #: Whether the daemon has given its kernel up for good after failures.
+    _unloaded: bool
+    alpha_parameter: Optional[nn.Parameter]
 
     def blend(self, schedule: Schedule, alpha: Optional[float] = None) -> None:
         """Has the blend factor go by a schedule, one step for each training forward of the layer, from ``alpha`` or
@@ -82,11 +88,15 @@ class Living:
         """
         start = None if alpha is None else check_alpha(alpha)
         self._before_change()
+        if self.alpha_parameter is not None:
+            # A schedule moves what nobody learns.
+            start = value_of(self.alpha_parameter) if start is None else start
+            self._layer.alphas.forget(self.index)
         begins = self._alpha if start is None else start
         reply = self._tell("blend_by", schedule, start)
         if reply is not None and schedule.kind != "constant":
             begins = reply["alpha"]
-        self._way, self._fossil = Way(schedule, begins), None
+        self._way, self._fossil, self._role = Way(schedule, begins), None, "blend"
         self._alpha = self._way.alpha
         self._layer._refresh()
 
@@ -104,6 +114,7 @@ class Living:
         changes that. With ``freeze`` its parameters are trained no more (``requires_grad`` is False)."""
         self._before_change()
         reply = self._tell("fossilize", freeze)
+        self._layer.alphas.forget(self.index)
         self._alpha, self._way, self._fossil = 1.0, None, freeze
         if freeze if reply is None else reply["frozen"]:
             for tensor in self._tensors:
@@ -125,11 +136,6 @@ class Living:
             return None
 
     # what passes do
-
-    @property
-    def _runs(self) -> bool:
-        """Whether a pass has to reach the daemon for it."""
-        return self._alpha > 0.0 or self._way is not None or self._returns is not None
 
     @property
     def _moves(self) -> bool:
@@ -170,9 +176,9 @@ class Living:
                     SeedFailureWarning,
                     stacklevel=7,
                 )
-            self._returns, self._way, self._alpha = None, None, 0.0
+            self._returns, self._way, self._alpha, self._unloaded = None, None, 0.0, True
         else:
-            self._returns, self._alpha = None, reply["alpha"]
+            self._returns, self._alpha, self._unloaded = None, reply["alpha"], False
             if self._way is not None:
                 left = reply.get("steps_left", 0)
                 self._way.done = self._way.schedule.steps - left
@@ -183,6 +189,8 @@ class Living:
 
     def _wish(self) -> Wish:
         alpha = self._alpha if self._returns is None else self._returns
+        if self.alpha_parameter is not None:
+            alpha = value_of(self.alpha_parameter)
         return Wish(alpha, self._way, self._fossil)
 
     def _impose(self, remote: Layer) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 
-from .._layout import WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
+from .._layout import WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from ..errors import ConnectionLost, TicketError, UsageError
+from ._alone import Alone, elsewhere
+from ._alphas import alphas_of
 from ._function import recorded, tensors_of
-from ._pass import Pass, part, wanted
+from ._pass import Pass, part, running, wanted
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _handles = itertools.count(1)
 _layers: "weakref.WeakValueDictionary[int, SeededLayer]" = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
-_passes: Dict[int, Pass] = {}
+_passes: "Dict[int, Union[Pass, Alone]]" = {}
 _RANDOM = (torch.Tag.nondeterministic_seeded,)
 
 
@@ -36,19 +38,20 @@ def register(layer: SeededLayer) -> int:
     return handle
 
 
-def blend(layer: SeededLayer, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+def blend(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
     """What ``run`` computes. Traced by the compiler."""
-    tensors = tensors_of(layer)
+    alphas, tensors = alphas_of(layer), tensors_of(layer)
     want = -1
-    if recorded(x, h, tensors):
-        want = wanted(layer, x.requires_grad, any(tensor.requires_grad for tensor in tensors))
-    y, _ = torch.ops.kasmina.blend(x, h, tensors, layer._handle, want)
+    if recorded(x, h, alphas, tensors):
+        trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
+        want = wanted(layer, x.requires_grad, *trains)
+    y, _ = torch.ops.kasmina.blend(x, [] if h is None else [h], alphas, tensors, layer._handle, want)
     return y
 
 
-def settle(layer: SeededLayer, h: torch.Tensor) -> torch.Tensor:
-    """``h``, after kernels that have become ready, or have come back, were taken over."""
-    return torch.ops.kasmina.settle(h, layer._handle)
+def settle(layer: SeededLayer, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, after kernels that have become ready, or have come back, were taken over."""
+    return torch.ops.kasmina.settle(tensor, layer._handle)
 
 
 def _layer(handle: int) -> SeededLayer:
@@ -59,18 +62,20 @@ def _layer(handle: int) -> SeededLayer:
 
 
 @torch.library.custom_op("kasmina::settle", mutates_args=(), tags=_RANDOM)
-def _settle(h: torch.Tensor, handle: int) -> torch.Tensor:
+def _settle(tensor: torch.Tensor, handle: int) -> torch.Tensor:
     layer = _layer(handle)
     if layer._arrived:
         layer._take_over()
     if layer._loading:
         layer._finish_grafts()
-    return h.clone()
+    if layer._unhosted:
+        elsewhere(layer._hand_over)
+    return tensor.clone()
 
 
 @_settle.register_fake
-def _(h: torch.Tensor, handle: int) -> torch.Tensor:
-    return torch.empty_like(h)
+def _(tensor: torch.Tensor, handle: int) -> torch.Tensor:
+    return torch.empty_like(tensor)
 
 
 _settle.register_autograd(lambda ctx, grad: (grad, None))
@@ -78,25 +83,42 @@ _settle.register_autograd(lambda ctx, grad: (grad, None))
 
 @torch.library.custom_op("kasmina::blend", mutates_args=(), tags=_RANDOM)
 def _blend(
-    x: torch.Tensor, h: torch.Tensor, tensors: List[torch.Tensor], handle: int, want: int
+    x: torch.Tensor,
+    h: List[torch.Tensor],
+    alphas: List[torch.Tensor],
+    tensors: List[torch.Tensor],
+    handle: int,
+    want: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     layer = _layer(handle)
-    number = 0
-    if not x.numel() or not h.numel() or not layer._grafted:
-        return h.clone(), _token(0)
+    held: Any = None
+
+    def alone() -> torch.Tensor:
+        nonlocal held
+        if h:
+            return h[0].clone()
+        held = Alone(layer, x, want)
+        return held.y.detach().clone()
 
     def compute() -> torch.Tensor:
-        nonlocal number
+        nonlocal held
+        if not h:
+            layer._hosted.settle(layer.training)
         # A copy of x: the compiler may put something else where it lay before the backward has read it.
-        passed = Pass(layer, x, h, max(want, 0), copy=want > 0)
-        y = passed.settle(h)
-        if want >= 0:
-            number = next(_numbers)
-            _passes[number] = passed
-        return y
+        held = Pass(layer, x, h[0] if h else None, max(want, 0), alphas, copy=want > 0)
+        y = held.settle(h[0] if h else None)
+        return y.clone() if h and y is h[0] else y
 
-    y = layer._guarded(h, compute)
-    return (h.clone() if y is h else y), _token(number)
+    is_there = layer._grafted if h else layer._hosted is not None and layer._hosted.present
+    if not x.numel() or (h and not h[0].numel()) or not is_there:
+        y = alone()
+    else:
+        y = layer._guarded(alone, compute)
+    number = 0
+    if want >= 0 and held is not None:
+        number = next(_numbers)
+        _passes[number] = held
+    return y, _token(number)
 
 
 def _token(number: int) -> torch.Tensor:
@@ -108,9 +130,15 @@ def _token(number: int) -> torch.Tensor:
 
 @_blend.register_fake
 def _(
-    x: torch.Tensor, h: torch.Tensor, tensors: List[torch.Tensor], handle: int, want: int
+    x: torch.Tensor,
+    h: List[torch.Tensor],
+    alphas: List[torch.Tensor],
+    tensors: List[torch.Tensor],
+    handle: int,
+    want: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    return h.new_empty(h.shape), h.new_empty((1,), dtype=torch.int64)
+    y = h[0].new_empty(h[0].shape) if h else x.new_empty(_layer(handle)._hosted.output_of(x))
+    return y, x.new_empty((1,), dtype=torch.int64)
 
 
 @torch.library.custom_op("kasmina::blend_backward", mutates_args=(), tags=_RANDOM)
@@ -123,17 +151,21 @@ def _blend_backward(
     handle: int,
     want: int,
     gradient_bytes: int,
+    alphas: int,
 ) -> List[torch.Tensor]:
     number = int(token)
     if not number:  # the daemon was gone or had nothing to run: y was h
-        return [grad.clone(), *_nothing(grad, shape, want, gradient_bytes)]
+        return [grad.clone(), *_nothing(grad, shape, want, gradient_bytes, alphas)]
     passed = _passes.get(number)
     if passed is None:
         raise TicketError("the graph of this pass is gone: run the forward again", code="ticket.unknown")
     grad = grad.contiguous()
-    found = [passed.grad_h(grad).clone() if passed.layer.blend == "residual" else passed.grad_h(grad)]
+    if isinstance(passed, Alone):
+        return [grad.clone(), *passed.backward(grad, shape, want, gradient_bytes, alphas)]
+    grad_h = grad if passed.hosted else passed.grad_h(grad)
+    found = [grad_h.clone() if grad_h is grad else grad_h]
     if passed.ticket is None:
-        return found + _nothing(grad, shape, want, gradient_bytes)
+        return found + _nothing(grad, shape, want, gradient_bytes, alphas)
     try:
         gradients = passed.backward(grad, h[0] if h else None)
     except ConnectionLost:
@@ -143,6 +175,8 @@ def _blend_backward(
         found.append(gradients.input)
     if want & WANT_GRAD_PARAMETERS:
         found.append(_whole(passed, gradients.parameters, gradient_bytes))
+    if alphas:
+        found.append(torch.tensor(gradients.alphas or [0.0] * alphas))
     return found
 
 
@@ -162,12 +196,16 @@ def _whole(passed: Pass, block: Any, gradient_bytes: int) -> torch.Tensor:
     return whole
 
 
-def _nothing(grad: torch.Tensor, shape: Sequence[int], want: int, gradient_bytes: int) -> List[torch.Tensor]:
+def _nothing(
+    grad: torch.Tensor, shape: Sequence[int], want: int, gradient_bytes: int, alphas: int
+) -> List[torch.Tensor]:
     found = []
     if want & WANT_GRAD_INPUT:
         found.append(grad.new_zeros(shape))
     if want & WANT_GRAD_PARAMETERS:
         found.append(grad.new_zeros(gradient_bytes // 4, dtype=torch.float32))
+    if alphas:
+        found.append(grad.new_zeros(alphas, dtype=torch.float32))
     return found
 
 
@@ -181,39 +219,43 @@ def _(
     handle: int,
     want: int,
     gradient_bytes: int,
+    alphas: int,
 ) -> List[torch.Tensor]:
-    return [grad.new_empty(grad.shape), *_nothing(grad, shape, want, gradient_bytes)]
+    return [grad.new_empty(grad.shape), *_nothing(grad, shape, want, gradient_bytes, alphas)]
 
 
 def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    x, h, tensors, ctx.handle, ctx.want = inputs
+    x, h, alphas, tensors, ctx.handle, ctx.want = inputs
     layer = _layer(ctx.handle)
-    needs_h = layer.blend == "multiply" or (layer.blend == "convex" and layer.alpha_gradients)
-    ctx.needs_h = needs_h and ctx.want > 0
-    ctx.shape = x.shape
-    ctx.save_for_backward(output[1], *([h] if ctx.needs_h else []), *tensors)
+    weighs = bool(alphas) or layer.alpha_gradients
+    needs_h = bool(layer._live) and (layer.blend == "multiply" or (layer.blend == "convex" and weighs))
+    ctx.has_h, ctx.needs_h = bool(h), bool(h) and needs_h and ctx.want > 0
+    ctx.shape, ctx.alphas = x.shape, [alpha.dtype for alpha in alphas]
+    ctx.save_for_backward(output[1], *(h if ctx.needs_h else []), *tensors)
 
 
 def _gradients(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
     token, *tensors = ctx.saved_tensors
     h = [tensors.pop(0)] if ctx.needs_h else []
     layer, want = _layer(ctx.handle), max(ctx.want, 0)
-    entries = [(seed._grafted.gradient_bytes, seed._grafted.parameters) for seed in layer._grafted]
+    entries = [(ran.grafted.gradient_bytes, ran.grafted.parameters) for ran in running(layer)]
+    count = len(ctx.alphas) if want & WANT_GRAD_ALPHAS else 0
     found = torch.ops.kasmina.blend_backward(
-        grad, token, h, tensors, ctx.shape, ctx.handle, want, sum(count for count, _ in entries)
+        grad, token, h, tensors, ctx.shape, ctx.handle, want, sum(size for size, _ in entries), count
     )
     grad_h = found.pop(0)
     grad_x = found.pop(0) if want & WANT_GRAD_INPUT else None
     grads: List[Any] = [None] * len(tensors)
     if want & WANT_GRAD_PARAMETERS:
         block, place, start = found.pop(0), 0, 0
-        for count, parameters in entries:
+        for size, parameters in entries:
             for entry in parameters:
                 if tensors[place].requires_grad:
                     grads[place] = part(block, start + entry.offset, entry)
                 place += 1
-            start += count
-    return grad_x, grad_h, grads, None, None
+            start += size
+    weights = [found[0][place].to(dtype) for place, dtype in enumerate(ctx.alphas)] if count else [None] * len(ctx.alphas)
+    return grad_x, [grad_h] if ctx.has_h else [], weights, grads, None, None
 
 
 _blend.register_autograd(_gradients, setup_context=_keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from .._layout import (
     WANT_GRAD_INPUT,
     WANT_GRAD_PARAMETERS,
 )
+from ._alphas import given
 from ._arena import copied, in_arena, owning_tensor
 
 if TYPE_CHECKING:
@@ -29,22 +30,27 @@ if TYPE_CHECKING:
 _I64_MAX = (1 << 63) - 1
 
 
-def wanted(layer: SeededLayer, x: bool, parameters: bool) -> int:
+def wanted(layer: SeededLayer, x: bool, parameters: bool, alphas: bool) -> int:
     """The flags that say what a backward will ask for."""
-    want = WANT_GRAD_INPUT if x else 0
+    # A seed that learns behind the layer has no gradient of x.
+    want = WANT_GRAD_INPUT if x and (layer._live or layer._hosted is not None) else 0
     if parameters:
         want |= WANT_GRAD_PARAMETERS
-    if layer.alpha_gradients:
+    if alphas or (layer.alpha_gradients and layer._live):
         want |= WANT_GRAD_ALPHAS
     return want
 
 
 class Ran(NamedTuple):
-    """A seed as it was when a pass began."""
+    """A seed, or the layer's host, as it was when a pass began."""
 
-    seed: Seed
+    slot: int
     grafted: Grafted
     tensors: List[torch.nn.Parameter]
+    #: None of the host.
+    seed: Optional[Seed]
+    #: Whether it goes into the output by its blend factor.
+    blends: bool
 
 
 class Gradients(NamedTuple):
@@ -52,29 +58,50 @@ class Gradients(NamedTuple):
 
     #: Of x.
     input: Optional[torch.Tensor]
-    #: The blocks of the seeds that ran, in order, each of its ``gradient_bytes``.
+    #: The blocks of those that ran, in order, each of its ``gradient_bytes``.
     parameters: Optional[torch.Tensor]
+    #: Of the learnt blend factors that the pass was given, in order.
+    alphas: List[float]
+
+
+def running(layer: SeededLayer) -> List[Ran]:
+    """What may run in a pass of a layer, in the order of the slots."""
+    ran = [Ran(seed.index, seed._grafted, seed._tensors, seed, seed._role == "blend") for seed in layer._grafted]
+    hosted = layer._hosted
+    if hosted is not None:
+        ran.append(Ran(hosted.index, hosted._grafted, hosted.tensors, None, False))
+    return ran
 
 
 class Pass:
     """A forward that is published, and what its backward needs.
 
-    ``want`` are the flags of the gradients that will be asked for; 0 takes no ticket. With ``copy`` the
-    daemon reads a copy of x even where x lies in shared memory, so that nobody can write to it meanwhile.
-    A pass that dies under way gives back what it took.
+    ``h`` is the host's output, or None where the daemon runs the host. ``want`` are the flags of the gradients that
+    will be asked for; 0 takes no ticket. With ``copy`` the daemon reads a copy of x even where x lies in shared memory,
+    so that nobody can write to it meanwhile. ``alphas`` are the learnt blend factors. A pass that dies under way gives
+    back what it took.
     """
 
-    __slots__ = ("layer", "remote", "shape", "want", "ran", "factor", "completion", "ticket", "train",
-                 "_sequence", "_held", "_target", "__weakref__")
+    __slots__ = ("layer", "remote", "shape", "want", "ran", "learnt", "hosted", "factor", "completion", "ticket",
+                 "train", "_output", "_sequence", "_held", "_target", "__weakref__")
 
     def __init__(
-        self, layer: SeededLayer, x: torch.Tensor, h: torch.Tensor, want: int, copy: bool = False
+        self,
+        layer: SeededLayer,
+        x: torch.Tensor,
+        h: Optional[torch.Tensor],
+        want: int,
+        alphas: Sequence[torch.Tensor] = (),
+        copy: bool = False,
     ) -> None:
         self._sequence = -1
         self.layer = layer
         self.shape = tuple(x.shape)
         self.want = want
-        self.ran = [Ran(seed, seed._grafted, seed._tensors) for seed in layer._grafted]
+        self.ran = running(layer)
+        #: The seeds whose blend factors were given.
+        self.learnt = [index for index, _ in layer._learnt] if alphas else []
+        self.hosted = h is None
         #: P of a multiplying blend.
         self.factor: Optional[torch.Tensor] = None
         self.completion: Optional[Completion] = None
@@ -86,13 +113,15 @@ class Pass:
         flags = TRAIN if self.train else 0
         if want:
             flags |= want | TAKE_TICKET
+        factors, extra = self._give(alphas)
         offset, block = copied(client, x.detach()) if copy else in_arena(client, x.detach())
         # Where x lies in the arena it is the tensor itself that must live on.
         self._held = x if block is None else block
-        out_bytes = h.numel() * h.element_size()
+        self._output = layer._hosted.output_of(x) if h is None else tuple(h.shape)
+        out_bytes = math.prod(self._output) * x.element_size()
         self._target = client._allocate(out_bytes)
         self._sequence = client._lane.begin(
-            (self._held, self._target),
+            (self._held, self._target, factors),
             FORWARD,
             flags,
             self.remote.number,
@@ -100,12 +129,23 @@ class Pass:
             0,
             int(layer._random.random_(0, _I64_MAX)) if layer.training else 0,
             (offset, x.numel() * x.element_size(), self._target.offset, out_bytes, 0, 0, 0, 0, 0, 0, 0, 0),
-            dims(self.shape, tuple(h.shape)),
+            dims(self.shape, self._output),
+            extra,
         )
 
     def __del__(self) -> None:
         if self._sequence >= 0:
             self.lane.abandon(self._sequence, self.remote.number)
+
+    def _give(self, alphas: Sequence[torch.Tensor]) -> Tuple[Any, Tuple[int, int, int, int]]:
+        """The block of the blend factors that are given, and what the submission says of it."""
+        if not alphas:
+            return None, (0, 0, 0, 0)
+        values = given(self.layer, self.remote.seeds, alphas)
+        client = self.remote.client
+        block = client._allocate(values.nbytes)
+        client._array(block, values.dtype, values.shape)[...] = values
+        return block, (block.offset, values.nbytes, 0, 0)
 
     @property
     def lane(self) -> Lane:
@@ -118,10 +158,22 @@ class Pass:
         return self.ticket is not None and isinstance(self.ticket.held, torch.Tensor)
 
     @property
+    def is_h(self) -> bool:
+        """Whether y is the host's output, bit for bit: no seed has gone into it."""
+        return not self.hosted and self.completion.blend_weight == 0.0
+
+    @property
     def needs_h(self) -> bool:
         """Whether the backward needs the host's output."""
-        blend = self.layer.blend
-        return blend == "multiply" or (blend == "convex" and bool(self.want & WANT_GRAD_ALPHAS))
+        if self.hosted or self.ticket is None or not any(ran.blends for ran in self.live()):
+            return False
+        return self.layer.blend == "multiply" or self._takes_from_h
+
+    @property
+    def _takes_from_h(self) -> bool:
+        """Whether a blend factor that rises takes from the host's output: in a convex blend that is not clamped."""
+        is_open = self.layer.blend == "convex" and self.completion.alpha_total <= 1.0
+        return is_open and not self.hosted and bool(self.want & WANT_GRAD_ALPHAS)
 
     def finished(self) -> bool:
         """Whether the daemon is done. Never waits."""
@@ -150,48 +202,55 @@ class Pass:
                 layer._note_failures(failures_of(completion))
         return self.completion
 
-    def settle(self, h: torch.Tensor) -> torch.Tensor:
-        """y, of the host's output and what the daemon computed. Once."""
+    def settle(self, h: Optional[torch.Tensor]) -> torch.Tensor:
+        """y, of the host's output and what the daemon computed. Once. It may be ``h`` itself."""
         completion = self.completion or self.complete()
         layer, client = self.layer, self.remote.client
-        out = owning_tensor(client, self._target, h.dtype, h.numel()).view(h.shape)
-        self._target = None
-        if layer.blend == "multiply":
+        target, self._target = self._target, None
+        if h is not None and self.is_h:
+            return h
+        dtype = getattr(torch, self.remote.dtype) if h is None else h.dtype
+        out = owning_tensor(client, target, dtype, math.prod(self._output)).view(self._output)
+        if h is not None and layer.blend == "multiply":
             self.factor = out.clone() if client._heap.crowded else out
             return h * self.factor
-        if layer.blend == "convex":
-            if completion.blend_weight < 1.0:
-                out.add_(h, alpha=1.0 - completion.blend_weight)
-        else:
-            out.add_(h)
+        if h is not None:
+            weight = 1.0 - completion.blend_weight if layer.blend == "convex" else 1.0
+            if weight > 0.0:
+                out.add_(h, alpha=weight)
         return out.clone() if client._heap.crowded else out
 
     def grad_h(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient of the host's output."""
-        if self.layer.blend == "convex":
-            return grad * (1.0 - self.completion.blend_weight)
-        return grad if self.layer.blend == "residual" else grad * self.factor
+        if self.layer.blend == "residual" or self.is_h:
+            return grad
+        return grad * (self.factor if self.layer.blend == "multiply" else 1.0 - self.completion.blend_weight)
 
     def live(self) -> List[Ran]:
-        """The seeds that ran."""
+        """Those that ran."""
         mask = self.completion.live_mask
-        return [ran for ran in self.ran if mask >> ran.seed.index & 1]
+        return [ran for ran in self.ran if mask >> ran.slot & 1]
 
     def backward(self, grad: torch.Tensor, h: Optional[torch.Tensor]) -> Gradients:
         """Runs the daemon's backward, once, of the gradient of y. ``h`` where ``needs_h``."""
         # Of a connection that is gone, if the daemon has come back since: it says so.
         layer, remote, want = self.layer, self.remote, self.want
         client = remote.client
-        if layer.blend == "multiply":
+        live = self.live()
+        straight = straight_held = None
+        if layer.blend == "multiply" and h is not None:
+            # What is multiplied has another gradient than y, which is what seeds in training learn by.
+            if any(not ran.blends for ran in live):
+                straight, straight_held = in_arena(client, grad)
             grad = grad * h
         grad_bytes = grad.numel() * grad.element_size()
         offset, held = in_arena(client, grad)
-        live = self.live()
         x_elements = math.prod(self.shape)
         x_bytes = x_elements * grad.element_size()
         parameter_bytes = sum(ran.grafted.gradient_bytes for ran in live)
         seeds = remote.seeds
         places = [0, 0, 0, 0, offset, grad_bytes, 0, 0, 0, 0, 0, 0]
+        extra = (0, 0, 0, 0) if straight is None else (0, 0, straight, grad_bytes)
         to_x = to_parameters = to_alphas = None
         if want & WANT_GRAD_INPUT:
             to_x = client._allocate(x_bytes)
@@ -203,8 +262,8 @@ class Pass:
             to_alphas = client._allocate(seeds * 4)
             places[10:12] = to_alphas.offset, seeds * 4
         number = self.ticket.spend()
-        completion = client._lane.run(BACKWARD, want, remote.number, 0, number, 0, tuple(places))
-        self.ticket.held = held = None  # x and the gradient may go now
+        completion = client._lane.run(BACKWARD, want, remote.number, 0, number, 0, tuple(places), extra=extra)
+        self.ticket.held = held = straight_held = None  # x and the gradients may go now
         if completion.failed_mask:
             layer._note_failures(failures_of(completion))
         crowded = client._heap.crowded
@@ -215,15 +274,23 @@ class Pass:
         if to_parameters is not None and parameter_bytes:
             block = owning_tensor(client, to_parameters, torch.float32, parameter_bytes // 4)
             block = block.clone() if crowded else block
+        alphas: List[float] = []
         if to_alphas is not None:
-            alphas = client._array(to_alphas, np.float32, (seeds,)).tolist()
-            # Of a convex blend whose weights are not clamped, raising alpha also takes from h.
-            taken = 0.0
-            if layer.blend == "convex" and self.completion.alpha_total <= 1.0 and h is not None:
-                taken = float(torch.dot(h.reshape(-1).float(), grad.reshape(-1).float()))
-            for ran in live:
-                ran.seed.alpha_grad = alphas[ran.seed.index] - taken
-        return Gradients(grad_x, block)
+            alphas = self._alphas(client._array(to_alphas, np.float32, (seeds,)).tolist(), grad, h, live)
+        return Gradients(grad_x, block, alphas)
+
+    def _alphas(
+        self, parts: List[float], grad: torch.Tensor, h: Optional[torch.Tensor], live: List[Ran]
+    ) -> List[float]:
+        """The gradients of the blend factors, of the daemon's part of them."""
+        taken = 0.0
+        if self._takes_from_h and h is not None:
+            taken = float(torch.dot(h.reshape(-1).float(), grad.reshape(-1).float()))
+        blended = {ran.slot for ran in live if ran.blends}
+        for ran in live:
+            if ran.blends:
+                ran.seed.alpha_grad = parts[ran.slot] - taken
+        return [parts[index] - taken if index in blended else 0.0 for index in self.learnt]
 
 
 def part(block: torch.Tensor, offset: int, entry: Entry) -> torch.Tensor:
@@ -235,11 +302,11 @@ def part(block: torch.Tensor, offset: int, entry: Entry) -> torch.Tensor:
 
 
 def share_out(passed: Pass, block: torch.Tensor) -> List[Tuple[int, Optional[torch.Tensor]]]:
-    """For each parameter of each grafted seed, in order, its place in that order and its gradient."""
+    """For each parameter of each that may run, in order, its place in that order and its gradient."""
     parts: List[Tuple[int, Optional[torch.Tensor]]] = []
     place, start = 0, 0
     for ran in passed.ran:
-        runs = passed.completion.live_mask >> ran.seed.index & 1
+        runs = passed.completion.live_mask >> ran.slot & 1
         for entry in ran.grafted.parameters:
             parts.append((place, part(block, start + entry.offset, entry) if runs else None))
             place += 1

@@ -7,21 +7,24 @@ where the new daemon reads them, and the same ``nn.Parameter`` objects lie there
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, Dict, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, NamedTuple, Optional
+
+from torch import nn
 
 from .._connection import Connection
 from .._layer import Grafted, Layer
-from ..errors import ConnectionLost, KasminaError, OriginError
+from ..errors import ConnectionLost, ConnectionWarning, KasminaError, OriginError
 from ._life import Wish
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
-    from ._seed import Seed
 
 _log = logging.getLogger("kasmina")
 
@@ -34,9 +37,9 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 0.25, 5.0
 
 
 class Arrival(NamedTuple):
-    """What became of a seed."""
+    """What became of a seed, or of a host in the daemon."""
 
-    seed: Seed
+    seed: Any
     #: What was in it when its daemon died.
     before: Grafted
     #: The same kernel in the new daemon, and how it was told to be there.
@@ -95,7 +98,7 @@ class Return:
             # Not all the while: whoever calls `forget` waits for one short question at most.
             with self._lock:
                 awaited = self._awaited.get(index)
-                if awaited is not None and self._is_over(layer.seeds[index], awaited):
+                if awaited is not None and self._is_over(index, layer._slot(index), awaited):
                     del self._awaited[index]
         is_settled = all(awaited.is_late or awaited.is_held for awaited in list(self._awaited.values()))
         if is_settled or time.monotonic() - self._since > PATIENCE_S:
@@ -135,6 +138,9 @@ class Return:
                 _log.warning("layer %r cannot be opened again: %s", layer.name, error)
             return False
         self._begun = dict(layer.remote.begun)
+        hosted = layer._hosted
+        if hosted is not None:
+            self._awaited[hosted.index] = _Awaited(hosted._grafted)
         for seed in layer.seeds:
             if seed._grafted is not None:
                 self._awaited[seed.index] = _Awaited(seed._grafted)
@@ -142,13 +148,13 @@ class Return:
                 self._begin_loading(seed.index)
         return True
 
-    def _is_over(self, seed: Seed, awaited: _Awaited) -> bool:
+    def _is_over(self, index: int, seed: Any, awaited: _Awaited) -> bool:
         """Moves one seed on; whether there is nothing more to do for it."""
         before, remote = awaited.before, self.remote
         assert remote is not None
         if awaited.is_held:
             return False
-        if seed._grafted is not before:
+        if seed is None or seed._grafted is not before:
             return True  # pruned, or given another kernel, while the daemon was away
         try:
             if not awaited.is_asked:
@@ -165,7 +171,7 @@ class Return:
             raise
         except KasminaError as error:
             # An origin that does not answer, or room that others have taken, may be there later.
-            again = isinstance(error, OriginError) or error.code == "session.quota"
+            again = isinstance(error, OriginError) or error.code in ("session.quota", "kernel.not_offered")
             if not awaited.is_late:
                 self.arrived.append(Arrival(seed, before, error=error, again=again))
             awaited.is_late, awaited.is_asked = True, False
@@ -173,7 +179,7 @@ class Return:
             awaited.pause = min(awaited.pause * 2, LONGEST_RETRY_S)
             return not again
         self.arrived.append(Arrival(seed, before, grafted, wish))
-        self._begin_loading(seed.index)
+        self._begin_loading(index)
         return True
 
     def _begin_loading(self, index: int) -> None:
@@ -187,3 +193,82 @@ class Return:
             except KasminaError as error:
                 _log.warning("kernel %s cannot be loaded again: %s", asked["kernel"], error)
             remote.begun[index] = asked
+
+
+class Returning(nn.Module):
+    """The part of a layer that goes on without the daemon, and takes over what comes back with it."""
+
+    # What SeededLayer has, for the methods here.
+    name: str
+    remote: Layer
+    _alone: bool
+    _arrived: bool
+    _quiet: bool
+    _return: Optional[Return]
+    _refresh: Any
+
+    def _go_on_alone(self, why: str = "is gone") -> None:
+        connection = self.remote.client
+        if why == "is gone" and connection.connected:
+            return  # a ticket of before has failed, and the layer has come back meanwhile
+        self._alone = True
+        self._refresh()
+        if not connection.told_lost:
+            connection.told_lost = True
+            warnings.warn(
+                f"the daemon {why}: layer {self.name!r} goes on without its seeds, like every other of its session",
+                ConnectionWarning,
+                stacklevel=4,
+            )
+
+    def _restoration(self, connection: Connection) -> Return:
+        return Return(self, connection)
+
+    def _show(self, came: Return) -> None:
+        """Has the next call look at what has come back. The client's thread calls it, at any moment."""
+        self._return = came
+        self._arrived = True
+        self._quiet = False
+
+    def _take_over(self) -> None:
+        """Puts what has come back from the daemon's death into its place. Waits for nothing."""
+        self._arrived = False
+        came = self._return
+        if came is None or came.remote is None or not came.remote.client.connected:
+            return self._refresh()  # gone again
+        if self.remote is not came.remote:
+            self.remote = came.remote
+            self._alone = False
+        back = False
+        while came.arrived:
+            arrival = came.arrived.popleft()
+            try:
+                back |= arrival.seed._arrive(arrival)
+            except ConnectionLost:
+                return self._go_on_alone()
+        self._refresh()
+        if back and not self.remote.client.told_back:
+            self.remote.client.told_back = True
+            warnings.warn(
+                f"the daemon is back: layer {self.name!r} runs its seeds again, and so will every other of its session",
+                ConnectionWarning,
+                stacklevel=4,
+            )
+
+    @contextlib.contextmanager
+    def _owning(self, index: int) -> Iterator[None]:
+        """While a seed is given another kernel or none. If that succeeds, what was on its way back to it after
+        the daemon's death is not wanted any more."""
+        if self._arrived:
+            self._take_over()
+        came = self._return
+        if came is None:
+            yield
+            return
+        came.hold(index)
+        try:
+            yield
+        except BaseException:
+            came.let_go(index)
+            raise
+        came.forget(index)

@@ -8,73 +8,25 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional,
 import torch
 from torch import nn
 
-from .._layer import Entry, Grafted, Layer, check_alpha
+from .._layer import Grafted, Layer, check_alpha
 from .._life import Schedule
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
+from ._alphas import value_of
 from ._life import Living, Way, Wish
+from ._shared import Shared, move, shared_tensor
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
     from ._return import Arrival
 
 
-class _Shared(nn.Module):
-    """A module whose tensors must stay where they are: the daemon reads them there."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        for child in self.children():
-            child._apply(fn)
-        with torch.no_grad():
-            for tensor in [*self._parameters.values(), *self._buffers.values()]:
-                if tensor is None:
-                    continue
-                # Taken first: a function may move the storage under the tensor itself.
-                place = tensor.data_ptr()
-                moved = fn(tensor.detach())
-                if moved.data_ptr() != place or moved.dtype != tensor.dtype:
-                    raise UsageError(
-                        "the parameters of a grafted kernel lie in memory shared with the daemon and can be "
-                        "neither moved nor cast: move the model before grafting, or prune the seed first"
-                    )
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self.__dict__.get("_parameters", {}).get(name) is not None:
-            _refuse_to_replace(name)
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._parameters:
-            _refuse_to_replace(name)
-        super().__delattr__(name)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        # assign=True would put other tensors in place of the shared ones.
-        metadata = {**(local_metadata or {}), "assign_to_params_buffers": False}
-        if not self.__dict__.get("_refused"):
-            super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise UsageError(
-            "a grafted seed cannot be copied, its parameters are shared with the daemon: use state_dict()"
-        )
-
-
-def _refuse_to_replace(name: str) -> None:
-    raise UsageError(
-        f"{name} is a parameter of a grafted kernel and lies in memory shared with the daemon: something would put "
-        "another tensor in its place, which the daemon would never see. Wrappers that shard, flatten or "
-        "reparametrise modules, such as FSDP, must leave the layer's seeds out"
-    )
-
-
-class Seed(Living, _Shared):
+class Seed(Living, Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
     _OWN = frozenset(
         {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_fossil", "_grafted", "_left", "_loading", "_look_at",
-         "_refused", "_returns", "_tensors", "_way"}
+         "_refused", "_returns", "_role", "_tensors", "_unloaded", "_way"}
     )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
@@ -85,14 +37,20 @@ class Seed(Living, _Shared):
         self._alpha = 0.0
         self._way = self._fossil = self._returns = None
         self._look_at = 0.0
+        #: What its kernel does: ``blend``, or ``train`` behind the layer.
+        self._role = "blend"
+        #: Whether the daemon has given its kernel up for good after failures.
+        self._unloaded = False
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
         # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
         self._left: Optional[Dict[str, Any]] = None
         #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
         self._refused = False
-        #: A graft that nobody waits for: the kernel, its blend factor, how that goes on, and whom to tell.
-        self._loading: Optional[Tuple[str, float, Optional[Schedule], Optional[Callable[[Seed], Any]]]] = None
+        #: A graft that nobody waits for: the kernel, its blend factor, its role, how the factor goes on, and whom to tell.
+        self._loading: Optional[
+            Tuple[str, float, str, Optional[Schedule], Optional[Callable[[Seed], Any]]]
+        ] = None
         #: Why the latest graft with ``wait=False`` failed.
         self.load_error: Optional[KasminaError] = None
         #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
@@ -111,6 +69,7 @@ class Seed(Living, _Shared):
         input_shape: Optional[Iterable[int]] = None,
         *,
         schedule: Optional[Schedule] = None,
+        train: bool = False,
         wait: bool = True,
         on_live: Optional[Callable[[Seed], Any]] = None,
     ) -> Seed:
@@ -120,12 +79,18 @@ class Seed(Living, _Shared):
         ``OriginError`` or ``SessionError`` and leaves the seed as it was. With a ``schedule`` the blend factor goes on
         from ``alpha`` as training does.
 
+        With ``train=True`` the kernel learns behind the layer: in training passes it runs as well, y stays what it is
+        without it, bit for bit, and its parameters get the gradients that they would have with a blend factor of 1
+        and y = h + (k(x) - stop(k(x))). x gets none from it.
+
         With ``wait=False`` it returns at once and the kernel is fetched, proven and planned while training goes
         on. The first call of the layer that finds it ready runs it, after ``on_live(seed)``, where an optimizer
         may be given the seed's parameters. A failure is warned of and kept in ``load_error``.
         """
         layer = self._layer
         check_alpha(alpha)
+        if train and schedule is not None:
+            raise UsageError("a kernel that learns behind its layer is on no schedule: blend(schedule) it later")
         if input_shape is not None:
             layer.input_shape = tuple(int(size) for size in input_shape)
         if layer.input_shape is None:
@@ -136,16 +101,17 @@ class Seed(Living, _Shared):
                 kernel=str(kernel),
             )
         self.load_error = None
+        role = "train" if train else "blend"
         layer._settle_submitted()
         with layer._owning(self.index):
             if not wait:
-                layer.remote.begin_graft(self.index, kernel, layer.input_shape)
-                self._loading = (str(kernel), float(alpha), schedule, on_live)
+                layer.remote.begin_graft(self.index, kernel, layer.input_shape, role=role)
+                self._loading = (str(kernel), float(alpha), role, schedule, on_live)
             else:
-                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape)
+                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape, role=role)
                 self._loading = None
         if wait:
-            self._settle(grafted, alpha, schedule, on_live)
+            self._settle(grafted, alpha, role, schedule, on_live)
         else:
             layer._refresh()
         return self
@@ -161,6 +127,7 @@ class Seed(Living, _Shared):
         ]
         alpha, way, fossil = self._wish()
         record: Dict[str, Any] = {"kernel": self._grafted.kernel, "alpha": alpha, "frozen": frozen}
+        record.update(role=self._role, learnt=self.alpha_parameter is not None)
         if way is not None:
             record["way"] = way.record()
         if fossil is not None:
@@ -173,14 +140,21 @@ class Seed(Living, _Shared):
             if self._grafted is not None:
                 self.prune()
             return
-        alpha = check_alpha(record["alpha"])
+        alpha, role = check_alpha(record["alpha"]), record.get("role", "blend")
         way = Way.of(record["way"]) if record.get("way") else None
         fossil = record.get("fossil")
-        is_anew = self.kernel != record["kernel"] or self._loading is not None
+        if self._grafted is not None and role == "train" and self._role != role:
+            # What is blended goes back to training by no graft.
+            self.prune(embargo=0.0)
+        is_anew = self.kernel != record["kernel"] or self._role != role or self._loading is not None
         if is_anew or (self._fossil is not None and self._fossil != fossil):
-            self.graft(record["kernel"], alpha)
+            self.graft(record["kernel"], alpha, train=role == "train")
         elif self._fossil is None and self._wish() != Wish(alpha, None, None):
             self.alpha = alpha
+        if record.get("learnt"):
+            self.learn_alpha(alpha)
+        else:
+            self.fix_alpha()
         if fossil is not None and self._fossil is None:
             self.fossilize(fossil)
         elif way is not None:
@@ -195,11 +169,13 @@ class Seed(Living, _Shared):
         self,
         grafted: Grafted,
         alpha: float,
+        role: str,
         schedule: Optional[Schedule],
         on_live: Optional[Callable[[Seed], Any]],
     ) -> None:
         self._clear()
         self._register(grafted)
+        self._role = role
         if schedule is not None:
             self.blend(schedule, alpha)
         else:
@@ -215,7 +191,7 @@ class Seed(Living, _Shared):
         """Takes over a graft that nobody waited for, if it has ended."""
         if self._loading is None:
             return
-        _, alpha, schedule, on_live = self._loading
+        _, alpha, role, schedule, on_live = self._loading
         try:
             grafted = self._layer.remote.finish_graft(self.index)
         except ConnectionLost:
@@ -231,7 +207,7 @@ class Seed(Living, _Shared):
             return
         if grafted is not None:
             self._loading = None
-            self._settle(grafted, alpha, schedule, on_live)
+            self._settle(grafted, alpha, role, schedule, on_live)
 
     def prune(self, embargo: Optional[float] = None) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them. For ``embargo``
@@ -268,10 +244,19 @@ class Seed(Living, _Shared):
         return self._loading[0] if self._loading is not None else None
 
     @property
+    def role(self) -> Optional[str]:
+        """What its kernel does: ``blend``, or ``train`` behind the layer; None without a kernel."""
+        return self._role if self._grafted is not None else None
+
+    @property
     def alpha(self) -> float:
         """The blend factor, in [0, 1]: that of the next pass, where a schedule moves it; 0 while the kernel is
         unloaded after failures. Setting it ends a schedule and takes effect with the next pass; while the daemon is
-        away, with the first after its return, and while the kernel is unloaded, when it comes back."""
+        away, with the first after its return, and while the kernel is unloaded, when it comes back. One that is
+        learnt is the parameter's value, clamped, and setting it sets that."""
+        parameter = self.alpha_parameter
+        if parameter is not None:
+            return value_of(parameter)
         if self._moves:
             self._look()
         return self._alpha
@@ -286,7 +271,39 @@ class Seed(Living, _Shared):
             self._alpha = value
         else:
             self._returns = value
+        if self.alpha_parameter is not None:
+            self._layer.alphas.learn(self.index, value)
         self._layer._refresh()
+
+    @property
+    def alpha_parameter(self) -> Optional[nn.Parameter]:
+        """The blend factor as a parameter of the layer, after ``learn_alpha``; else None."""
+        return self._layer.alphas.of(self.index)
+
+    def learn_alpha(self, initial: Optional[float] = None) -> nn.Parameter:
+        """Makes the blend factor a parameter, which an optimizer may be given: a scalar of float32, by default with the
+        present value, ``alphas.<index>`` in the layer's ``state_dict``.
+
+        Every forward uses its value at that time, clamped to [0, 1], and every backward gives it its gradient, at 0
+        and 1 too; beyond them there is none. It ends with ``fix_alpha``, with ``prune`` and with the next graft.
+        """
+        if self._grafted is None:
+            raise UsageError(f"seed {self.index} of layer {self._layer.name!r} has no kernel: graft one first")
+        if self._way is not None:
+            self.hold()
+        value = self.alpha if initial is None else check_alpha(initial)
+        self._layer._settle_submitted()
+        parameter = self._layer.alphas.learn(self.index, value)
+        self._layer._refresh()
+        return parameter
+
+    def fix_alpha(self) -> None:
+        """Makes a blend factor that is learnt a number again, the one that it is now."""
+        if self.alpha_parameter is not None:
+            value = self.alpha
+            self._layer.alphas.forget(self.index)
+            if self._grafted is not None:
+                self.alpha = value
 
     @property
     def state(self) -> str:
@@ -312,7 +329,19 @@ class Seed(Living, _Shared):
         raise UsageError("a seed does not run by itself: call its layer")
 
     def extra_repr(self) -> str:
-        return f"{self.index}, kernel={self.kernel!r}, alpha={self._alpha:g}"
+        role = ", role='train'" if self.role == "train" else ""
+        return f"{self.index}, kernel={self.kernel!r}, alpha={self.alpha:g}{role}"
+
+    @property
+    def _blends(self) -> bool:
+        """Whether its kernel may go into the layer's output."""
+        is_weighed = self._alpha > 0.0 or self._moves or self.alpha_parameter is not None
+        return self._role == "blend" and is_weighed and not self._unloaded
+
+    @property
+    def _learns(self) -> bool:
+        """Whether its kernel learns behind the layer."""
+        return self._role == "train" and not self._unloaded
 
     def _register(self, grafted: Grafted) -> None:
         for entry in grafted.parameters:
@@ -362,6 +391,7 @@ class Seed(Living, _Shared):
                     self._impose(remote)
                 if self._returns is not None:
                     self._alpha, self._returns = self._returns, None
+                self._unloaded = False
                 return True
         except ConnectionLost:
             raise
@@ -394,15 +424,11 @@ class Seed(Living, _Shared):
                     seed=self.index,
                     kernel=grafted.kernel,
                 )
-        with torch.inference_mode(False), torch.no_grad():
-            tensors = list(zip(self._tensors, grafted.parameters))
-            for entry in grafted.buffers:
-                owner, name = self._container(entry.name)
-                tensors.append((owner._buffers[name], entry))
-            for tensor, entry in tensors:
-                place = shared_tensor(grafted, entry)
-                place.copy_(tensor)
-                tensor.data = place
+        tensors = list(zip(self._tensors, grafted.parameters))
+        for entry in grafted.buffers:
+            owner, name = self._container(entry.name)
+            tensors.append((owner._buffers[name], entry))
+        move(grafted, tensors)
         self._grafted = grafted
 
     def _container(self, dotted: str) -> Any:
@@ -411,7 +437,7 @@ class Seed(Living, _Shared):
         for part in path:
             child = owner._modules.get(part)
             if child is None:
-                child = owner._modules[part] = _Shared()
+                child = owner._modules[part] = Shared()
                 child.train(self.training)
             owner = child
         return owner, name
@@ -423,17 +449,6 @@ class Seed(Living, _Shared):
         self._tensors = []
         self._grafted = self._left = None
         self._way = self._fossil = self._returns = None
-        self._alpha = 0.0
+        self._alpha, self._role, self._unloaded = 0.0, "blend", False
         self.alpha_grad = None
-
-
-def shared_tensor(grafted: Grafted, entry: Entry) -> torch.Tensor:
-    """A tensor over the memory a parameter or buffer lies in; keeps that mapped as long as it lives."""
-    dtype = getattr(torch, entry.dtype)
-    if entry.elements == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    # Grafting may happen in inference mode; the parameters are to be trained all the same.
-    with warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.simplefilter("ignore")
-        flat = torch.frombuffer(grafted.memory, dtype=dtype, count=entry.elements, offset=entry.offset)
-        return flat.view(entry.shape)
+        self._layer.alphas.forget(self.index)

@@ -24,9 +24,12 @@ _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", defau
 
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
-    {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_live", "_loading", "_moving",
-     "_passes", "_quiet", "_random", "_return", "_submitted", "_warned"}
+    {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_hosted",
+     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_quiet", "_random", "_return", "_submitted", "_unhosted",
+     "_warned"}
 )
+#: Children that do as well.
+_CHILDREN_OF_THE_SESSION = ("alphas", "seeds")
 
 
 @contextlib.contextmanager
@@ -157,7 +160,7 @@ class Stateful(nn.Module):
     def __getstate__(self) -> Dict[str, Any]:
         self._settle_submitted()
         kept = {name: value for name, value in self.__dict__.items() if name not in _OF_THE_SESSION}
-        kept["_modules"] = {name: module for name, module in self._modules.items() if name != "seeds"}
+        kept["_modules"] = {name: module for name, module in self._modules.items() if name not in _CHILDREN_OF_THE_SESSION}
         return {
             "format": _FORMAT,
             "attributes": kept,

@@ -17,15 +17,20 @@ STEPS, BATCH = 6, 8
 
 
 class Model(nn.Module):
-    def __init__(self, client):
+    """With ``whole`` the daemon runs the host too, a blend factor is learnt and a seed learns behind the layer."""
+
+    def __init__(self, client, whole=False):
         super().__init__()
         torch.manual_seed(11)
         self.before = nn.Linear(8, 8)
         self.layer = kasmina.torch.SeededLayer(
-            nn.Linear(8, 8), client, "layer", 2, "convex", (3, 8)
+            nn.Linear(8, 8), client, "layer", 3, "convex", (3, 8), host="daemon" if whole else "trainer"
         )
         self.layer.seeds[0].graft("mlp", alpha=0.4)
         self.layer.seeds[1].graft("attention", alpha=0.3)
+        if whole:
+            self.layer.seeds[1].learn_alpha()
+            self.layer.seeds[2].graft("mlp", train=True)
 
     def forward(self, x):
         return self.layer(torch.tanh(self.before(x)))
@@ -33,8 +38,10 @@ class Model(nn.Module):
 
 def train(model, rank, world, sharded=False):
     """Steps on this rank's share of the same batches; ``model`` averages gradients over the ranks if it should."""
-    seeds = [p for name, p in model.named_parameters() if ".seeds." in name]
-    others = [p for name, p in model.named_parameters() if ".seeds." not in name]
+    whole = any("alphas." in name for name, _ in model.named_parameters())
+    shared = {name for name, _ in model.named_parameters() if ("layer." if whole else ".seeds.") in name}
+    seeds = [p for name, p in model.named_parameters() if name in shared]
+    others = [p for name, p in model.named_parameters() if name not in shared]
     # In groups of their own, because what FSDP has sharded and what it has not are tensors of two kinds.
     optimizer = torch.optim.SGD([{"params": seeds}, {"params": others}], 0.1, momentum=0.9)
     for step in range(STEPS):
@@ -51,8 +58,10 @@ def train(model, rank, world, sharded=False):
 
 def wrap(module, kind):
     """Shards everything but the seeds, whose parameters must stay where the daemon reads them."""
-    if kind == "ddp":
+    if kind.startswith("ddp"):
         return DistributedDataParallel(module)
+    if kind == "fsdp2-whole":
+        return fully_shard(module, ignored_params=set(module.layer.parameters()))
     if kind == "fsdp2":
         return fully_shard(module, ignored_params=set(module.layer.seeds.parameters()))
     return FullyShardedDataParallel(
@@ -68,7 +77,7 @@ def weights(model, module, kind):
                 name.replace("_fsdp_wrapped_module.", ""): p.detach().clone() for name, p in model.named_parameters()
             }
     return {
-        name: (p.full_tensor() if kind == "fsdp2" and hasattr(p, "full_tensor") else p).detach().clone()
+        name: (p.full_tensor() if kind.startswith("fsdp2") and hasattr(p, "full_tensor") else p).detach().clone()
         for name, p in module.named_parameters()
     }
 
@@ -81,9 +90,9 @@ def main():
         timeout=timedelta(seconds=120),
     )
     with kasmina.connect(path) as client:
-        module = Model(client)
+        module = Model(client, kind.endswith("whole"))
         model = wrap(module, kind)
-        train(model, rank, world, sharded=kind != "ddp")
+        train(model, rank, world, sharded=not kind.startswith("ddp"))
         torch.save(weights(model, module, kind), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -39,14 +39,16 @@ def ranks(sockets, folder, kind):
     return [process.returncode for process in processes], outputs
 
 
-@pytest.mark.parametrize("kind, daemons", [("ddp", 1), ("ddp", 2), ("fsdp1", 1), ("fsdp2", 1)])
+@pytest.mark.parametrize("kind, daemons", [
+    ("ddp", 1), ("ddp", 2), ("fsdp1", 1), ("fsdp2", 1), ("ddp-whole", 1), ("ddp-whole", 2), ("fsdp2-whole", 1),
+])
 def test_two_processes_train_as_one_with_the_joint_batch(start, tmp_path, kind, daemons):
     started = [start() for _ in range(daemons)]
     sockets = [started[rank % daemons].socket for rank in range(2)]
     codes, outputs = ranks(sockets, tmp_path, kind)
     assert codes == [0, 0], "\n".join(outputs)
     with started[0].connect() as client:
-        alone = ddp.Model(client)
+        alone = ddp.Model(client, kind.endswith("whole"))
         before = {name: value.detach().clone() for name, value in alone.named_parameters()}
         ddp.train(alone, 0, 1)
         truth = {name: value.detach() for name, value in alone.named_parameters()}

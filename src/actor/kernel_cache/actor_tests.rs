@@ -150,6 +150,7 @@ fn bench(plan: WarmPlan) -> Bench {
         databases: Vec::new(),
         fleet: None,
         validator,
+        max_offer_bytes: 1 << 20,
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
@@ -424,7 +425,7 @@ async fn the_origin_is_asked_about_what_serves_from_old_copies_again_and_again()
     let kernel = Arc::clone(&*bench.kernels.get(&id("there"), holder(1)).await.unwrap());
     let search = bench.parts.lookup.find(&id("there")).await.unwrap().search();
     // As if it had come from an old copy.
-    let old = Loaded { kernel, search, is_old: true };
+    let old = Loaded { kernel, search: Some(search), is_old: true };
     bench.parts.unconfirmed.note(&id("there"), &old);
     tokio::time::pause();
     let confirmations = async || bench.parts.report().await.lookups.confirmations;

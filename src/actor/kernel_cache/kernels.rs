@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::{GetKernel, HeldKernel, Holder, Holders, KernelCache};
 use crate::{
     actor::{ActorError, base::Handle},
-    cache::DeviceCache,
+    cache::{DeviceCache, Evictor},
     engine::Kernel,
-    id::KernelId,
+    id::{KernelId, SessionId},
 };
 
 /// What is in memory is given at once, without asking anybody; the rest the cache's actor is asked for.
@@ -39,6 +39,12 @@ impl Kernels {
     /// Whether the kernel is in memory. Counts no look-up.
     pub fn has(&self, id: &KernelId) -> bool {
         self.device.peek(id).is_some()
+    }
+
+    /// Has a session's offered kernel leave memory, unless somebody uses it.
+    pub fn withdraw(&self, id: &KernelId, session: SessionId) {
+        // One in use goes as every other does, when it is the least recently used.
+        let _ = self.device.evict(id, &Evictor::Session { session });
     }
 
     /// The actor, for all else.

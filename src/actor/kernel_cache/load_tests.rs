@@ -30,14 +30,14 @@ use crate::{
     validation::{Metadata, Policy},
 };
 
-const BY: Evictor = Evictor::Operator { uid: 7 };
+pub(super) const BY: Evictor = Evictor::Operator { uid: 7 };
 
 /// Gives what it held when it was asked, as soon as the test lets it.
 #[derive(Debug)]
-struct Gated {
+pub(super) struct Gated {
     bytes: Mutex<Option<Arc<[u8]>>>,
-    asked: AtomicUsize,
-    gate: Semaphore,
+    pub(super) asked: AtomicUsize,
+    pub(super) gate: Semaphore,
     away: AtomicBool,
 }
 
@@ -84,24 +84,24 @@ impl Source for Gated {
     }
 }
 
-fn golden(name: &str) -> Arc<[u8]> {
+pub(super) fn golden(name: &str) -> Arc<[u8]> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden");
     std::fs::read(folder.join(name)).unwrap().into()
 }
 
-fn id(text: &str) -> KernelId {
+pub(super) fn id(text: &str) -> KernelId {
     text.parse().unwrap()
 }
 
-struct Bench {
+pub(super) struct Bench {
     _folder: tempfile::TempDir,
-    source: Arc<Gated>,
-    tier: Arc<SqlTier>,
-    parts: KernelCacheParts,
+    pub(super) source: Arc<Gated>,
+    pub(super) tier: Arc<SqlTier>,
+    pub(super) parts: KernelCacheParts,
     validator: Supervised<Validator>,
 }
 
-fn bench(name: Option<&str>) -> Bench {
+pub(super) fn bench(name: Option<&str>) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let tier = SqlTier::new(SqliteOptions::new(folder.path().join("kernels.sqlite")), clock.clone());
@@ -134,6 +134,7 @@ fn bench(name: Option<&str>) -> Bench {
         databases: Vec::new(),
         fleet: None,
         validator: handle,
+        max_offer_bytes: 1 << 20,
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
@@ -189,7 +190,7 @@ async fn an_evicted_kernel_does_not_come_back_by_who_waited_for_its_load() {
     let search = bench.parts.lookup.find(&id("k")).await.unwrap().search();
     let kernel = bench.parts.device.peek(&id("k")).unwrap();
     bench.parts.evict(id("k"), &BY).await.unwrap();
-    let loaded = super::parts::Loaded { kernel, search, is_old: false };
+    let loaded = super::parts::Loaded { kernel, search: Some(search), is_old: false };
     assert!(bench.parts.admit(&id("k"), &loaded).await.unwrap().is_none());
     assert!(bench.parts.device.peek(&id("k")).is_none());
     assert_eq!(bench.parts.get(id("k")).await.unwrap().digest(), digest, "it is fetched again");

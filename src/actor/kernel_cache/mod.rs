@@ -3,6 +3,7 @@
 mod holders;
 mod kernels;
 mod loads;
+mod offers;
 mod parts;
 mod report;
 mod unconfirmed;
@@ -12,6 +13,8 @@ mod warm;
 mod actor_tests;
 #[cfg(test)]
 mod load_tests;
+#[cfg(test)]
+mod offer_tests;
 
 use std::time::Duration;
 
@@ -21,6 +24,7 @@ use actix::{
 pub use holders::{HeldKernel, Holder, Holders};
 pub use kernels::Kernels;
 pub use loads::LoadLog;
+pub use offers::OfferKernel;
 pub use parts::{KernelCacheParts, KernelLease};
 use tokio::sync::oneshot;
 pub use unconfirmed::Unconfirmed;
@@ -32,6 +36,7 @@ use super::{
 };
 use crate::{
     cache::{Evictor, TierError},
+    digest::Digest,
     guard::BreakerStatus,
     id::KernelId,
     wire::{CacheReport, EvictReport, WarmReport, WhyReport},
@@ -100,6 +105,15 @@ impl Handler<GetKernel> for KernelCache {
     fn handle(&mut self, GetKernel(id): GetKernel, _: &mut Self::Context) -> Self::Result {
         let parts = self.parts.clone();
         Box::pin(async move { parts.get(id).await })
+    }
+}
+
+impl Handler<OfferKernel> for KernelCache {
+    type Result = ResponseFuture<Result<Digest, ActorError>>;
+
+    fn handle(&mut self, offer: OfferKernel, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move { parts.offer(offer).await })
     }
 }
 

@@ -33,7 +33,8 @@ pub type KernelLease = Lease<Arc<Kernel>>;
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub(super) kernel: Arc<Kernel>,
-    pub(super) search: Search,
+    /// None of what was offered and not looked for.
+    pub(super) search: Option<Search>,
     /// Whether it came from an old copy, because the origin did not answer.
     pub(super) is_old: bool,
 }
@@ -55,6 +56,8 @@ pub struct KernelCacheParts {
     pub fleet: Option<Arc<Fleet>>,
     /// Who judges what was found.
     pub validator: Handle<Validator>,
+    /// How long an offered artifact may be, in bytes.
+    pub max_offer_bytes: u64,
     /// Kernels that are never evicted once they are here.
     pub pinned: Arc<Mutex<BTreeSet<KernelId>>>,
     /// One load per kernel at a time.
@@ -78,19 +81,30 @@ impl KernelCacheParts {
         if let Some(lease) = self.device.hold(&id) {
             return Ok(lease);
         }
+        if id.is_offered() {
+            return Err(ActorError::NotOffered { kernel: id });
+        }
         for _ in 0..MOST_LOADS {
             let (parts, asked) = (self.clone(), id.clone());
             let loaded = self.flights.run(&id, move || async move { parts.load(asked).await }).await?;
-            // Another kernel may have pushed it out since; then it comes in again, without another load.
-            let lease = match self.device.hold(&id) {
-                Some(lease) => Some(lease),
-                None => self.admit(&id, &loaded).await?,
-            };
-            if let Some(lease) = lease {
+            if let Some(lease) = self.resident(&id, &loaded).await? {
                 return Ok(lease);
             }
         }
         Err(ActorError::Evicted { kernel: id })
+    }
+
+    /// What has been loaded, held. Another kernel may have pushed it out since; then it comes in again, without
+    /// another load.
+    pub(super) async fn resident(
+        &self,
+        id: &KernelId,
+        loaded: &Loaded,
+    ) -> Result<Option<KernelLease>, ActorError> {
+        match self.device.hold(id) {
+            Some(lease) => Ok(Some(lease)),
+            None => self.admit(id, loaded).await,
+        }
     }
 
     /// Takes a kernel in, unless it has been evicted since it was looked for.
@@ -102,7 +116,7 @@ impl KernelCacheParts {
         let lease = self.device.admit_wait(id.clone(), loaded.kernel.clone(), ADMISSION_PATIENCE).await?;
         self.unconfirmed.note(id, loaded);
         // Not before it is in: who evicts notes that first, and then looks for it here.
-        if self.lookup.is_forgotten(id, loaded.search) {
+        if loaded.search.is_some_and(|search| self.lookup.is_forgotten(id, search)) {
             // What is there instead of it has been taken in by somebody else, who looks after it.
             if Arc::ptr_eq(&*lease, &loaded.kernel) {
                 drop(lease);
@@ -155,7 +169,7 @@ impl KernelCacheParts {
         self.lookup.keep(&found, Arc::new(outcome.verdict.clone()));
         let module = outcome.module.ok_or(ActorError::Lost { what: "the validation" })?;
         let kernel = Kernel::from_module(id.clone(), Metadata::clone(&metadata), outcome.verdict, module)?;
-        let loaded = Loaded { kernel: Arc::new(kernel), search: found.search(), is_old: found.stale };
+        let loaded = Loaded { kernel: Arc::new(kernel), search: Some(found.search()), is_old: found.stale };
         if self.admit(id, &loaded).await?.is_some() && lock(&self.pinned).contains(id) {
             self.device.pin(id, true);
         }
@@ -252,14 +266,16 @@ impl KernelCacheParts {
 
     /// Tells the tiers which kernels were used without their being asked.
     pub(super) async fn note_uses(&self) {
-        let uses = self.device.take_hits();
+        let mut uses = self.device.take_hits();
+        // What warms a node at its start must be what can be had then.
+        uses.retain(|(id, _)| !id.is_offered());
         if !uses.is_empty() {
             self.lookup.note_uses(&uses).await;
         }
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

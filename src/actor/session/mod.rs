@@ -4,6 +4,7 @@ mod connection;
 mod hints;
 mod layers;
 mod life;
+mod offers;
 mod requests;
 mod watching;
 
@@ -23,10 +24,11 @@ use crate::{
     clock::Clock,
     engine::{EngineConfig, LaneEvent},
     id::{KernelId, LayerId, SeedIndex, SessionId},
-    wire::{ErrorReply, Event, EventKind, Peer, SeedReport, SessionLimits, SessionReport},
+    wire::{Arena, ErrorReply, Event, EventKind, Peer, SeedReport, SessionLimits, SessionReport},
 };
 use hints::Hints;
 use layers::{Layers, describe};
+use offers::Offers;
 
 pub use connection::serve_session;
 pub use watching::serve_watcher;
@@ -68,10 +70,12 @@ pub struct Session {
     client: String,
     lane: Option<LaneLink>,
     teller: Teller,
+    arena: Option<Arc<Arena>>,
     arena_bytes: u64,
     layers: Layers,
     memory: Arc<MemoryBudget>,
     hints: Hints,
+    offers: Offers,
     draining: bool,
     /// Closes the connection when dropped.
     _open: watch::Sender<()>,
@@ -87,9 +91,11 @@ impl Session {
             parts,
             client: String::new(),
             lane: None,
+            arena: None,
             arena_bytes: 0,
             layers: Layers::default(),
             hints: Hints::default(),
+            offers: Offers::default(),
             draining: false,
             _open: open,
         };
@@ -144,6 +150,7 @@ impl Actor for Session {
         if self.lane.is_some() {
             self.teller.tell(EventKind::SessionClosed);
         }
+        self.withdraw_offers();
         // A supervisor that cannot be asked finds the closed address when it next looks.
         actix::spawn(async move { supervisor.ask(SessionClosed(id)).await });
     }

@@ -54,7 +54,7 @@ impl MemoryFile for Arena {
 }
 
 impl Answer {
-    fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
+    pub(super) fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
         Self::with(result, Vec::new(), Vec::new())
     }
 
@@ -95,7 +95,11 @@ impl Handler<Serve> for Session {
         if self.draining
             && matches!(
                 request,
-                Request::OpenLayer(_) | Request::Graft(_) | Request::BeginGraft(_) | Request::Prefetch(_)
+                Request::OpenLayer(_)
+                    | Request::Graft(_)
+                    | Request::BeginGraft(_)
+                    | Request::Prefetch(_)
+                    | Request::Offer(_)
             )
         {
             return answered(Err::<Empty, _>(refusal(&ActorError::Draining)));
@@ -124,6 +128,7 @@ impl Handler<Serve> for Session {
                 .map(|slot| answered(Ok(slot.counters.series(asked.after)))),
             Request::LastError(seed) => self.last_error(seed),
             Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels, context),
+            Request::Offer(offer) => self.offer(offer),
         };
         served.unwrap_or_else(|error| {
             tracing::debug!(session = %self.parts.id, verb, code = error.code(), %error, "request refused");
@@ -136,7 +141,7 @@ pub(super) fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
 
-fn refusal(error: &ActorError) -> ErrorReply {
+pub(super) fn refusal(error: &ActorError) -> ErrorReply {
     ErrorReply::from_fault(error)
 }
 
@@ -180,7 +185,7 @@ impl Session {
         self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
         // Said once, for a session is greeted once.
         let _ = self.parts.numbers.set(link.gauges().clone());
-        (self.lane, self.arena_bytes) = (Some(link), arena_bytes);
+        (self.lane, self.arena, self.arena_bytes) = (Some(link), Some(arena.clone()), arena_bytes);
         tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
         let (client, pid) = (self.client.clone(), self.parts.peer.pid);
         self.teller.tell(EventKind::SessionOpened { client, pid });
