@@ -110,10 +110,6 @@ class Client:
         not."""
         return self.request("prefetch", kernels=list(kernels))["started"]
 
-    def events(self) -> Events:
-        """What happens in this session from now on, on a connection of its own: an iterator and a context manager."""
-        return Events(self.path, self.session)
-
     def offer(self, artifact: bytes) -> str:
         """Has the daemon judge an artifact of yours, a PT2 or TorchScript archive, and keep its kernel in memory.
         Returns the kernel's name, by which any seed can be given it.
@@ -130,6 +126,10 @@ class Client:
     def withdraw(self, kernel: str) -> None:
         """Forgets an artifact of ``offer``. What was grafted of it stays, as long as this daemon lives."""
         self._offers.drop(kernel)
+
+    def events(self) -> Events:
+        """What happens in this session from now on, on a connection of its own: an iterator and a context manager."""
+        return Events(self.path, self.session)
 
     def restore(self, each: Any) -> None:
         """Has ``each._restoration(connection)`` asked for after the daemon's return: what it gives is moved on by

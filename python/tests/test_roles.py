@@ -94,20 +94,14 @@ def test_a_layer_with_only_training_seeds_asks_the_daemon_for_nothing_else(peer,
     assert layer.seeds[0].get_parameter("0.weight").grad is not None
 
 
-def test_a_failing_seed_in_training_is_left_out_and_given_up(peer, client):
+def test_a_failing_seed_in_training_leaves_the_output_alone(peer, client):
     layer, theirs, _ = layer_of(client, ["fails"])
     layer.seeds[0].graft("fails", train=True)
     x = torch.randn(2, 3)
     with pytest.warns(kasmina.SeedFailureWarning):
         for _ in range(5):
             assert torch.equal(layer(x), theirs(x))
-    # Unloaded after three it may come back, and passes go on reaching the daemon.
-    assert peer.forwards == 5
-    slot = peer.layers[layer.remote.number][1][0]
-    slot.kernel, slot.failures = None, 0
-    with pytest.warns(kasmina.SeedFailureWarning, match="could not be brought back"):
-        assert layer.seeds[0].alpha == 0.0
-    assert torch.equal(layer(x), theirs(x)) and peer.forwards == 5
+    assert layer.last_failures == {} and layer.seeds[0].stats()["executions"] == 3
 
 
 def test_training_seeds_in_passes_that_do_not_wait(client):

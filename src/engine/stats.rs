@@ -40,8 +40,10 @@ pub struct SeedCounters {
     /// The blend factor's bits, then the steps that its course still has: one number, so that the two always belong
     /// together.
     alpha: AtomicU64,
-    /// How long the last forward pass that went well has taken, in nanoseconds.
+    /// How long the last forward pass that went well has taken, in nanoseconds, and the bits of the blend factor that it
+    /// ran with, the trainer's own where it gave one.
     latest_ns: AtomicU64,
+    latest_alpha: AtomicU32,
     series: OnceLock<Series>,
     last_error: Mutex<Option<ErrorReply>>,
 }
@@ -56,7 +58,6 @@ impl SeedCounters {
             RanOn::Executor => self.asynchronous.increment(),
         }
         self.time.record_duration(time);
-        self.latest_ns.store(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Notes where the blend factor is and how many steps its course still has.
@@ -71,6 +72,12 @@ impl SeedCounters {
         (f32::from_bits((packed >> 32) as u32), packed as u32)
     }
 
+    /// Notes what a sample of the pass would say.
+    pub(super) fn note_pass(&self, time: Duration, alpha: f32) {
+        self.latest_ns.store(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.latest_alpha.store(alpha.to_bits(), Ordering::Relaxed);
+    }
+
     /// Takes the memory for a series of so many samples, once; for none at all, takes none. Before a seed runs, so that
     /// its passes need not.
     pub fn keep_series(&self, length: usize) {
@@ -83,7 +90,8 @@ impl SeedCounters {
     pub(super) fn sample(&self, step: u64) {
         if let Some(series) = self.series.get() {
             let latency_us = self.latest_ns.load(Ordering::Relaxed) as f32 / 1e3;
-            series.take(Sample { step, alpha: self.alpha().0, latency_us });
+            let alpha = f32::from_bits(self.latest_alpha.load(Ordering::Relaxed));
+            series.take(Sample { step, alpha, latency_us });
         }
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ._shared import InPlace
 
 if TYPE_CHECKING:
+    from .._layer import Grafted
     from ._layer import SeededLayer
 
 
@@ -69,3 +70,45 @@ def given(layer: SeededLayer, seeds: int, alphas: Sequence[torch.Tensor]) -> np.
             )
         values[index] = value
     return values
+
+
+class Learning:
+    """The part of a seed whose blend factor may be learnt."""
+
+    # What Seed has, for the methods here.
+    index: int
+    alpha: float
+    _fossil: Optional[bool]
+    _grafted: Optional[Grafted]
+    _layer: SeededLayer
+    _wish: Any
+
+    @property
+    def alpha_parameter(self) -> Optional[nn.Parameter]:
+        """The blend factor as a parameter of the layer, after ``learn_alpha``; else None."""
+        return self._layer.alphas.of(self.index)
+
+    def learn_alpha(self, initial: Optional[float] = None) -> nn.Parameter:
+        """Makes the blend factor a parameter, which an optimizer may be given: a scalar of float32, by default with the
+        present value, ``alphas.<index>`` in the layer's ``state_dict``.
+
+        Every forward uses its value at that time, clamped to [0, 1], and every backward gives it its gradient, at 0
+        and 1 too; beyond them there is none. It ends with ``fix_alpha``, ``blend``, ``fossilize``, ``prune`` and the
+        next graft, and ends a schedule.
+        """
+        if self._grafted is None or self._fossil is not None:
+            why = "has no kernel: graft one first" if self._grafted is None else "is a fossil, whose alpha is 1 for good"
+            raise UsageError(f"seed {self.index} of layer {self._layer.name!r} {why}", seed=self.index)
+        # Told to the daemon too: a schedule ends with it.
+        self.alpha = self.alpha if initial is None else initial
+        parameter = self._layer.alphas.learn(self.index, self._wish().alpha)
+        self._layer._refresh()
+        return parameter
+
+    def fix_alpha(self) -> None:
+        """Makes a blend factor that is learnt a number again, the one that it is now."""
+        if self.alpha_parameter is not None:
+            value = self.alpha
+            self._layer.alphas.forget(self.index)
+            if self._grafted is not None:
+                self.alpha = value

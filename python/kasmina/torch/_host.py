@@ -35,9 +35,6 @@ _BATCH = 2
 class Hosted:
     """A module that the daemon runs in the last slot of a layer."""
 
-    #: As a seed's: whether nothing is known to be wrong with it.
-    _unloaded = False
-
     def __init__(self, layer: SeededLayer) -> None:
         remote, shape = layer.remote, layer.input_shape
         assert remote.host is not None and shape is not None

@@ -79,10 +79,10 @@ class SeededLayer(Returning, Stateful, nn.Module):
         # Of the seeds in the daemon: those that are blended, of these the learnt blend factors, those that learn
         # behind the layer, and all.
         self._live: List[Seed] = []
-        #: Those of which passes change something: on a schedule, or on their way back after failures.
-        self._moving: List[Seed] = []
         self._learnt: List[Tuple[int, nn.Parameter]] = []
         self._learning: List[Seed] = []
+        #: Those of which passes change something: on a schedule, or on their way back after failures.
+        self._moving: List[Seed] = []
         self._grafted: List[Seed] = []
         self._loading: List[Seed] = []
         # The host in the daemon, and whether it is to be there and is not.

@@ -66,6 +66,9 @@ class Living:
     _alpha: float
     _grafted: Optional[Grafted]
     _layer: SeededLayer
+    _role: str
+    _unloaded: bool
+    alpha_parameter: Optional[nn.Parameter]
     _tensors: List[nn.Parameter]
     #: The schedule that it follows.
     _way: Optional[Way]
@@ -74,11 +77,6 @@ class Living:
     #: The blend factor with which it comes back, while its kernel is unloaded after failures.
     _returns: Optional[float]
     _look_at: float
-    #: What its kernel does: ``blend``, or ``train`` behind the layer.
-    _role: str
-    #: Whether the daemon has given its kernel up for good after failures.
-    _unloaded: bool
-    alpha_parameter: Optional[nn.Parameter]
 
     def blend(self, schedule: Schedule, alpha: Optional[float] = None) -> None:
         """Has the blend factor go by a schedule, one step for each training forward of the layer, from ``alpha`` or
@@ -88,16 +86,17 @@ class Living:
         """
         start = None if alpha is None else check_alpha(alpha)
         self._before_change()
-        if self.alpha_parameter is not None:
-            # A schedule moves what nobody learns.
-            start = value_of(self.alpha_parameter) if start is None else start
-            self._layer.alphas.forget(self.index)
-        begins = self._alpha if start is None else start
+        if start is None and self.alpha_parameter is not None:
+            start = value_of(self.alpha_parameter)
+        begins = self._alpha if self._role == "blend" else 0.0
+        begins = begins if start is None else start
         reply = self._tell("blend_by", schedule, start)
         if reply is not None and schedule.kind != "constant":
             begins = reply["alpha"]
-        self._way, self._fossil, self._role = Way(schedule, begins), None, "blend"
+        self._way, self._fossil = Way(schedule, begins), None
         self._alpha = self._way.alpha
+        self._layer.alphas.forget(self.index)
+        self._takes_part()
         self._layer._refresh()
 
     def hold(self) -> None:
@@ -114,12 +113,18 @@ class Living:
         changes that. With ``freeze`` its parameters are trained no more (``requires_grad`` is False)."""
         self._before_change()
         reply = self._tell("fossilize", freeze)
-        self._layer.alphas.forget(self.index)
         self._alpha, self._way, self._fossil = 1.0, None, freeze
+        self._layer.alphas.forget(self.index)
         if freeze if reply is None else reply["frozen"]:
             for tensor in self._tensors:
                 tensor.requires_grad_(False)
         self._layer._refresh()
+
+    def _takes_part(self) -> None:
+        """A seed in training has gone into the blend, with the next daemon too."""
+        self._role = "blend"
+        if self._grafted is not None:
+            self._grafted.asked["role"] = "blend"
 
     def _before_change(self) -> None:
         self._layer._settle_submitted()
@@ -136,6 +141,21 @@ class Living:
             return None
 
     # what passes do
+
+    @property
+    def _runs(self) -> bool:
+        """Whether a pass has to reach the daemon for it."""
+        return self._alpha > 0.0 or self._way is not None or self._returns is not None
+
+    @property
+    def _blends(self) -> bool:
+        """Whether its kernel may go into the layer's output."""
+        return self._role == "blend" and not self._unloaded and (self._runs or self.alpha_parameter is not None)
+
+    @property
+    def _learns(self) -> bool:
+        """Whether its kernel learns behind the layer."""
+        return self._role == "train" and not self._unloaded
 
     @property
     def _moves(self) -> bool:
@@ -178,7 +198,7 @@ class Living:
                 )
             self._returns, self._way, self._alpha, self._unloaded = None, None, 0.0, True
         else:
-            self._returns, self._alpha, self._unloaded = None, reply["alpha"], False
+            self._returns, self._alpha = None, reply["alpha"]
             if self._way is not None:
                 left = reply.get("steps_left", 0)
                 self._way.done = self._way.schedule.steps - left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from .._layer import Grafted, Layer, check_alpha
 from .._life import Schedule
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
-from ._alphas import value_of
+from ._alphas import Learning, value_of
 from ._life import Living, Way, Wish
 from ._shared import Shared, move, shared_tensor
 
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from ._return import Arrival
 
 
-class Seed(Living, Shared):
+class Loading(NamedTuple):
+    """How a kernel was asked for."""
+
+    kernel: str
+    alpha: float
+    role: str
+    #: How the blend factor goes on.
+    schedule: Optional[Schedule]
+    #: Who is told.
+    on_live: Optional[Callable[[Seed], Any]]
+
+
+class Seed(Living, Learning, Shared):
     """One slot of a layer. Its parameters are those of the kernel grafted into it, under their own names."""
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
@@ -35,22 +47,20 @@ class Seed(Living, Shared):
         object.__setattr__(self, "_layer", layer)
         self.index = index
         self._alpha = 0.0
-        self._way = self._fossil = self._returns = None
-        self._look_at = 0.0
         #: What its kernel does: ``blend``, or ``train`` behind the layer.
         self._role = "blend"
-        #: Whether the daemon has given its kernel up for good after failures.
+        #: Whether the daemon has given its kernel up.
         self._unloaded = False
+        self._way = self._fossil = self._returns = None
+        self._look_at = 0.0
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
         # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
         self._left: Optional[Dict[str, Any]] = None
         #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
         self._refused = False
-        #: A graft that nobody waits for: the kernel, its blend factor, its role, how the factor goes on, and whom to tell.
-        self._loading: Optional[
-            Tuple[str, float, str, Optional[Schedule], Optional[Callable[[Seed], Any]]]
-        ] = None
+        #: A graft that nobody waits for.
+        self._loading: Optional[Loading] = None
         #: Why the latest graft with ``wait=False`` failed.
         self.load_error: Optional[KasminaError] = None
         #: The gradient of alpha after a backward, if the layer was made with ``alpha_gradients=True``.
@@ -68,8 +78,8 @@ class Seed(Living, Shared):
         alpha: float = 0.0,
         input_shape: Optional[Iterable[int]] = None,
         *,
-        schedule: Optional[Schedule] = None,
         train: bool = False,
+        schedule: Optional[Schedule] = None,
         wait: bool = True,
         on_live: Optional[Callable[[Seed], Any]] = None,
     ) -> Seed:
@@ -90,7 +100,7 @@ class Seed(Living, Shared):
         layer = self._layer
         check_alpha(alpha)
         if train and schedule is not None:
-            raise UsageError("a kernel that learns behind its layer is on no schedule: blend(schedule) it later")
+            raise UsageError("a kernel that learns behind its layer has no schedule: blend it when it has learnt")
         if input_shape is not None:
             layer.input_shape = tuple(int(size) for size in input_shape)
         if layer.input_shape is None:
@@ -106,12 +116,12 @@ class Seed(Living, Shared):
         with layer._owning(self.index):
             if not wait:
                 layer.remote.begin_graft(self.index, kernel, layer.input_shape, role=role)
-                self._loading = (str(kernel), float(alpha), role, schedule, on_live)
+                self._loading = Loading(str(kernel), float(alpha), role, schedule, on_live)
             else:
                 grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape, role=role)
                 self._loading = None
         if wait:
-            self._settle(grafted, alpha, role, schedule, on_live)
+            self._settle(grafted, Loading(str(kernel), float(alpha), role, schedule, on_live))
         else:
             layer._refresh()
         return self
@@ -126,8 +136,9 @@ class Seed(Living, Shared):
             if entry.requires_grad and not tensor.requires_grad
         ]
         alpha, way, fossil = self._wish()
-        record: Dict[str, Any] = {"kernel": self._grafted.kernel, "alpha": alpha, "frozen": frozen}
-        record.update(role=self._role, learnt=self.alpha_parameter is not None)
+        record: Dict[str, Any] = {"kernel": self._grafted.kernel, "alpha": alpha, "frozen": frozen, "role": self._role}
+        if self.alpha_parameter is not None:
+            record["learnt"] = True
         if way is not None:
             record["way"] = way.record()
         if fossil is not None:
@@ -143,17 +154,12 @@ class Seed(Living, Shared):
         alpha, role = check_alpha(record["alpha"]), record.get("role", "blend")
         way = Way.of(record["way"]) if record.get("way") else None
         fossil = record.get("fossil")
-        if self._grafted is not None and role == "train" and self._role != role:
-            # What is blended goes back to training by no graft.
-            self.prune(embargo=0.0)
         is_anew = self.kernel != record["kernel"] or self._role != role or self._loading is not None
         if is_anew or (self._fossil is not None and self._fossil != fossil):
             self.graft(record["kernel"], alpha, train=role == "train")
         elif self._fossil is None and self._wish() != Wish(alpha, None, None):
             self.alpha = alpha
-        if record.get("learnt"):
-            self.learn_alpha(alpha)
-        else:
+        if not record.get("learnt"):
             self.fix_alpha()
         if fossil is not None and self._fossil is None:
             self.fossilize(fossil)
@@ -161,37 +167,31 @@ class Seed(Living, Shared):
             self._layer.remote.blend_by(self.index, way.schedule, way.start, way.done)
             self._way, self._alpha = way, way.alpha
             self._layer._refresh()
+        elif record.get("learnt"):
+            self.learn_alpha(alpha)
         for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]
             if entry.requires_grad:
                 tensor.requires_grad_(entry.name not in record["frozen"])
 
-    def _settle(
-        self,
-        grafted: Grafted,
-        alpha: float,
-        role: str,
-        schedule: Optional[Schedule],
-        on_live: Optional[Callable[[Seed], Any]],
-    ) -> None:
+    def _settle(self, grafted: Grafted, asked: Loading) -> None:
         self._clear()
         self._register(grafted)
-        self._role = role
-        if schedule is not None:
-            self.blend(schedule, alpha)
+        self._role = asked.role
+        if asked.schedule is not None:
+            self.blend(asked.schedule, asked.alpha)
         else:
-            if alpha != 0:
-                self._weigh(alpha)
-            self._alpha = float(alpha)
+            if asked.alpha != 0:
+                self._weigh(asked.alpha)
+            self._alpha = asked.alpha
         self._layer._refresh()
         self._layer._tell_copies()
-        if on_live is not None:
-            on_live(self)
+        if asked.on_live is not None:
+            asked.on_live(self)
 
     def _finish(self) -> None:
         """Takes over a graft that nobody waited for, if it has ended."""
         if self._loading is None:
             return
-        _, alpha, role, schedule, on_live = self._loading
         try:
             grafted = self._layer.remote.finish_graft(self.index)
         except ConnectionLost:
@@ -206,8 +206,8 @@ class Seed(Living, Shared):
             )
             return
         if grafted is not None:
-            self._loading = None
-            self._settle(grafted, alpha, role, schedule, on_live)
+            asked, self._loading = self._loading, None
+            self._settle(grafted, asked)
 
     def prune(self, embargo: Optional[float] = None) -> None:
         """Takes the kernel out. Its parameters leave the module; an optimizer may go on holding them. For ``embargo``
@@ -241,7 +241,7 @@ class Seed(Living, Shared):
     @property
     def loading(self) -> Optional[str]:
         """The kernel that is on its way in by ``graft(…, wait=False)``, or None."""
-        return self._loading[0] if self._loading is not None else None
+        return self._loading.kernel if self._loading is not None else None
 
     @property
     def role(self) -> Optional[str]:
@@ -252,8 +252,8 @@ class Seed(Living, Shared):
     def alpha(self) -> float:
         """The blend factor, in [0, 1]: that of the next pass, where a schedule moves it; 0 while the kernel is
         unloaded after failures. Setting it ends a schedule and takes effect with the next pass; while the daemon is
-        away, with the first after its return, and while the kernel is unloaded, when it comes back. One that is
-        learnt is the parameter's value, clamped, and setting it sets that."""
+        away, with the first after its return, and while the kernel is unloaded, when it comes back. One that is learnt
+        is the parameter's value, clamped, and setting it sets that."""
         parameter = self.alpha_parameter
         if parameter is not None:
             return value_of(parameter)
@@ -267,43 +267,13 @@ class Seed(Living, Shared):
         self._before_change()
         self._weigh(value)
         self._way = None
+        if self.alpha_parameter is not None:
+            self._layer.alphas.learn(self.index, value)
         if self._returns is None:
             self._alpha = value
         else:
             self._returns = value
-        if self.alpha_parameter is not None:
-            self._layer.alphas.learn(self.index, value)
         self._layer._refresh()
-
-    @property
-    def alpha_parameter(self) -> Optional[nn.Parameter]:
-        """The blend factor as a parameter of the layer, after ``learn_alpha``; else None."""
-        return self._layer.alphas.of(self.index)
-
-    def learn_alpha(self, initial: Optional[float] = None) -> nn.Parameter:
-        """Makes the blend factor a parameter, which an optimizer may be given: a scalar of float32, by default with the
-        present value, ``alphas.<index>`` in the layer's ``state_dict``.
-
-        Every forward uses its value at that time, clamped to [0, 1], and every backward gives it its gradient, at 0
-        and 1 too; beyond them there is none. It ends with ``fix_alpha``, with ``prune`` and with the next graft.
-        """
-        if self._grafted is None:
-            raise UsageError(f"seed {self.index} of layer {self._layer.name!r} has no kernel: graft one first")
-        if self._way is not None:
-            self.hold()
-        value = self.alpha if initial is None else check_alpha(initial)
-        self._layer._settle_submitted()
-        parameter = self._layer.alphas.learn(self.index, value)
-        self._layer._refresh()
-        return parameter
-
-    def fix_alpha(self) -> None:
-        """Makes a blend factor that is learnt a number again, the one that it is now."""
-        if self.alpha_parameter is not None:
-            value = self.alpha
-            self._layer.alphas.forget(self.index)
-            if self._grafted is not None:
-                self.alpha = value
 
     @property
     def state(self) -> str:
@@ -330,18 +300,7 @@ class Seed(Living, Shared):
 
     def extra_repr(self) -> str:
         role = ", role='train'" if self.role == "train" else ""
-        return f"{self.index}, kernel={self.kernel!r}, alpha={self.alpha:g}{role}"
-
-    @property
-    def _blends(self) -> bool:
-        """Whether its kernel may go into the layer's output."""
-        is_weighed = self._alpha > 0.0 or self._moves or self.alpha_parameter is not None
-        return self._role == "blend" and is_weighed and not self._unloaded
-
-    @property
-    def _learns(self) -> bool:
-        """Whether its kernel learns behind the layer."""
-        return self._role == "train" and not self._unloaded
+        return f"{self.index}, kernel={self.kernel!r}, alpha={self._wish().alpha:g}{role}"
 
     def _register(self, grafted: Grafted) -> None:
         for entry in grafted.parameters:
@@ -384,6 +343,7 @@ class Seed(Living, Shared):
             if grafted is not None:
                 self._rebind(grafted)
                 self.load_error = None
+                self._unloaded = False
                 if self._wish() != arrival.wish:
                     # What it blended towards ends, whatever comes instead.
                     if arrival.wish is None or arrival.wish.fossil is None:
@@ -391,7 +351,6 @@ class Seed(Living, Shared):
                     self._impose(remote)
                 if self._returns is not None:
                     self._alpha, self._returns = self._returns, None
-                self._unloaded = False
                 return True
         except ConnectionLost:
             raise

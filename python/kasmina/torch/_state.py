@@ -25,8 +25,8 @@ _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", defau
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
     {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_hosted",
-     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_quiet", "_random", "_return", "_submitted", "_unhosted",
-     "_warned"}
+     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_quiet", "_random", "_return", "_submitted",
+     "_unhosted", "_warned"}
 )
 #: Children that do as well.
 _CHILDREN_OF_THE_SESSION = ("alphas", "seeds")

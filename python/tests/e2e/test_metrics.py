@@ -36,6 +36,7 @@ class Unix(http.client.HTTPConnection):
 
 def connection(daemon):
     """A connection to where the daemon says that it serves metrics."""
+    settled(lambda: "serving metrics" in daemon.text())  # the control socket answers before
     at = re.search(r"serving metrics.* at=\"?([^\s\"]+)", daemon.text()).group(1)
     if at.startswith("unix:"):
         return Unix(at.removeprefix("unix:"))

@@ -457,3 +457,30 @@ def test_arrays_have_the_same_life(client):
     assert layer.prune(0, embargo=60)["state"] == "dormant"
     with pytest.raises(kasmina.KernelError, match="embargoed"):
         layer.graft(0, "mlp", 0.5, TOKENS[1:])
+
+
+def test_a_kernel_that_learned_behind_its_layer_is_blended_from_0(client):
+    layer = client.open_layer("behind", seeds=1, blend="residual")
+    layer.graft(0, "mlp", 0.5, TOKENS[1:], role="train")
+    x = np.random.default_rng(1).standard_normal(TOKENS).astype(np.float32)
+    passed = layer.forward(x, train=True, gradients=True)
+    assert layer.seed_state(0)["state"] == "training" and passed.live == [0]
+    assert passed.alpha_total == 0.0 and not passed.output.any(), "the output is the same without it"
+    gradients = passed.backward(np.ones(TOKENS, np.float32))
+    assert all(gradient.any() for gradient in gradients.parameters[0].values()) and not gradients.input.any()
+    with pytest.raises(kasmina.KernelError, match="from training to holding"):
+        layer.hold(0)
+    with pytest.raises(kasmina.KernelError, match="from training to fossilized"):
+        layer.fossilize(0)
+    assert layer.blend_by(0, Schedule("linear", 2))["alpha"] == 0.0
+    given = [layer.forward(x, train=True, alphas=[alpha]).alpha_total for alpha in (1.0, 0.75)]
+    assert given == [1.0, 0.75], "a pass with an alpha of the trainer's own is no step"
+    totals = [layer.forward(x, train=True, alphas=[float("nan")]).alpha_total for _ in range(3)]
+    assert totals == [0.0, 0.5, 1.0]
+    settled(lambda: layer.seed_state(0)["state"] == "holding")
+    # It ran in the first by its role, in the next two with the trainer's alphas, and not at all with 0.
+    assert layer.series(0) == {
+        "step": [1, 2, 3, 5, 6], "alpha": [0.5, 1.0, 0.75, 0.5, 1.0], "latency_us": layer.series(0)["latency_us"]
+    }
+    with pytest.raises(kasmina.KernelError, match="from holding to training"):
+        layer.graft(0, "attention", 0.0, TOKENS[1:], role="train")

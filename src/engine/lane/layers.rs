@@ -96,7 +96,7 @@ impl Layers {
         number: u64,
         from: Option<Alpha>,
     ) -> Result<Alpha, EngineError> {
-        find(&mut self.open, layer)?.synchronizer.blend(seed, spec, number, from)
+        find(&mut self.open, layer)?.synchronizer.schedule(seed, spec, number, from)
     }
 
     pub(super) fn hold(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Alpha, EngineError> {
@@ -206,10 +206,10 @@ impl Layer {
     /// Tells of a host's first failure, as of a seed's.
     fn refused(&mut self, layer: LayerId, error: &EngineError, tell: &dyn Fn(LaneEvent)) {
         let EngineError::Host { error } = error else { return };
-        let Some((seed, host)) = self.synchronizer.host() else { return };
+        let Some((seed, live)) = self.synchronizer.host() else { return };
         if self.told & bit(seed) == 0 {
             self.told |= bit(seed);
-            let (generation, kernel) = (host.generation(), host.kernel().id().clone());
+            let (kernel, generation) = (live.kernel().id().clone(), live.generation());
             tell(LaneEvent::SeedFailed { layer, seed, generation, kernel, error: (**error).clone() });
         }
     }

@@ -27,7 +27,7 @@ impl GradientSynchronizer {
     /// # Errors
     /// [`EngineError::SeedUnknown`]; [`EngineError::Role`] for the host; [`EngineError::Vacant`] for a seed without
     /// a kernel; those of [`Schedule::new`].
-    pub fn blend(
+    pub fn schedule(
         &mut self,
         seed: SeedIndex,
         spec: &ScheduleSpec,
@@ -43,7 +43,7 @@ impl GradientSynchronizer {
     /// Has a live seed's blend factor go on with a course.
     ///
     /// # Errors
-    /// As [`blend`](Self::blend).
+    /// As [`schedule`](Self::schedule).
     pub fn follow(&mut self, seed: SeedIndex, course: Course) -> Result<(), EngineError> {
         self.blended(seed)?;
         let slot = self.slot(seed)?;

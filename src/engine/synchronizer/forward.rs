@@ -147,6 +147,7 @@ impl GradientSynchronizer {
             self.take_back_scratch(slot, &live, scratch);
             let counters = &self.slots[slot].counters;
             counters.succeeded(done.time, ran_on);
+            counters.note_pass(done.time, alpha);
             // Where a backward follows, the row of failures ends with its success.
             if !request.take_ticket || plans.backward.is_none() {
                 counters.end_row();
@@ -172,7 +173,9 @@ impl GradientSynchronizer {
         let request = pass.request;
         let alphas: Factors = blended(&ran).map(|seed| seed.alpha).collect();
         let (live_mask, mix) = (mask(&ran), Mix::new(self.blend, &alphas));
-        let result = self.put_together(pass, wants, &ran, &mix);
+        let given = pass.given.iter().enumerate().filter(|(_, alpha)| alpha.is_some());
+        let given_mask = given.fold(0, |mask, (seed, _)| mask | 1 << seed);
+        let result = self.blend(pass, wants, &ran, &mix);
         let (ticket, saved_bytes) = match result {
             Ok((blend, blend_saved)) if request.take_ticket => {
                 let mut ticket = Ticket {
@@ -217,12 +220,12 @@ impl GradientSynchronizer {
             failures,
             saved_bytes,
             generation: self.generation,
-            given_mask: given_mask(&pass.given),
+            given_mask,
         })
     }
 
     /// Runs the blend; gives its plan and what its gradient reads.
-    fn put_together(
+    fn blend(
         &mut self,
         pass: &Pass<'_>,
         wants: wire::Wants,
@@ -252,10 +255,4 @@ impl GradientSynchronizer {
             }
         }
     }
-}
-
-/// A bit for each seed whose alpha a pass was given.
-fn given_mask(given: &Given) -> u64 {
-    let of_seed = |(seed, given): (usize, &Option<f32>)| u64::from(given.is_some()) << seed;
-    given.iter().enumerate().map(of_seed).fold(0, |mask, bit| mask | bit)
 }

@@ -319,8 +319,8 @@ impl GradientSynchronizer {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()
     }
 
-    /// The host's slot and what is in it, if there is one.
-    pub(super) fn host(&self) -> Option<(SeedIndex, &LiveSeed)> {
+    /// The host's slot and what is live there, if there is one.
+    pub(super) fn host(&self) -> Option<(SeedIndex, &Arc<LiveSeed>)> {
         let host = self.host?;
         let attached = self.slots[host].attached.as_ref()?;
         Some((SeedIndex(host as u16), &attached.live))
