@@ -152,7 +152,12 @@ class Connection:
         if self.ends is not None and not self._lane.alive:
             raise ConnectionLost(self._lane.lost or _CLOSED, in_flight=False)
         try:
-            _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+            try:
+                _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+            except ConnectionLost:
+                # Who is not let in is told why before the connection is closed, which may be before it has spoken.
+                if self.ends is not None:
+                    raise
             while self._unread:
                 _, unasked = _frames.receive(self._socket)
                 _frames.close_all(unasked)

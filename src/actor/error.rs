@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::base::AskError;
 use crate::{
     cache::{CacheError, FetchBudgetSpent, LookupError, TierError},
-    engine::EngineError,
+    engine::{EngineError, QuotaSpent},
     fault::{ErrorClass, Fault},
     id::{KernelId, LayerId, SeedIndex},
     validation::ValidationError,
@@ -128,6 +128,9 @@ pub enum ActorError {
         /// The bound.
         limit: u64,
     },
+    /// A quota that is counted in a ledger is used up.
+    #[error(transparent)]
+    Spent(#[from] QuotaSpent),
     /// Something changed while the kernel was being loaded.
     #[error("loading kernel {kernel} was given up, because the seed was pruned or grafted anew meanwhile")]
     Superseded {
@@ -184,6 +187,7 @@ impl Fault for ActorError {
             | Self::SeedUnknown { .. }
             | Self::NoKernel { .. }
             | Self::NothingLoads { .. } => ErrorClass::NotFound,
+            Self::Spent(spent) => spent.class(),
             Self::Changed { .. } => ErrorClass::Invalid,
             Self::Quota { .. } | Self::Evicted { .. } | Self::Embargoed { .. } => ErrorClass::Overloaded,
             Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
@@ -210,6 +214,7 @@ impl Fault for ActorError {
             Self::NoKernel { .. } => "seed.no_kernel",
             Self::Embargoed { .. } => "seed.embargoed",
             Self::Changed { .. } => "kernel.changed",
+            Self::Spent(spent) => spent.code(),
             Self::Quota { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
             Self::Evicted { .. } => "kernel.evicted",

@@ -78,6 +78,8 @@ fn add(totals: &mut TotalsReport, numbers: &LaneNumbers) {
         totals.forward_passes += gauges.forwards();
         totals.backward_passes += gauges.backwards();
         totals.supply_waits += gauges.supply_waits().get();
+        totals.compute_us += u64::try_from(gauges.computed().as_micros()).unwrap_or(u64::MAX);
+        totals.turn_wait_us += u64::try_from(gauges.waited().as_micros()).unwrap_or(u64::MAX);
     }
 }
 

@@ -20,9 +20,12 @@ use super::{
 use crate::{
     backend::Backend,
     clock::Clock,
-    engine::EngineConfig,
+    engine::{
+        EngineConfig, Held, Holdings, Ledgers, Occupancy, QuotaSpent, SessionLedger, Turns, UserHoldings,
+        Whose,
+    },
     id::SessionId,
-    wire::{ActorReport, Peer, SeedsReport, SessionLimits, StatusReport},
+    wire::{ActorReport, Peer, SeedsReport, SessionLimits, StatusReport, TurnsReport, UserReport},
 };
 
 /// What a supervisor is made with.
@@ -41,8 +44,12 @@ pub struct SupervisorParts {
     pub backend: Arc<dyn Backend>,
     /// How they run.
     pub engine: Arc<EngineConfig>,
-    /// How much a session may hold.
+    /// How much a session may hold, as its trainer is told.
     pub limits: SessionLimits,
+    /// What sessions hold, by user.
+    pub ledgers: Arc<Ledgers>,
+    /// Where passes take turns.
+    pub turns: Arc<Turns>,
     /// Sessions at a time.
     pub max_sessions: usize,
     /// Microseconds that each side of a session spins before it sleeps.
@@ -78,6 +85,16 @@ impl Supervisor {
 
     fn addresses(&self) -> Vec<Addr<Session>> {
         self.sessions.addresses()
+    }
+
+    /// The ledger of one more session, if there may be one.
+    fn place(&self, uid: u32) -> Result<Arc<SessionLedger>, QuotaSpent> {
+        let (used, limit) = (self.sessions.len() as u64, self.parts.max_sessions as u64);
+        if used >= limit {
+            let (key, what, whose) = ("limits.max_sessions", Held::Sessions, Whose::Node);
+            return Err(QuotaSpent { key, limit, used, asked: 1, what, whose });
+        }
+        self.parts.ledgers.open(uid)
     }
 
     fn child(&mut self, name: &str) -> Option<&mut Box<dyn Child>> {
@@ -167,11 +184,10 @@ impl Handler<AdmitSession> for Supervisor {
         if self.draining {
             return Err(RefusedSession { stream: message.stream, error: ActorError::Draining });
         }
-        if self.sessions.len() >= self.parts.max_sessions {
-            let limit = self.parts.max_sessions as u64;
-            let error = ActorError::Quota { what: "sessions at a time", limit };
-            return Err(RefusedSession { stream: message.stream, error });
-        }
+        let ledger = match self.place(message.peer.uid) {
+            Ok(ledger) => ledger,
+            Err(spent) => return Err(RefusedSession { stream: message.stream, error: spent.into() }),
+        };
         let (id, numbers) = (self.sessions.next(), LaneNumbers::default());
         let parts = &self.parts;
         let (session, closed) = Session::new(SessionParts {
@@ -182,6 +198,8 @@ impl Handler<AdmitSession> for Supervisor {
             backend: parts.backend.clone(),
             engine: parts.engine.clone(),
             limits: parts.limits,
+            ledger,
+            turns: parts.turns.clone(),
             spin_us: parts.spin_us,
             numbers: numbers.clone(),
             events: parts.events.clone(),
@@ -237,6 +255,8 @@ impl Handler<ReportStatus> for Supervisor {
             actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
             totals: self.sessions.totals(),
             events: self.parts.events.report(),
+            turns: turns_report(&self.parts.turns),
+            users: self.parts.ledgers.users().into_iter().map(user_report).collect(),
             ..StatusReport::default()
         };
         let (sessions, fetcher) = (self.addresses(), self.parts.fetcher.clone());
@@ -258,6 +278,16 @@ impl Handler<ReportStatus> for Supervisor {
             report
         })
     }
+}
+
+fn turns_report(turns: &Turns) -> TurnsReport {
+    let Occupancy { places, running, waiting } = turns.occupancy();
+    TurnsReport { places, running, waiting }
+}
+
+fn user_report(user: UserHoldings) -> UserReport {
+    let UserHoldings { uid, held: Holdings { sessions, layers, seeds, tickets, bytes } } = user;
+    UserReport { uid, sessions, layers, seeds, tickets, bytes }
 }
 
 fn actor_report(report: super::base::ActorReport) -> ActorReport {

@@ -128,6 +128,14 @@ enum Command {
     },
     /// Prints how the daemon does.
     Status(Operator),
+    /// Shows what each session holds, computes and waits for, each second anew on a terminal.
+    Top {
+        /// Shows it once.
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        operator: Operator,
+    },
     /// Prints every seed of every session.
     Seeds(Operator),
     /// Prints what happens to seeds, layers and sessions, a line for each event, until the daemon ends.
@@ -324,6 +332,7 @@ fn run(command: Command) -> Result<Exit, CliError> {
             cli::urza(&UrzaServerOptions { dir, listen, allow_remote })
         }
         Command::Status(operator) => cli::status(&operator.options()),
+        Command::Top { once, operator } => cli::top(&operator.options(), once),
         Command::Seeds(operator) => cli::seeds(&operator.options()),
         Command::Events { session, operator } => cli::events(&operator.options(), session.map(SessionId)),
         Command::Cache(operator) => cli::cache(&operator.options()),

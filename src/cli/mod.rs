@@ -13,6 +13,7 @@ mod subject;
 mod supply;
 mod table;
 mod tensors;
+mod top;
 mod urza;
 mod validate;
 
@@ -27,5 +28,6 @@ pub use sign::{KeygenOptions, SignOptions, keygen, show, sign};
 pub use subject::SubjectOptions;
 pub use supply::{clear, evict, pin, warm, why};
 pub use table::complain;
+pub use top::top;
 pub use urza::{UrzaServerOptions, urza};
 pub use validate::{ValidateOptions, validate};

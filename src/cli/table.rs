@@ -24,7 +24,7 @@ pub fn complain(text: &str) {
 
 /// What an artifact says of itself stands in what is printed, so characters that a terminal obeys are shown and
 /// not sent to it: controls, and those that turn the direction of writing.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     with_escapes(text, |c, shown| shown.extend(c.escape_default()))
 }
 

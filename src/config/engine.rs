@@ -28,5 +28,10 @@ section! {
         series_length: usize = 512, "passes", Restart;
         /// Every how many training passes one is kept.
         series_every: u32 = 1, "passes", Restart;
+        /// Passes that may run at a time; further ones wait, and users take turns. 0 is one for each of
+        /// `device.threads`.
+        concurrent_passes: usize = 0, "passes", Restart;
+        /// How long a session may keep its place while others wait, and how much time it may save up while it is idle.
+        turn_quantum: Duration = Duration::from_millis(2), "time", Restart;
     }
 }

@@ -43,5 +43,5 @@ pub use problem::{ConfigErrors, Place, Problem};
 pub use resolved::Config;
 pub use section::{Change, Entry};
 pub use shared_tiers::{CachePostgres, CacheRedis, PostgresTls};
-pub use units::{ByteSize, FileMode};
+pub use units::{ByteSize, FileMode, UserShare};
 pub use validator::Validator;

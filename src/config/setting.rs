@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use super::{
     metrics::MetricsAddress,
     raw::RawValue,
-    units::{ByteSize, FileMode, format_duration, parse_duration},
+    units::{ByteSize, FileMode, UserShare, format_duration, parse_duration},
 };
 use crate::{id::KernelId, signature::PublicKey};
 
@@ -45,6 +45,7 @@ texts! {
     ByteSize, "a size such as \"256MiB\"", ByteSize::parse, ByteSize::to_string;
     Duration, "a time such as \"60s\"", parse_duration, |time| format_duration(*time);
     FileMode, "a mode such as \"0660\"", FileMode::parse, FileMode::to_string;
+    UserShare, "a share such as \"1000:4\"", UserShare::parse, UserShare::to_string;
     MetricsAddress, "an address in quotes", MetricsAddress::parse, MetricsAddress::to_string;
     String, "a text in quotes", |text: &str| Ok(text.to_owned()), String::clone;
     PathBuf, "a path in quotes", |text: &str| Ok(PathBuf::from(text)), |path| path.display().to_string();

@@ -1,4 +1,4 @@
-//! The words a person writes for a size, a time and a file mode.
+//! The words a person writes for a size, a time, a file mode and a user's share.
 
 use std::{fmt, time::Duration};
 
@@ -90,6 +90,35 @@ impl fmt::Display for FileMode {
     }
 }
 
+/// How much time a user gets beside others, written `1000:4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UserShare {
+    /// The user's id.
+    pub uid: u32,
+    /// How many times as much as one who is not listed, 1 to 1000.
+    pub weight: u32,
+}
+
+impl UserShare {
+    /// Reads a user id and a weight; the error says what to write instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let share = text.split_once(':').and_then(|(uid, weight)| {
+            Some(Self { uid: uid.trim().parse().ok()?, weight: weight.trim().parse().ok()? })
+        });
+        share.filter(|share| (1..=1000).contains(&share.weight)).ok_or_else(|| {
+            format!(
+                "{text:?} is no share: write a user id, a colon and a weight of 1 to 1000, such as \"1000:4\""
+            )
+        })
+    }
+}
+
+impl fmt::Display for UserShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.weight)
+    }
+}
+
 fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -127,6 +156,15 @@ mod tests {
         assert_eq!(parse_duration("2min").unwrap(), Duration::from_secs(120));
         for bad in ["", "5", "5 m", "s", "-1s", "99999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_read_back_as_they_are_shown() {
+        let share = UserShare { uid: 1000, weight: 4 };
+        assert_eq!((UserShare::parse("1000:4"), share.to_string()), (Ok(share), "1000:4".to_owned()));
+        for bad in ["", "1000", "1000:", "1000:0", "1000:1001", ":1", "-1:1", "root:1", "1:1.5"] {
+            assert!(UserShare::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -24,6 +24,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     shared_tiers(config, reader);
     origin(&config.origin, reader);
     metrics(config, reader);
+    users(config, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
         let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
         reader.refuse("validator.require_signature", message.to_owned());
@@ -98,6 +99,12 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
         ("engine.series_length", config.engine.series_length as u64, 16_384),
         ("engine.recovery_attempts", config.engine.recovery_attempts.into(), 1000),
         ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
+        ("engine.concurrent_passes", config.engine.concurrent_passes as u64, 65_536),
+        ("limits.max_sessions_per_uid", config.limits.max_sessions_per_uid, 65_536),
+        ("limits.max_layers_per_uid", config.limits.max_layers_per_uid, 1 << 32),
+        ("limits.max_seeds_per_session", config.limits.max_seeds_per_session, 1 << 32),
+        ("limits.max_seeds_per_uid", config.limits.max_seeds_per_uid, 1 << 32),
+        ("limits.max_tickets_per_uid", config.limits.max_tickets_per_uid, 1 << 48),
         ("origin.blob.max_redirects", config.origin.blob.max_redirects.into(), 20),
     ] {
         if count > most {
@@ -155,6 +162,7 @@ fn times(config: &Config, reader: &mut Reader<'_>) {
         ("validator.trial_time_limit", config.validator.trial_time_limit),
         ("engine.time_limit", config.engine.time_limit),
         ("engine.recovery_backoff", config.engine.recovery_backoff),
+        ("engine.turn_quantum", config.engine.turn_quantum),
     ] {
         if time < Duration::from_millis(1) {
             reader.refuse(key, "is too short: write at least \"1ms\"".to_owned());
@@ -299,6 +307,22 @@ fn metrics(config: &Config, reader: &mut Reader<'_>) {
             }
         }
         MetricsAddress::Off | MetricsAddress::Tcp(_) => {}
+    }
+}
+
+fn users(config: &Config, reader: &mut Reader<'_>) {
+    let shares = &config.limits.shares;
+    for (n, share) in shares.iter().enumerate() {
+        if shares[..n].iter().any(|earlier| earlier.uid == share.uid) {
+            reader.refuse("limits.shares", format!("user {} stands in it twice: keep one", share.uid));
+        }
+    }
+    let most = ByteSize(1 << 46);
+    let per_uid = config.limits.max_bytes_per_uid;
+    if per_uid.0 != 0 && !(ByteSize::mib(1)..=most).contains(&per_uid) {
+        let message =
+            format!("{per_uid} is out of range: write \"1MiB\" to \"{most}\", or \"0B\" for no limit");
+        reader.refuse("limits.max_bytes_per_uid", message);
     }
 }
 

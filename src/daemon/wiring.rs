@@ -19,7 +19,7 @@ use crate::{
     cache::{Budget, DeviceCache, FetchBudget, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
     config::{Config, OriginKind},
-    engine::{EngineConfig, Kernel, RecoveryPolicy},
+    engine::{EngineConfig, Holdings, Kernel, Ledgers, QuotaLimits, RecoveryPolicy, Turns, TurnsSettings},
     id::KernelId,
     origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, UrzaOptions, UrzaOrigin},
     validation::Policy,
@@ -115,6 +115,8 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         backend,
         engine,
         limits: session_limits(config),
+        ledgers: Arc::new(Ledgers::new(quota_limits(config))),
+        turns: Turns::new(turns_settings(config)),
         max_sessions: config.limits.max_sessions,
         spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
         clock,
@@ -186,6 +188,36 @@ fn session_limits(config: &Config) -> SessionLimits {
         max_tickets: u32::try_from(tickets).unwrap_or(u32::MAX),
         max_saved_bytes: config.limits.max_bytes_per_session.0,
     }
+}
+
+fn quota_limits(config: &Config) -> QuotaLimits {
+    let limits = &config.limits;
+    let tickets = config.engine.max_tickets_per_layer.saturating_mul(limits.max_layers_per_session);
+    QuotaLimits {
+        session: Holdings {
+            sessions: 0,
+            layers: limits.max_layers_per_session as u64,
+            seeds: limits.max_seeds_per_session,
+            tickets: tickets as u64,
+            bytes: limits.max_bytes_per_session.0,
+        },
+        user: Holdings {
+            sessions: limits.max_sessions_per_uid,
+            layers: limits.max_layers_per_uid,
+            seeds: limits.max_seeds_per_uid,
+            tickets: limits.max_tickets_per_uid,
+            bytes: limits.max_bytes_per_uid.0,
+        },
+    }
+}
+
+fn turns_settings(config: &Config) -> TurnsSettings {
+    let places = match config.engine.concurrent_passes {
+        0 => config.device.thread_count(),
+        passes => passes,
+    };
+    let weights = config.limits.shares.iter().map(|share| (share.uid, share.weight)).collect();
+    TurnsSettings { places, quantum: config.engine.turn_quantum, weights }
 }
 
 fn weigh(kernel: &Arc<Kernel>) -> u64 {

@@ -1,5 +1,6 @@
 //! What can go wrong with a seed, a pass or a ticket.
 
+use super::QuotaSpent;
 use crate::{
     backend::{BuildError, RunError},
     fault::{ErrorClass, Fault},
@@ -227,6 +228,9 @@ pub enum EngineError {
         /// How many are allowed.
         limit: u64,
     },
+    /// A quota that is counted in the session's ledger is used up.
+    #[error(transparent)]
+    Spent(#[from] QuotaSpent),
     /// A request contradicts its layer or its ticket.
     #[error("the request does not fit: {reason}")]
     Request {
@@ -269,6 +273,7 @@ impl Fault for EngineError {
             | Self::Vacant { .. }
             | Self::TicketUnknown { .. } => ErrorClass::NotFound,
             Self::Quota { .. } | Self::Busy { .. } | Self::Thread { .. } => ErrorClass::Overloaded,
+            Self::Spent(spent) => spent.class(),
             Self::LaneGone => ErrorClass::Cancelled,
             Self::Host { error } => error.class(),
             _ => ErrorClass::Invalid,
@@ -290,6 +295,7 @@ impl Fault for EngineError {
             Self::Build { source: BuildError::TooMuchMemory { .. }, .. } | Self::Quota { .. } => {
                 "session.quota"
             }
+            Self::Spent(spent) => spent.code(),
             Self::Build { .. } | Self::Flops { .. } | Self::TooLarge { .. } => "kernel.rejected",
             Self::Run { source: RunError::Timeout { .. }, .. } | Self::Busy { .. } => "kernel.timeout",
             Self::Run { .. } | Self::Panicked { .. } => "kernel.runtime",

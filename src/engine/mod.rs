@@ -14,6 +14,7 @@ mod executor;
 mod job;
 mod kernel;
 mod lane;
+mod ledger;
 mod live;
 mod plan_set;
 mod pool;
@@ -27,6 +28,7 @@ mod synchronizer;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod turns;
 
 pub use alpha::Alpha;
 pub use config::{EngineConfig, RecoveryPolicy};
@@ -34,7 +36,10 @@ pub use error::EngineError;
 pub use kernel::{Kernel, KernelParts, Weight};
 pub use lane::{
     Answer, EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneHandle, LaneLimits, LaneParts,
-    LaneSnapshot, LayerSnapshot,
+    LaneSnapshot, LayerSnapshot, RecentWork,
+};
+pub use ledger::{
+    Held, Holdings, Ledgers, QuotaLimits, QuotaSpent, SessionLedger, Share, UserHoldings, Whose,
 };
 pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
@@ -47,3 +52,4 @@ pub use synchronizer::{
     BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, Reached, SeedFailure,
 };
 pub use ticket::Quota;
+pub use turns::{Entrant, Occupancy, Turn, Turns, TurnsSettings, Used};

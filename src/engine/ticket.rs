@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{
-    EngineError, LiveSeed, PlanSet, Role,
+    EngineError, Holdings, LiveSeed, PlanSet, QuotaLimits, Role, SessionLedger,
     blend::{BlendPlan, Mix},
 };
 use crate::{
@@ -15,20 +15,27 @@ use crate::{
     wire::{Block, Wants},
 };
 
-/// How much one session may hold in tickets. One for each session; numbers its tickets too.
-#[derive(Clone, Debug)]
+/// What one session holds in tickets, entered in its ledger. One for each session; numbers its tickets too.
+#[derive(Debug)]
 pub struct Quota {
-    max_tickets: usize,
-    max_saved_bytes: u64,
+    ledger: Arc<SessionLedger>,
     tickets: usize,
     saved_bytes: u64,
+    /// Entered for a ticket that a pass is to leave.
+    reserved: Holdings,
     taken: u64,
 }
 
 impl Quota {
-    /// A quota of which nothing is used.
+    /// A quota of which nothing is used, in a ledger of its own. 0 is no limit.
     pub fn new(max_tickets: usize, max_saved_bytes: u64) -> Self {
-        Self { max_tickets, max_saved_bytes, tickets: 0, saved_bytes: 0, taken: 0 }
+        let session = Holdings { tickets: max_tickets as u64, bytes: max_saved_bytes, ..Holdings::NONE };
+        Self::of(SessionLedger::alone(QuotaLimits { session, user: Holdings::NONE }))
+    }
+
+    /// Tickets of the session whose ledger this is.
+    pub fn of(ledger: Arc<SessionLedger>) -> Self {
+        Self { ledger, tickets: 0, saved_bytes: 0, reserved: Holdings::NONE, taken: 0 }
     }
 
     /// Tickets outstanding.
@@ -41,25 +48,44 @@ impl Quota {
         self.saved_bytes
     }
 
-    /// Whether one more ticket of so many bytes may be taken.
-    pub(super) fn check(&self, bytes: u64) -> Result<(), EngineError> {
-        if self.tickets >= self.max_tickets {
-            return Err(EngineError::Quota { what: "tickets", limit: self.max_tickets as u64 });
-        }
-        if self.saved_bytes.saturating_add(bytes) > self.max_saved_bytes {
-            return Err(EngineError::Quota { what: "saved bytes", limit: self.max_saved_bytes });
-        }
+    /// Reserves one more ticket of so many bytes: other sessions of the user may be about to take theirs. What a pass
+    /// reserves in vain goes back with [`settle`](Self::settle).
+    pub(super) fn check(&mut self, bytes: u64) -> Result<(), EngineError> {
+        let missing = Holdings {
+            tickets: 1 - self.reserved.tickets,
+            bytes: bytes.saturating_sub(self.reserved.bytes),
+            ..Holdings::NONE
+        };
+        self.ledger.enter(&missing)?;
+        self.reserved.tickets += missing.tickets;
+        self.reserved.bytes += missing.bytes;
         Ok(())
     }
 
+    /// Takes the ticket that was reserved; with more bytes than that where it holds more, for it is there already.
     pub(super) fn take(&mut self, bytes: u64) -> TicketId {
+        let reserved = std::mem::take(&mut self.reserved);
+        let held = Holdings { tickets: 1, bytes, ..Holdings::NONE };
+        let beyond = |held: u64, reserved: u64| held.saturating_sub(reserved);
+        self.ledger.enter_anyway(&Holdings {
+            tickets: beyond(held.tickets, reserved.tickets),
+            bytes: beyond(held.bytes, reserved.bytes),
+            ..Holdings::NONE
+        });
+        self.ledger.strike(&Holdings { bytes: beyond(reserved.bytes, held.bytes), ..Holdings::NONE });
         self.tickets += 1;
         self.saved_bytes += bytes;
         self.taken += 1;
         TicketId(self.taken)
     }
 
+    /// Gives back what the last pass has reserved and not used.
+    pub(super) fn settle(&mut self) {
+        self.ledger.strike(&std::mem::take(&mut self.reserved));
+    }
+
     pub(super) fn give_back(&mut self, bytes: u64) {
+        self.ledger.strike(&Holdings { tickets: 1, bytes, ..Holdings::NONE });
         self.tickets = self.tickets.saturating_sub(1);
         self.saved_bytes = self.saved_bytes.saturating_sub(bytes);
     }
@@ -71,6 +97,14 @@ impl Quota {
         } else {
             EngineError::TicketUnknown { ticket }
         }
+    }
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        self.settle();
+        let (tickets, bytes) = (self.tickets as u64, self.saved_bytes);
+        self.ledger.strike(&Holdings { tickets, bytes, ..Holdings::NONE });
     }
 }
 

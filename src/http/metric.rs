@@ -183,6 +183,16 @@ metrics! {
         "Events that a watcher did not get because it was too slow, over all watchers.";
     Watchers: Gauge "kasmina_watchers" []
         "Connections that watch events.";
+    ComputeSeconds: Counter "kasmina_compute_seconds_total" []
+        "The time that passes took from their turn to their end, of ended sessions too.";
+    TurnWaitSeconds: Counter "kasmina_turn_wait_seconds_total" []
+        "The time that passes have waited for their turn, of ended sessions too.";
+    TurnPlaces: Gauge "kasmina_turn_places" []
+        "Passes that may run at a time.";
+    PassesRunning: Gauge "kasmina_passes_running" []
+        "Passes that have a place.";
+    PassesWaiting: Gauge "kasmina_passes_waiting" []
+        "Passes that wait for a place.";
     SupplyWaits: Counter "kasmina_supply_waits_total" []
         "How often a pass came to the supply of kernels, where it might have waited. More than 0 is a defect.";
 

@@ -100,6 +100,11 @@ impl Samples {
         self.put(Metric::EventsTold, &[], status.events.told);
         self.put(Metric::EventsLost, &[], status.events.lost);
         self.put(Metric::Watchers, &[], status.events.watchers);
+        self.put(Metric::ComputeSeconds, &[], status.totals.compute_us as f64 / 1e6);
+        self.put(Metric::TurnWaitSeconds, &[], status.totals.turn_wait_us as f64 / 1e6);
+        self.put(Metric::TurnPlaces, &[], status.turns.places);
+        self.put(Metric::PassesRunning, &[], status.turns.running);
+        self.put(Metric::PassesWaiting, &[], status.turns.waiting);
         self.put(Metric::SupplyWaits, &[], status.totals.supply_waits);
     }
 

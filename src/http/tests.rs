@@ -33,8 +33,8 @@ use crate::{
     id::SessionId,
     wire::{
         ActorReport, BreakerReport, CacheReport, EventsReport, FetchingReport, FleetReport, LookupReport,
-        RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport,
-        WarmReport,
+        RecentReport, RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport,
+        TransitionReport, TurnsReport, WarmReport,
     },
 };
 
@@ -70,6 +70,12 @@ fn session(number: u64) -> SessionReport {
         saved_bytes: 7,
         passes: 8,
         supply_waits: 0,
+        held_bytes: 9,
+        compute_us: 10,
+        turn_wait_us: 11,
+        pass_p50_us: 12.0,
+        pass_p99_us: 13.0,
+        recent: RecentReport::default(),
     }
 }
 
@@ -94,7 +100,15 @@ fn status() -> StatusReport {
                 count: 4,
             }],
         },
-        totals: TotalsReport { sessions: 9, forward_passes: 20, backward_passes: 10, supply_waits: 0 },
+        totals: TotalsReport {
+            sessions: 9,
+            forward_passes: 20,
+            backward_passes: 10,
+            supply_waits: 0,
+            compute_us: 2_500_000,
+            turn_wait_us: 1_250_000,
+        },
+        turns: TurnsReport { places: 4, running: 3, waiting: 2 },
         ..StatusReport::default()
     }
 }
@@ -247,6 +261,11 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_saved_bytes", 14.0),
         ("kasmina_sessions_opened_total", 9.0),
         ("kasmina_passes_total{direction=\"forward\"}", 20.0),
+        ("kasmina_compute_seconds_total", 2.5),
+        ("kasmina_turn_wait_seconds_total", 1.25),
+        ("kasmina_turn_places", 4.0),
+        ("kasmina_passes_running", 3.0),
+        ("kasmina_passes_waiting", 2.0),
         ("kasmina_actor_restarts_total{actor=\"validator\"}", 2.0),
     ] {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{plain}");

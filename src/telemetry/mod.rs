@@ -7,6 +7,7 @@ mod histogram;
 mod logging;
 mod notify;
 mod process;
+mod recent;
 pub mod step_path;
 
 pub use counter::Counter;
@@ -14,3 +15,4 @@ pub use histogram::{Histogram, Summary};
 pub use logging::start_logging;
 pub use notify::Notifier;
 pub use process::resident_bytes;
+pub use recent::Recent;

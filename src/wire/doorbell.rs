@@ -112,6 +112,15 @@ impl Doorbell {
         Ok(Rung::Bell)
     }
 
+    /// Whether the other side is gone. Takes nothing from the socket: who waits at it next still hears what rang.
+    pub fn is_gone(&self) -> bool {
+        // An end that was closed is told of whatever is asked for.
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        matches!(poll(&mut fds, Some(&at_once)), Ok(1..)) && fds[0].revents().intersects(gone)
+    }
+
     fn drain(&self) -> Result<Rung, WireError> {
         let mut buffer = [0; 64];
         match recv(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
@@ -163,7 +172,9 @@ mod tests {
         ours.waker().wake();
         assert_eq!(ours.wait(None).unwrap(), Rung::Woken);
         assert_eq!(ours.wait(AT_ONCE).unwrap(), Rung::TimedOut);
+        assert!(!ours.is_gone());
         drop(theirs);
+        assert!(ours.is_gone());
         ours.waker().wake();
         assert_eq!(ours.wait(None).unwrap(), Rung::Gone);
     }

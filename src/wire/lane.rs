@@ -110,6 +110,16 @@ impl<Out: Descriptor, In: Descriptor> Lane<Out, In> {
         Ok(())
     }
 
+    /// Whether another descriptor is there, by what the other side says: [`poll`](Self::poll) believes nothing.
+    pub fn has_next(&self) -> bool {
+        self.consumer.has_next()
+    }
+
+    /// Whether the other side is gone. What it published before it went may still be unread.
+    pub fn is_gone(&self) -> bool {
+        self.doorbell.is_gone()
+    }
+
     /// A descriptor that is there already.
     ///
     /// # Errors
@@ -221,7 +231,9 @@ mod tests {
 
         let (mut daemon, mut client) = lanes();
         client.publish(&Submission::default()).unwrap();
+        assert!(daemon.has_next() && !daemon.is_gone());
         drop(client);
+        assert!(daemon.has_next() && daemon.is_gone());
         assert!(
             matches!(daemon.wait(Duration::ZERO, None).unwrap(), Wake::Item(_)),
             "published before it died"

@@ -22,6 +22,7 @@ mod operator;
 mod peer;
 mod ring;
 mod supply;
+mod turns;
 mod words;
 
 pub use arena::Arena;
@@ -61,4 +62,5 @@ pub use supply::{
     CopyReport, EvictionReport, HolderReport, LoadReport, NegativeReport, RouteReport, StepReport,
     WarmReport, WhyReport,
 };
+pub use turns::{RecentReport, TurnsReport, UserReport};
 pub use words::{Blend, FailureKind, GraftRole, SeedState, Status};

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ErrorReply, RouteReport, SeedState, SeedStats, WarmReport};
+use super::{
+    ErrorReply, RecentReport, RouteReport, SeedState, SeedStats, TurnsReport, UserReport, WarmReport,
+};
 use crate::{
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::Shape,
@@ -119,6 +121,12 @@ pub struct StatusReport {
     /// What was told of seeds, layers and sessions.
     #[serde(default)]
     pub events: EventsReport,
+    /// How many passes run and wait.
+    #[serde(default)]
+    pub turns: TurnsReport,
+    /// Every user with a session.
+    #[serde(default)]
+    pub users: Vec<UserReport>,
 }
 
 /// Events since the daemon started.
@@ -156,6 +164,12 @@ pub struct TotalsReport {
     pub backward_passes: u64,
     /// How often a pass came to the supply of kernels, where it might have waited.
     pub supply_waits: u64,
+    /// Microseconds that passes took from their turn to their end.
+    #[serde(default)]
+    pub compute_us: u64,
+    /// Microseconds that passes have waited for their turn.
+    #[serde(default)]
+    pub turn_wait_us: u64,
 }
 
 /// One trainer's connection.
@@ -185,6 +199,24 @@ pub struct SessionReport {
     /// defect.
     #[serde(default)]
     pub supply_waits: u64,
+    /// Bytes of its seeds' memory files and of what its tickets save.
+    #[serde(default)]
+    pub held_bytes: u64,
+    /// Microseconds that its passes took from their turn to their end.
+    #[serde(default)]
+    pub compute_us: u64,
+    /// Microseconds that its passes have waited for their turn.
+    #[serde(default)]
+    pub turn_wait_us: u64,
+    /// The median of a pass's time, in microseconds.
+    #[serde(default)]
+    pub pass_p50_us: f64,
+    /// Its 99th percentile.
+    #[serde(default)]
+    pub pass_p99_us: f64,
+    /// The last ten seconds.
+    #[serde(default)]
+    pub recent: RecentReport,
 }
 
 /// One actor.

@@ -86,6 +86,11 @@ impl<D: Descriptor> Consumer<D> {
         Self { arena, place, head: 0, kind: PhantomData }
     }
 
+    /// Whether the producer says that there is another descriptor.
+    pub(super) fn has_next(&self) -> bool {
+        self.arena.counter(self.place.tail).load(Ordering::Relaxed) != self.head
+    }
+
     /// A copy of the next descriptor, if there is one. `Ring` when the producer's counter cannot be true.
     pub(super) fn pop(&mut self) -> Result<Option<D>, WireError> {
         let tail = self.arena.counter(self.place.tail).load(Ordering::Acquire);
@@ -124,13 +129,14 @@ mod tests {
     #[test]
     fn descriptors_arrive_in_order_and_a_full_ring_says_so() {
         let (_arena, mut producer, mut consumer) = ends();
-        assert!(consumer.pop().unwrap().is_none());
+        assert!(consumer.pop().unwrap().is_none() && !consumer.has_next());
         for round in 0..3 {
             for i in 0..RING_ENTRIES as u64 {
                 producer.push(&numbered(round * 100 + i)).unwrap();
             }
             assert!(matches!(producer.push(&numbered(0)), Err(WireError::RingFull { .. })));
             for i in 0..RING_ENTRIES as u64 {
+                assert!(consumer.has_next());
                 assert_eq!(consumer.pop().unwrap().unwrap().sequence, round * 100 + i);
             }
             assert!(consumer.pop().unwrap().is_none());

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     actor::{ActorError, Holder, ReweighKernel},
-    engine::{Alpha, Course, EngineError, LiveSeed, PlanKey, Schedule, is_active, transition},
+    engine::{Alpha, Course, EngineError, Holdings, LiveSeed, PlanKey, Schedule, is_active, transition},
     id::{Generation, KernelId},
     tensor::{DType, Shape},
     wire::{EventKind, GraftReply, GraftRole, ScheduleSpec, SeedState, SharedMemory},
@@ -103,7 +103,10 @@ impl SeedParts {
                 return Err(ActorError::Changed { kernel: graft.kernel.clone() });
             }
             Some((memory, _)) => memory._share.clone(),
-            None => Arc::new(self.memory.take(kernel.memory_bytes() as u64)?),
+            None => {
+                let bytes = kernel.memory_bytes() as u64;
+                Arc::new(self.ledger.take(Holdings { seeds: 1, bytes, ..Holdings::NONE })?)
+            }
         };
         let start = std::time::Instant::now();
         let planned = tokio::task::spawn_blocking(move || {

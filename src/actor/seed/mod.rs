@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use actix::{Actor, ActorContext as _, Context, Handler, Message, MessageResult};
 
-pub(super) use self::{blend::SeedReached, memory::MemoryBudget};
+pub(super) use self::blend::SeedReached;
 pub use self::{
     blend::{BlendSeed, FossilizeSeed, HoldSeed, SetSeedAlpha},
     graft::{BeginGraft, FinishGraft, GraftSeed, Grafted},
@@ -32,7 +32,7 @@ use super::{ActorError, Kernels, LaneLink, Teller, base::StopActor};
 use crate::{
     backend::Backend,
     clock::Clock,
-    engine::{EngineConfig, SeedCounters, transition},
+    engine::{EngineConfig, SeedCounters, SessionLedger, transition},
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     wire::{ErrorReply, Event, EventKind, LoadingReport, RecoveryReport, SeedReply, SeedState},
 };
@@ -57,8 +57,8 @@ pub struct SeedParts {
     pub config: Arc<EngineConfig>,
     /// Where its passes are counted.
     pub counters: Arc<SeedCounters>,
-    /// What its session's seeds may take.
-    pub memory: Arc<MemoryBudget>,
+    /// What its session holds.
+    pub ledger: Arc<SessionLedger>,
     /// Where what happens to it is told.
     pub teller: Teller,
     /// The time.

@@ -8,7 +8,10 @@ mod offers;
 mod requests;
 mod watching;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageResult, ResponseFuture};
 use tokio::sync::{mpsc, watch};
@@ -16,15 +19,17 @@ use tokio::sync::{mpsc, watch};
 use super::{
     ActorError, Events, Kernels, LaneLink, LaneNumbers, ReweighKernel, Seed, Supervisor, Teller, UnloadSeed,
     base::{Handle, StopActor},
-    seed::{MemoryBudget, SeedReached},
+    seed::SeedReached,
     supervisor::SessionClosed,
 };
 use crate::{
     backend::Backend,
     clock::Clock,
-    engine::{EngineConfig, LaneEvent},
+    engine::{EngineConfig, LaneEvent, SessionLedger, Turns},
     id::{KernelId, LayerId, SeedIndex, SessionId},
-    wire::{Arena, ErrorReply, Event, EventKind, Peer, SeedReport, SessionLimits, SessionReport},
+    wire::{
+        Arena, ErrorReply, Event, EventKind, Peer, RecentReport, SeedReport, SessionLimits, SessionReport,
+    },
 };
 use hints::Hints;
 use layers::{Layers, describe};
@@ -48,8 +53,12 @@ pub struct SessionParts {
     pub backend: Arc<dyn Backend>,
     /// How they run.
     pub engine: Arc<EngineConfig>,
-    /// How much it may hold.
+    /// How much it may hold, as its trainer is told.
     pub limits: SessionLimits,
+    /// What it holds, within its own limits and its user's.
+    pub ledger: Arc<SessionLedger>,
+    /// Where its passes take turns with those of other sessions.
+    pub turns: Arc<Turns>,
     /// Microseconds that each side spins before it sleeps.
     pub spin_us: u32,
     /// Where it leaves its lane's numbers.
@@ -73,7 +82,6 @@ pub struct Session {
     arena: Option<Arc<Arena>>,
     arena_bytes: u64,
     layers: Layers,
-    memory: Arc<MemoryBudget>,
     hints: Hints,
     offers: Offers,
     draining: bool,
@@ -86,7 +94,6 @@ impl Session {
     pub fn new(parts: SessionParts) -> (Self, watch::Receiver<()>) {
         let (open, closed) = watch::channel(());
         let session = Self {
-            memory: Arc::new(MemoryBudget::new(parts.limits.max_saved_bytes)),
             teller: Teller::new(parts.events.clone(), parts.peer.uid, parts.id),
             parts,
             client: String::new(),
@@ -243,6 +250,9 @@ impl Handler<ReportSession> for Session {
 
     fn handle(&mut self, _: ReportSession, _: &mut Self::Context) -> Self::Result {
         let gauges = self.lane.as_ref().map(LaneLink::gauges);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let passes = gauges.map(|gauges| gauges.passes().summary()).unwrap_or_default();
+        let recent = gauges.map(|gauges| gauges.recent(Instant::now())).unwrap_or_default();
         let mut report = SessionReport {
             session: self.parts.id,
             client: self.client.clone(),
@@ -255,6 +265,16 @@ impl Handler<ReportSession> for Session {
             saved_bytes: gauges.map_or(0, |gauges| gauges.saved_bytes()),
             passes: gauges.map_or(0, |gauges| gauges.forwards() + gauges.backwards()),
             supply_waits: gauges.map_or(0, |gauges| gauges.supply_waits().get()),
+            held_bytes: self.parts.ledger.held().bytes,
+            compute_us: gauges.map_or(0, |gauges| micros(gauges.computed())),
+            turn_wait_us: gauges.map_or(0, |gauges| micros(gauges.waited())),
+            pass_p50_us: passes.p50_ns as f64 / 1e3,
+            pass_p99_us: passes.p99_ns as f64 / 1e3,
+            recent: RecentReport {
+                passes_per_second: recent.passes,
+                compute_percent: 100.0 * recent.computing,
+                waiting_percent: 100.0 * recent.waiting,
+            },
         };
         let slots = self.layers.slots();
         Box::pin(async move {

@@ -173,9 +173,8 @@ impl Session {
             backend: self.parts.backend.clone(),
             config: self.parts.engine.clone(),
             limits: LaneLimits {
-                max_layers: limits.max_layers as usize,
-                max_tickets: limits.max_tickets as usize,
-                max_saved_bytes: limits.max_saved_bytes,
+                ledger: self.parts.ledger.clone(),
+                turns: self.parts.turns.clone(),
                 spin: Duration::from_micros(self.parts.spin_us.into()),
             },
         };
@@ -205,14 +204,12 @@ impl Session {
     fn open_layer(&mut self, open: OpenLayer) -> Result<Served, ActorError> {
         let lane = self.lane("open_layer")?.clone();
         let limits = self.parts.limits;
-        if self.layers.len() >= limits.max_layers as usize {
-            return Err(ActorError::Quota { what: "layers", limit: limits.max_layers.into() });
-        }
         // The host takes a bit of the masks too.
         let host = usize::from(open.host);
         let most = usize::from(limits.max_seeds_per_layer).min(MAX_SEEDS - host);
         if usize::from(open.seeds) > most {
-            return Err(ActorError::Quota { what: "seeds in a layer", limit: most as u64 });
+            let what = "seeds in a layer (limits.max_seeds_per_layer)";
+            return Err(ActorError::Quota { what, limit: most as u64 });
         }
         let id = self.layers.number();
         let seeds =
@@ -248,7 +245,7 @@ impl Session {
         let lane = self.lane("graft")?.clone();
         let parts = &self.parts;
         let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
-        let (session, memory, clock) = (parts.id, self.memory.clone(), parts.clock.clone());
+        let (session, ledger, clock) = (parts.id, parts.ledger.clone(), parts.clock.clone());
         let teller = self.layers.teller(&self.teller, layer);
         let slot = self.layers.slot(layer, seed)?;
         if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
@@ -264,7 +261,7 @@ impl Session {
             backend,
             config,
             counters,
-            memory,
+            ledger,
             teller,
             clock,
         };

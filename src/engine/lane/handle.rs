@@ -14,7 +14,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::{EventSink, LaneCommand, LaneGauges, thread::LaneThread};
 use crate::{
     backend::Backend,
-    engine::{EngineConfig, EngineError},
+    engine::{EngineConfig, EngineError, QuotaLimits, SessionLedger, Turns, TurnsSettings},
     id::SessionId,
     wire::{DaemonLane, Waker},
 };
@@ -32,23 +32,22 @@ pub struct LaneHandle {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What one session may hold on its lane, and how the lane waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What bounds a lane: what its session may hold, when its passes run, and how it waits.
+#[derive(Clone, Debug)]
 pub struct LaneLimits {
-    /// Layers open at once.
-    pub max_layers: usize,
-    /// Tickets taken and not yet spent, over all layers.
-    pub max_tickets: usize,
-    /// Bytes that those tickets may hold.
-    pub max_saved_bytes: u64,
+    /// Where layers and tickets are entered.
+    pub ledger: Arc<SessionLedger>,
+    /// Where passes take turns with those of other sessions.
+    pub turns: Arc<Turns>,
     /// How long the thread looks for the next submission before it sleeps; zero sleeps at once.
     pub spin: Duration,
 }
 
 impl Default for LaneLimits {
-    /// 1,024 layers, 65,536 tickets, 4 GiB, no spinning.
+    /// A session without limits and without others, which does not spin.
     fn default() -> Self {
-        Self { max_layers: 1024, max_tickets: 65_536, max_saved_bytes: 4 << 30, spin: Duration::ZERO }
+        let ledger = SessionLedger::alone(QuotaLimits::default());
+        Self { ledger, turns: Turns::new(TurnsSettings::default()), spin: Duration::ZERO }
     }
 }
 

@@ -6,8 +6,8 @@ use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot};
 use crate::{
     backend::{Backend, Memory},
     engine::{
-        Alpha, Course, EngineConfig, EngineError, GradientSynchronizer, LayerSpec, LiveSeed, Quota, Reached,
-        Role, SeedFailure,
+        Alpha, Course, EngineConfig, EngineError, GradientSynchronizer, Holdings, LayerSpec, LiveSeed, Quota,
+        Reached, Role, SeedFailure, SessionLedger, Share,
     },
     id::{Generation, LayerId, SeedIndex},
     wire::{Backward, Completion, Forward, MAX_SEEDS, Release, ScheduleSpec},
@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Layers {
     open: BTreeMap<LayerId, Layer>,
     quota: Quota,
-    max_layers: usize,
+    ledger: Arc<SessionLedger>,
     backend: Arc<dyn Backend>,
     config: Arc<EngineConfig>,
 }
@@ -26,6 +26,8 @@ pub(super) struct Layers {
 #[derive(Debug)]
 struct Layer {
     synchronizer: GradientSynchronizer,
+    /// Its place in the session's ledger.
+    _entered: Share,
     /// Slots whose present kernel has failed before.
     told: u64,
     /// Training forwards that went well.
@@ -36,8 +38,8 @@ impl Layers {
     pub(super) fn new(backend: Arc<dyn Backend>, config: Arc<EngineConfig>, limits: &LaneLimits) -> Self {
         Self {
             open: BTreeMap::new(),
-            quota: Quota::new(limits.max_tickets, limits.max_saved_bytes),
-            max_layers: limits.max_layers,
+            quota: Quota::of(limits.ledger.clone()),
+            ledger: limits.ledger.clone(),
             backend,
             config,
         }
@@ -52,14 +54,12 @@ impl Layers {
         if self.open.contains_key(&id) {
             return Err(EngineError::Request { reason: format!("layer {id} is open already") });
         }
-        if self.open.len() >= self.max_layers {
-            return Err(EngineError::Quota { what: "layers", limit: self.max_layers as u64 });
-        }
         if spec.counters.len() > MAX_SEEDS {
             return Err(EngineError::Quota { what: "seeds of one layer", limit: MAX_SEEDS as u64 });
         }
+        let entered = self.ledger.take(Holdings { layers: 1, ..Holdings::NONE })?;
         let synchronizer = GradientSynchronizer::new(spec, self.backend.clone(), self.config.clone());
-        self.open.insert(id, Layer { synchronizer, told: 0, steps: 0 });
+        self.open.insert(id, Layer { synchronizer, _entered: entered, told: 0, steps: 0 });
         Ok(())
     }
 
@@ -154,6 +154,7 @@ impl Layers {
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, request.layer)?;
         let report = layer.synchronizer.forward(request, arena, &mut self.quota);
+        self.quota.settle();
         // Refused or not, it may have planned.
         layer
             .synchronizer

@@ -11,10 +11,10 @@ use std::{
 
 use crossbeam_channel::Receiver;
 
-use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneParts, layers::Layers};
+use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneLimits, LaneParts, layers::Layers};
 use crate::{
     backend::Memory,
-    engine::{EngineError, job::message_of},
+    engine::{EngineError, job::message_of, turns::Entrant},
     fault::Fault,
     telemetry::step_path,
     wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
@@ -24,12 +24,15 @@ use crate::{
 pub(super) struct LaneThread {
     service: Service,
     commands: Receiver<LaneCommand>,
-    stop: Arc<AtomicBool>,
     spin: Duration,
 }
 
 struct Service {
     lane: DaemonLane,
+    turns: Entrant,
+    /// How long the submission under way has waited for its turn.
+    waited: Duration,
+    stop: Arc<AtomicBool>,
     arena: Arc<dyn Memory>,
     layers: Layers,
     gauges: Arc<LaneGauges>,
@@ -47,8 +50,12 @@ impl LaneThread {
     ) -> Self {
         let arena: Arc<dyn Memory> = parts.lane.arena().clone();
         let layers = Layers::new(parts.backend, parts.config, &parts.limits);
-        let service = Service { lane: parts.lane, arena, layers, gauges, events, is_draining: false };
-        Self { service, commands, stop, spin: parts.limits.spin }
+        let LaneLimits { ledger, turns, spin } = parts.limits;
+        let turns = turns.join(ledger.uid());
+        let (lane, waited) = (parts.lane, Duration::ZERO);
+        let service =
+            Service { lane, turns, waited, stop, arena, layers, gauges, events, is_draining: false };
+        Self { service, commands, spin }
     }
 
     /// Serves until the lane ends, frees everything, then tells why it ended.
@@ -62,10 +69,10 @@ impl LaneThread {
             LaneEnd::Request(error) => tracing::warn!(error = %error, "lane ended"),
             LaneEnd::Panicked { message } => tracing::error!(message, "lane panicked"),
         }
-        let Self { service: Service { lane, arena, layers, gauges, events, .. }, commands, .. } = self;
+        let Self { service: Service { lane, turns, arena, layers, gauges, events, .. }, commands, .. } = self;
         // The mailbox goes first: a command that comes later is refused instead of forgotten.
         drop(commands);
-        drop(layers);
+        drop((turns, layers));
         drop((lane, arena));
         gauges.hold(0, 0);
         events(LaneEvent::Ended(end));
@@ -81,7 +88,7 @@ impl LaneThread {
                 }
                 self.service.obey(command);
             }
-            if self.stop.load(Ordering::Acquire) {
+            if self.service.stop.load(Ordering::Acquire) {
                 return LaneEnd::Stopped;
             }
             let result = match waited {
@@ -135,25 +142,34 @@ impl Service {
         };
         self.measure();
         let time = start.elapsed();
-        completion.duration_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let work = time.saturating_sub(std::mem::take(&mut self.waited));
+        completion.duration_ns = u64::try_from(work.as_nanos()).unwrap_or(u64::MAX);
         // Before it is published: whoever has seen a completion finds it counted.
-        self.gauges.service().record(completion.duration_ns);
+        self.gauges.service().record_duration(time);
         self.lane.publish(&completion).map_err(ended_by)?;
         end
     }
 
     fn run(&mut self, command: &Command, completion: &mut Completion) -> Result<(), LaneEnd> {
-        let Self { layers, arena, events, .. } = self;
         let result = match command {
             Command::Forward(_) if self.is_draining => {
                 let message = "the daemon is shutting down: spend the tickets and reconnect";
+                self.turns.withdraw();
                 self.gauges.count_refusal();
                 refuse(completion, Status::Draining, message);
                 return Ok(());
             }
-            Command::Forward(request) => layers.forward(request, arena, completion, events),
-            Command::Backward(request) => layers.backward(request, arena, completion, events),
-            Command::Release(request) => layers.release(request),
+            Command::Release(request) => {
+                // A turn is kept for a pass alone: releases without end must not keep a place for nothing.
+                self.turns.withdraw();
+                self.layers.release(request)
+            }
+            Command::Forward(request) => self.pass(completion, |layers, arena, completion, tell| {
+                layers.forward(request, arena, completion, tell)
+            })?,
+            Command::Backward(request) => self.pass(completion, |layers, arena, completion, tell| {
+                layers.backward(request, arena, completion, tell)
+            })?,
         };
         let Err(error) = result else {
             match command {
@@ -169,6 +185,25 @@ impl Service {
             EngineError::Request { .. } => Err(LaneEnd::Request(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Runs a pass when its turn comes; an end of the lane where nobody needs it by then.
+    fn pass(
+        &mut self,
+        completion: &mut Completion,
+        run: impl FnOnce(&mut Layers, &Arc<dyn Memory>, &mut Completion, &EventSink) -> Result<(), EngineError>,
+    ) -> Result<Result<(), EngineError>, LaneEnd> {
+        let Self { lane, turns, stop, layers, arena, gauges, events, .. } = self;
+        let is_stopped = || stop.load(Ordering::Acquire);
+        let Some(turn) = turns.begin(|| is_stopped() || lane.is_gone()) else {
+            refuse(completion, Status::Draining, "the session is being closed");
+            return Err(if is_stopped() { LaneEnd::Stopped } else { LaneEnd::PeerGone });
+        };
+        let result = run(layers, arena, completion, events);
+        let used = turn.end(lane.has_next());
+        self.waited = used.waited;
+        gauges.passed(&used);
+        Ok(result)
     }
 
     fn measure(&self) {

@@ -50,7 +50,7 @@ impl GradientSynchronizer {
     /// is seen for the first time are made here.
     ///
     /// # Errors
-    /// [`EngineError::Quota`] when the ticket would be one too many, [`EngineError::Request`] when blocks
+    /// [`EngineError::Spent`] when the ticket would be one too many, [`EngineError::Request`] when blocks
     /// and shapes contradict each other, [`EngineError::GivenAlpha`] for an alpha out of range,
     /// [`EngineError::NoHost`] and [`EngineError::Host`] when the host is not there or fails,
     /// [`EngineError::Run`] when the blend itself fails. No ticket is taken then, no seed's buffers have changed
@@ -66,8 +66,7 @@ impl GradientSynchronizer {
         if request.take_ticket {
             quota.check(0)?;
             if self.tickets.len() >= self.config.max_tickets_per_layer {
-                let limit = self.config.max_tickets_per_layer as u64;
-                return Err(EngineError::Quota { what: "tickets of one layer", limit });
+                return Err(self.too_many_tickets());
             }
         }
         self.reclaim();

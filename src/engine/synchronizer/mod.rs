@@ -18,7 +18,7 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Alpha, Course, EngineConfig, EngineError, LiveSeed, Quota, Role, SeedCounters,
+    Alpha, Course, EngineConfig, EngineError, Held, LiveSeed, Quota, QuotaSpent, Role, SeedCounters, Whose,
     blend::{BlendKey, BlendPlan},
     executor::SeedExecutor,
     job::{Done, Job, Scratch, Target},
@@ -361,6 +361,13 @@ impl GradientSynchronizer {
     fn changed(&mut self) {
         self.generation += 1;
         self.pool.trim();
+    }
+
+    fn too_many_tickets(&self) -> EngineError {
+        let (used, limit) = (self.tickets.len() as u64, self.config.max_tickets_per_layer as u64);
+        let what = Held::Tickets;
+        QuotaSpent { key: "engine.max_tickets_per_layer", limit, used, asked: 1, what, whose: Whose::Layer }
+            .into()
     }
 
     /// Counts a failure, and takes the kernel out after too many in a row.

@@ -65,7 +65,7 @@ fn quotas_refuse_what_is_too_much_and_leave_nothing_behind() {
 
     layer.sync.release_all(&mut layer.quota);
     layer.quota = Quota::new(100, 64);
-    assert!(matches!(layer.forward(&noise(1), true), Err(EngineError::Quota { what: "saved bytes", .. })));
+    assert!(matches!(layer.forward(&noise(1), true), Err(EngineError::Spent(_))));
     assert_eq!((layer.sync.tickets(), layer.sync.held_bytes()), (0, 0));
 
     let mut narrow = Layer::new(Blend::Convex, 1, EngineConfig { max_tickets_per_layer: 1, ..config() });

@@ -10,7 +10,7 @@ use crate::{
         ActorError, BlendSeed, DescribeSeed, Events, GraftSeed, Grafted, Holders, Kernels, LaneLink,
         PruneSeed, Scope, Seed, SeedParts, Teller, UnloadSeed, Watcher,
         base::Handle,
-        seed::{MemoryBudget, SeedDescription, SeedReached},
+        seed::{SeedDescription, SeedReached},
     },
     backend::cpu::CpuBackend,
     backoff::Backoff,
@@ -19,7 +19,7 @@ use crate::{
     digest::Digest,
     engine::{
         EngineConfig, Kernel, KernelParts, LaneEvent, LaneLimits, LaneParts, LayerSpec, PlanKey, Program,
-        RecoveryPolicy, SeedCounters, Weight,
+        QuotaLimits, RecoveryPolicy, SeedCounters, SessionLedger, Weight,
     },
     fault::Fault,
     graph::{Binary, Builder, Graph, GraphError, Limits, Op, Sink, Source},
@@ -62,7 +62,7 @@ pub(super) fn id(text: &str) -> KernelId {
 pub(super) struct Bench {
     pub(super) seed: Addr<Seed>,
     pub(super) clock: ManualClock,
-    pub(super) memory: Arc<MemoryBudget>,
+    pub(super) ledger: Arc<SessionLedger>,
     device: DeviceCache<Arc<Kernel>>,
     lane: ClientLane,
     watcher: Watcher,
@@ -110,7 +110,7 @@ impl Bench {
         link.open(spec).await.unwrap();
         let events = Events::new(Arc::new(clock.clone()));
         let watcher = events.watch(Scope { uid: None, session: None }).unwrap();
-        let memory = Arc::new(MemoryBudget::new(1 << 20));
+        let ledger = SessionLedger::alone(QuotaLimits::default());
         let seed = Seed::new(SeedParts {
             session: SessionId(1),
             layer: LAYER,
@@ -120,7 +120,7 @@ impl Bench {
             backend,
             config,
             counters,
-            memory: memory.clone(),
+            ledger: ledger.clone(),
             teller: Teller::new(events, 7, SessionId(1)).of_layer(LAYER, &"fc".into()),
             clock: Arc::new(clock.clone()),
         })
@@ -140,7 +140,7 @@ impl Bench {
                 }
             }
         });
-        let bench = Self { seed, clock, memory, device, lane: client, watcher, sequence: 0 };
+        let bench = Self { seed, clock, ledger, device, lane: client, watcher, sequence: 0 };
         bench.publish("a", &[WIDTH]);
         bench.publish("b", &[WIDTH]);
         bench

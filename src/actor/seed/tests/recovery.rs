@@ -101,7 +101,8 @@ async fn attempts_wait_longer_and_longer_and_end_in_rest_with_the_last_error() {
         [last.next(), last.next(), last.next()],
         [Some("a error_recovery dormant"), Some("a loading error_recovery"), Some("a recovery_failed")]
     );
-    assert_eq!(bench.memory.used_bytes(), 0, "its memory is free");
+    let held = bench.ledger.held();
+    assert_eq!((held.bytes, held.seeds), (0, 0), "its memory is free");
     bench.graft(bench.graft_of("b", 0.5)).await.unwrap();
 }
 

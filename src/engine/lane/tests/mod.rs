@@ -6,3 +6,4 @@ mod ends;
 mod kernels;
 mod passes;
 mod trainer;
+mod turns;

@@ -7,7 +7,7 @@ use super::{
     trainer::{ALL, Backward, Forward, Trainer, status, until},
 };
 use crate::{
-    engine::{EngineConfig, EngineError, LaneEvent, LaneLimits},
+    engine::{EngineConfig, EngineError, Holdings, LaneEvent, LaneLimits, QuotaLimits, SessionLedger},
     id::{Generation, LayerId, SeedIndex, TicketId},
     wire::{Blend, FailureKind, Status, Submission, Wants},
 };
@@ -256,7 +256,13 @@ fn only_what_was_announced_is_given() {
 
 #[test]
 fn quotas_refuse_and_the_session_goes_on() {
-    let limits = LaneLimits { max_layers: 1, max_tickets: 2, ..LaneLimits::default() };
+    let holding = |session| {
+        let ledger = SessionLedger::alone(QuotaLimits { session, ..QuotaLimits::default() });
+        LaneLimits { ledger, ..LaneLimits::default() }
+    };
+    let spent = |key, limit| move |error: &EngineError| matches!(error, EngineError::Spent(spent) if (spent.key, spent.limit) == (key, limit));
+    let limits = holding(Holdings { layers: 1, tickets: 2, ..Holdings::NONE });
+    let ledger = limits.ledger.clone();
     let mut trainer = Trainer::new(EngineConfig::default(), limits);
     trainer.open(Blend::Convex, 1).unwrap();
     let one_more = |trainer: &mut Trainer, id| {
@@ -266,7 +272,10 @@ fn quotas_refuse_and_the_session_goes_on() {
         trainer.ask(|answer| crate::engine::LaneCommand::OpenLayer { spec, answer })
     };
     assert!(matches!(one_more(&mut trainer, super::trainer::LAYER), Err(EngineError::Request { .. })));
-    assert!(matches!(one_more(&mut trainer, LayerId(8)), Err(EngineError::Quota { what: "layers", .. })));
+    assert!(
+        one_more(&mut trainer, LayerId(8))
+            .is_err_and(|error| spent("limits.max_layers_per_session", 1)(&error))
+    );
     trainer.attach(0, live(&kernel("first", FIRST.0, FIRST.1), 1).0, 1.0).unwrap();
     assert!(matches!(
         trainer.attach(1, live(&kernel("first", FIRST.0, FIRST.1), 1).0, 1.0),
@@ -277,12 +286,20 @@ fn quotas_refuse_and_the_session_goes_on() {
     assert_eq!(status(&trainer.forward(&X, true, None).completion), Status::Ok, "it takes no ticket");
     trainer.release(TicketId(held[0].completion.ticket));
     assert_eq!(status(&trainer.forward(&X, true, Some(ALL)).completion), Status::Ok);
+    assert_eq!((ledger.held().layers, ledger.held().tickets), (1, 2));
+    assert_eq!(ledger.held().bytes, trainer.handle.gauges().saved_bytes());
+    trainer.joined();
+    assert_eq!(ledger.held(), Holdings { sessions: 1, ..Holdings::NONE }, "a lane that ends gives all back");
 
-    let limits = LaneLimits { max_saved_bytes: 1, ..LaneLimits::default() };
+    let limits = holding(Holdings { bytes: 1, ..Holdings::NONE });
+    let ledger = limits.ledger.clone();
     let mut trainer = Trainer::new(EngineConfig::default(), limits);
     trainer.open(Blend::Convex, 1).unwrap();
     trainer.attach(0, live(&kernel("first", FIRST.0, FIRST.1), 1).0, 1.0).unwrap();
-    assert_eq!(status(&trainer.forward(&X, true, Some(ALL)).completion), Status::Quota);
+    let refused = trainer.forward(&X, true, Some(ALL)).completion;
+    assert_eq!(status(&refused), Status::Quota);
+    assert!(refused.message().starts_with("limits.max_bytes_per_session is 1: "), "{}", refused.message());
+    assert_eq!(ledger.held().tickets, 0, "what was reserved for it is given back");
     assert_eq!(status(&trainer.forward(&X, true, None).completion), Status::Ok);
 }
 
