@@ -8,7 +8,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::ClientError;
-use crate::wire::{Event, FrameKind, Reply, decode, encode, receive, send};
+use crate::wire::{Event, FrameKind, Reply, WireError, decode, encode, receive, send};
 
 /// The client's end of a session's control connection or of the operator's socket.
 #[derive(Debug)]
@@ -33,7 +33,11 @@ impl Connection {
         &mut self,
         request: &impl Serialize,
     ) -> Result<(T, Vec<OwnedFd>), ClientError> {
-        send(&self.socket, &encode(FrameKind::Request, 0, request)?, &[])?;
+        match send(&self.socket, &encode(FrameKind::Request, 0, request)?, &[]) {
+            // Who is not let in is told why before the connection is closed, which may be before it has spoken.
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => return Err(error.into()),
+        }
         let (payload, descriptors) = receive(&self.socket, FrameKind::Reply)?;
         let reply: Reply<T> = decode(&payload)?;
         Ok((reply.into_result()?, descriptors))

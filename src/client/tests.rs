@@ -229,6 +229,17 @@ fn refusals_carry_the_daemons_words() {
 }
 
 #[test]
+fn who_is_refused_before_it_has_spoken_is_told_why() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (code, message) = ("session.quota".to_owned(), "limits.max_sessions is 1".to_owned());
+    let error = ErrorReply { code, message, layer: None, seed: None, kernel: None };
+    send(&theirs, &encode(FrameKind::Reply, 0, &Reply::<Empty>::Error(error)).unwrap(), &[]).unwrap();
+    drop(theirs);
+    let error = Client::start(Connection::over(ours), &ConnectOptions::default()).unwrap_err();
+    assert_eq!(error.remote_code(), "session.quota");
+}
+
+#[test]
 fn events_come_until_the_daemon_is_gone() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let daemon = std::thread::spawn(move || {

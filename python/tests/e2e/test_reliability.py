@@ -446,7 +446,7 @@ def test_an_urza_that_answers_badly_stops_no_step(urza, fault):
 
 
 def test_sixty_four_requests_for_one_cold_kernel_fetch_it_once(start, origin):
-    daemon = start(origin, settings="[limits]\nmax_sessions = 100\n" + BREAKERS)
+    daemon = start(origin, settings="[limits]\nmax_sessions = 100\nmax_sessions_per_uid = 100\n" + BREAKERS)
     with Trainer(daemon) as trainer, concurrent.futures.ThreadPoolExecutor(64) as threads:
         with daemon.operator() as operator:
             before = operator.cache()["tiers"][-1]["hits"]
