@@ -29,7 +29,10 @@ from torch import nn  # noqa: E402
 import kasmina  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from echo import echo_round_trip  # noqa: E402
+import recovery  # noqa: E402
 import supply  # noqa: E402
+import swap  # noqa: E402
+from fairness import fairness, table as fairness_table  # noqa: E402
 from reading import reading, table  # noqa: E402
 from reference_kernels import Case, cases, export  # noqa: E402
 
@@ -231,6 +234,10 @@ def markdown(report):
         "",
         *supply.table(report["supply"]),
         "",
+        *swap.table(report["swap"]),
+        "",
+        *fairness_table(report["fairness"], report["turns"]),
+        "",
         *hit_rates(report["hit_rate"]),
         "",
         "| case | pass | kasmina ms | PyTorch ms | × faster |",
@@ -272,6 +279,9 @@ def main():
             report["l1"], report["hit_rate"] = rust_bench("l1"), rust_bench("hit_rate")
             report["reading"] = reading(kernels)
             report["supply"], report["cycles"] = supply.supply(), supply.cycles()
+            report["swap"] = swap.swap()
+            report["recovery"] = recovery.recovery()
+            report["fairness"], report["turns"] = fairness(), rust_bench("turns")
             report["round_trip"] = {"echo": percentiles(echo_round_trip())}
             for spin in report["spins"]:
                 with daemon(options.daemon, kernels, options.threads, spin) as (path, started_s):
@@ -296,6 +306,7 @@ def main():
         page = markdown(report)
         print(page)
         write_documentation(page)
+        recovery.write(report["recovery"], recovery.conditions())
 
 
 if __name__ == "__main__":

@@ -110,9 +110,7 @@ def measure(kernels, row, breaks, heals, settings="", origin=None, environment=N
             assert asker.failed is None, f"nobody asked for cold kernels: {asker.failed!r}"
         say(f"| {row} | {percentiles(calm)} | {percentiles(broken)} | {asker.asked} | {asker.refused} |")
     finally:
-        daemon.kill()
-        daemon.log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        daemon.close()
 
 
 def say(line):

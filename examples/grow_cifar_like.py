@@ -105,10 +105,8 @@ class Controller:
         self.optimizer.add_param_group({"params": list(self.tried.parameters())})
 
     def take_out(self, seed: kasmina.torch.Seed) -> None:
-        gone = {id(parameter) for parameter in seed.parameters()}
+        kasmina.torch.forget(self.optimizer, seed.parameters())
         seed.prune(embargo=3600.0)
-        groups = self.optimizer.param_groups
-        groups[:] = [group for group in groups if not any(id(p) in gone for p in group["params"])]
 
 
 def train(network: nn.Module, controller: Controller, options: argparse.Namespace, record: Record) -> float:

@@ -3,10 +3,10 @@
 //! The modules below stand in layers; each may import only what stands above it (the words import each
 //! other freely). `tests/layering.rs` holds the tree to that.
 //!
-//! - words: [`id`], [`digest`], [`fault`], [`backoff`], [`clock`], [`signature`]
+//! - words: [`id`], [`digest`], [`fault`], [`failpoint`], [`backoff`], [`clock`], [`signature`]
 //! - settings and self-report: [`config`], [`telemetry`]
 //! - compute, pure: [`tensor`], [`graph`], [`artifact`], [`backend`], [`validation`]
-//! - data plane, threads and no async: [`wire`], [`engine`]
+//! - data plane, threads and no async: [`wire`], [`record`], [`engine`]
 //! - supply: [`guard`], [`cache`], [`origin`]
 //! - control plane: [`actor`]
 //! - edges: [`control`], [`http`], [`client`], [`cli`]
@@ -17,6 +17,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod digest;
+pub mod failpoint;
 pub mod fault;
 pub mod id;
 pub mod signature;
@@ -35,6 +36,8 @@ pub mod backend;
 pub mod validation;
 
 pub mod wire;
+
+pub mod record;
 
 pub mod engine;
 

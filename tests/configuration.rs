@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use kasmina::{
-    config::{Config, ConfigErrors, Place},
+    config::{Config, ConfigErrors, DeviceKind, Place},
     fault::{ErrorClass, Fault},
 };
 
@@ -73,6 +73,7 @@ fn a_wrong_file_is_explained_in_full() {
         "tests/data/config/wrong.toml:10: orgin: unknown key, did you mean origin?",
         "tests/data/config/wrong.toml:14: limits.max_seeds_per_layer: 65 is out of range: write 1 to 64",
         "tests/data/config/wrong.toml:15: limits.max_sessions: -1 is out of range: write 0 to 18446744073709551615",
+        "tests/data/config/wrong.toml:18: device.kind: write one of auto, cpu, cuda instead of \"gpu\"",
         "$KASMINA__LOG__LEVEL: log.level: write one of error, warn, info, debug, trace instead of \"loud\"",
     ];
     assert_eq!(errors.to_string().lines().collect::<Vec<_>>(), expected);
@@ -201,11 +202,38 @@ fn addresses_of_shared_tiers_hold_no_secrets_and_no_options() {
 }
 
 #[test]
+fn a_device_is_asked_for_in_words_that_can_be_met() {
+    for (text, key, message) in [
+        ("kind = \"cuda:1\"", "device.kind", "write one of auto, cpu, cuda instead of \"cuda:1\""),
+        ("ordinal = -1", "device.ordinal", "-1 is out of range: write 0 to 4294967295"),
+        ("memory = 0", "device.memory", "write a size such as \"256MiB\""),
+        ("memory = \"512KiB\"", "device.memory", "or \"0B\" for nine tenths of what is free"),
+        ("memory = \"65TiB\"", "device.memory", "65TiB is out of range"),
+        ("graphs = 1", "device.graphs", "write true or false"),
+        ("libraries = \"/opt/venv\"", "device.libraries", "write a list in brackets"),
+        ("libraries = [\"/opt/venv\", \"venv\"]", "device.libraries", "\"venv\" is not absolute"),
+        ("image_folder = \"images\"", "device.image_folder", "\"images\" is not absolute"),
+    ] {
+        let problems = refused(&format!("[device]\n{text}")).problems;
+        assert_eq!((problems.len(), problems[0].key.as_str()), (1, key), "{text}");
+        assert_eq!(problems[0].place, Place::Line(2), "{text}");
+        assert!(problems[0].message.contains(message), "{text}: {}", problems[0].message);
+    }
+    let text = "[device]\nkind = \"cuda\"\nordinal = 3\nmemory = \"8GiB\"\nlibraries = [\"/opt/venv\"]";
+    let device = Config::from_toml(text, None, &()).unwrap().device;
+    assert_eq!((device.kind, device.kind.as_str()), (DeviceKind::Cuda, "cuda"));
+    assert_eq!((device.ordinal, device.memory.0), (3, 8 << 30));
+    assert_eq!(device.libraries, [Path::new("/opt/venv")]);
+}
+
+#[test]
 fn what_is_left_open_is_filled_in() {
     let config = Config::default();
     assert_eq!(config.sqlite_path(), Path::new("/var/lib/kasmina/cache.sqlite"));
+    assert_eq!(config.image_folder(), Path::new("/var/lib/kasmina/cuda"));
     assert!(config.device.thread_count() >= 1);
-    let text = "[cache.sqlite]\npath = \"/srv/k.db\"\n[device]\nthreads = 3";
+    let text = "[cache.sqlite]\npath = \"/srv/k.db\"\n[device]\nthreads = 3\nimage_folder = \"/srv/images\"";
     let config = Config::from_toml(text, None, &()).unwrap();
     assert_eq!((config.sqlite_path().as_path(), config.device.thread_count()), (Path::new("/srv/k.db"), 3));
+    assert_eq!(config.image_folder(), Path::new("/srv/images"));
 }

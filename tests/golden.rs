@@ -78,7 +78,7 @@ fn run(
     let options = CompileOptions { parameters, buffers, limit_bytes: 1 << 30, deadline: None };
     let executable = backend.compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: 1 };
-    run_on_host(&*executable, graph, layouts, feed, &context).unwrap()
+    run_on_host(&backend, &*executable, graph, layouts, feed, &context).unwrap()
 }
 
 /// All that a pass and its backward give, by the golden file's names.

@@ -5,6 +5,7 @@
 """
 
 from ._events import Events, watch
+from ._export import Exported, Saved
 from ._layer import Gradients, Layer, Pass
 from ._life import Schedule
 from ._operator import Operator
@@ -29,6 +30,7 @@ __all__ = [
     "ConnectionLost",
     "ConnectionWarning",
     "Events",
+    "Exported",
     "Gradients",
     "KasminaError",
     "KernelError",
@@ -36,6 +38,7 @@ __all__ = [
     "Operator",
     "OriginError",
     "Pass",
+    "Saved",
     "Schedule",
     "SeedFailureWarning",
     "SessionError",

@@ -9,7 +9,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 import numpy as np
 
@@ -34,7 +34,11 @@ class Connection:
     """A session with a daemon. Threads may share it. What was made on it (layers, tickets, blocks of its arena)
     is of no use on another; its memory stays mapped as long as anything looks at it."""
 
-    def __init__(self, path: str, arena_bytes: int, offers: Optional[Offers] = None) -> None:
+    def __init__(
+        self, path: str, arena_bytes: int, offers: Optional[Offers] = None, wait_for_room_s: float = 0.0
+    ) -> None:
+        #: How long a forward waits where the daemon has no room for it.
+        self.wait_for_room_s = wait_for_room_s
         self._offers = offers or Offers()
         self._lock = threading.Lock()
         self._forked = False
@@ -80,11 +84,11 @@ class Connection:
         arena = hello["arena"]
         if int.from_bytes(self._memory[:8], "little") != ARENA_MAGIC:
             raise SessionError("the arena's layout is not known here", code="session.protocol")
-        self._heap = Heap(arena["heap_offset"], arena["heap_bytes"])
+        self._heap = Heap(arena["heap_offset"], arena["heap_bytes"], self._how_to_get_more(arena_bytes))
         self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"])
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._base = self._bytes.ctypes.data
-        self._held: Dict[int, _Holder] = {}
+        self._held: Set[_Holder] = set()
         #: Tensors over blocks, kept by kasmina.torch.
         self._views: Dict[Any, Any] = {}
         _connections.add(self)
@@ -95,10 +99,31 @@ class Connection:
         if ends is not None:
             ends.end()
 
+    def _how_to_get_more(self, asked: int) -> str:
+        most = self.limits["max_arena_bytes"]
+        if asked < most:
+            return f"connect with a larger arena_bytes, of which the daemon gives {most} at most"
+        return (
+            f"use a smaller batch: arena_bytes={asked} was asked for, and the daemon gives {most} at most "
+            "(data_plane.arena_bytes)"
+        )
+
     @property
     def connected(self) -> bool:
         """Whether the session is open, as far as this side has noticed."""
         return self._lane.alive
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked from the one that connected."""
+        return self._forked
+
+    def refuse_fork(self) -> None:
+        """Raises what a forked process is told."""
+        raise UsageError(
+            "this process was forked from the one that connected and shares its memory: call kasmina.connect again "
+            "here, and make the layers anew"
+        )
 
     def open_layer(self, **spec: Any) -> Layer:
         """Opens a layer, by the fields of the wire's ``open_layer``."""
@@ -145,15 +170,14 @@ class Connection:
             self._lock.release()
 
     def _ask(self, message: Dict[str, Any]) -> Tuple[Any, List[int]]:
-        if self._forked:
-            raise UsageError(
-                "this process was forked from the one that connected: call kasmina.connect again here"
-            )
+        if self.forked:
+            self.refuse_fork()
         if self.ends is not None and not self._lane.alive:
             raise ConnectionLost(self._lane.lost or _CLOSED, in_flight=False)
+        frame = _frames.encode(_frames.REQUEST, message)
         try:
             try:
-                _frames.send(self._socket, _frames.encode(_frames.REQUEST, message))
+                _frames.send(self._socket, frame)
             except ConnectionLost:
                 # Who is not let in is told why before the connection is closed, which may be before it has spoken.
                 if self.ends is not None:
@@ -163,12 +187,12 @@ class Connection:
                 _frames.close_all(unasked)
                 self._unread -= 1
             reply, descriptors = _frames.receive(self._socket)
-        except KeyboardInterrupt:
-            # The reply to this request would be taken for the next one's.
-            self._end_here("the session was interrupted in the middle of a request")
-            raise
         except ConnectionLost as lost:
             self._end_here(lost.message)
+            raise
+        except BaseException:
+            # Of a signal's handler: the reply to this request would be taken for the next one's.
+            self._end_here("the session was interrupted in the middle of a request")
             raise
         if isinstance(reply, dict) and "ok" in reply:
             return reply["ok"], descriptors
@@ -193,14 +217,19 @@ class Connection:
     def _post_closings(self) -> None:
         """Sends what finalizers have queued; the replies are read before the next request's."""
         while self._closings and not self._forked:
-            frame = _frames.encode(_frames.REQUEST, {"verb": "close_layer", "layer": self._closings[0]})
+            layer = self._closings.popleft()
+            frame = _frames.encode(_frames.REQUEST, {"verb": "close_layer", "layer": layer})
+            # Counted first: what a signal's handler raises comes when it has been sent.
+            self._unread += 1
             try:
                 # A frame this small is taken whole or not at all.
                 self._socket.send(frame, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except TimeoutError:
+                raise  # a signal's handler's
             except OSError:
+                self._unread -= 1
+                self._closings.appendleft(layer)
                 return  # its buffer is full, or the daemon is gone and its layers with it
-            self._closings.popleft()
-            self._unread += 1
 
     def _allocate(self, count: int) -> Block:
         return self._heap.allocate(count)
@@ -214,19 +243,20 @@ class Connection:
     def _owning_array(self, block: Block, dtype: Any, count: int) -> np.ndarray:
         """A block's first elements as an array that holds the block as long as anything looks at it."""
         array = np.frombuffer(self._memory, dtype, count, block.offset)
-        holder = _Holder(array, self._drop)
+        # Called back in C, where no signal's handler can come between.
+        holder = _Holder(array, self._held.discard)
         holder.block = block
-        self._held[id(holder)] = holder
+        self._held.add(holder)
         return array
-
-    def _drop(self, holder: _Holder) -> None:
-        self._held.pop(id(holder), None)
 
 
 class _Holder(weakref.ref):
     """A weak reference that holds a block until its array is gone."""
 
     __slots__ = ("block",)
+    # By itself, not by its array.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
 
 class Ends:

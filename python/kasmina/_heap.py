@@ -33,7 +33,8 @@ class Heap:
     """Blocks of equal size are kept apart for reuse, because a training step asks for the same sizes again
     and again; they go back to the common store only when that runs short."""
 
-    def __init__(self, offset: int, size: int) -> None:
+    def __init__(self, offset: int, size: int, advice: str = "connect with a larger arena_bytes") -> None:
+        self._advice = advice
         self._lock = threading.Lock()
         self._freed: Deque[Tuple[int, int]] = deque()
         self._kept: Dict[int, List[int]] = {}
@@ -73,11 +74,13 @@ class Heap:
                 self._free -= size
                 return Block(self._freed, offset, size)
             free = self._free
-        raise ArenaFull(
-            f"the arena has no {count} bytes free in one piece: {free} of {self.size} are free; free tensors "
-            "or connect with a larger arena_bytes",
+        full = ArenaFull(
+            f"the arena has no {count} bytes free in one piece: {free} of {self.size} are free; "
+            f"free tensors or {self._advice}",
             code="session.quota",
         )
+        full.never = size > self.size
+        raise full
 
     def _collect(self) -> None:
         while True:

@@ -28,7 +28,7 @@ from ._layout import (
     STATUS_CODES,
     SUBMISSION,
 )
-from .errors import ConnectionLost, KasminaError, SessionError, UsageError, from_code
+from .errors import ConnectionLost, KasminaError, SessionError, UsageError, from_code, whole
 
 Completion = namedtuple(  # type: ignore[misc]
     "Completion", [f["name"] for f in LAYOUT["completion"] if not f["name"].startswith("reserved")]
@@ -47,6 +47,9 @@ _TSO = platform.machine() in ("x86_64", "AMD64", "i686")
 _NO_DIMS: Tuple[int, ...] = (0,) * 18
 _NO_EXTRA: Tuple[int, ...] = (0,) * 4
 
+#: After how long whoever waits for another thread's reading looks for itself, where nobody has woken it.
+_PATIENCE_S = 1.0
+
 _lanes: "weakref.WeakSet[Lane]" = weakref.WeakSet()
 
 
@@ -55,6 +58,9 @@ class Lane:
 
     Who publishes holds ``_lock``, who reads completions ``_reader``; the first is never taken under the second.
     Of the threads that wait one reads for all: it puts aside what is not its own and wakes whose it is.
+
+    A signal's handler may raise in the main thread after any call. So a lock that was only tried for is one that knows
+    its owner, and is let go by whoever owns it; and what is read is put where its waiter looks before it counts as read.
     """
 
     def __init__(self, memory: Any, doorbell: socket.socket, arena: Any, spin_us: int) -> None:
@@ -82,8 +88,8 @@ class Lane:
         _lanes.add(self)
 
     def _renew_locks(self) -> None:
-        self._lock = threading.Lock()
-        self._reader = threading.Lock()
+        self._lock: Any = threading.RLock()
+        self._reader: Any = threading.RLock()
         # One each: a finalizer may publish in the middle of a thread's wait.
         self._barriers = threading.Lock(), threading.Lock()
 
@@ -107,6 +113,7 @@ class Lane:
         blocks: Tuple[int, ...] = (0,) * 12,
         dims: Tuple[int, ...] = _NO_DIMS,
         extra: Tuple[int, ...] = _NO_EXTRA,
+        held: Any = None,
     ) -> Completion:
         """Publishes a submission and waits for its completion. Every submission has one, in order.
 
@@ -114,10 +121,12 @@ class Lane:
         grad_alphas; ``dims`` are both ranks, then eight sizes of the input and eight of the output; ``extra``
         are offset and bytes of alphas given with a forward and of a gradient for seeds in training.
 
+        ``held`` is as of ``begin``.
+
         Raises the refusal's exception; ``ConnectionLost`` when the daemon is gone, whose ``in_flight`` tells
         whether it may have begun with the submission.
         """
-        sequence = self.begin(None, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+        sequence = self.begin(held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
         return self.finish(sequence, layer)
 
     def begin(
@@ -135,51 +144,74 @@ class Lane:
     ) -> int:
         """Publishes a submission and returns its sequence, of which ``finish`` or ``abandon`` must follow.
 
-        ``held`` lives until the daemon is done with it.
+        ``held`` lives until the daemon is done with it: all that it reads and writes. So an exception that comes from
+        elsewhere, as a signal's handler raises it, may leave a pass at any moment.
         """
-        with self._lock:
-            if self._releases:
-                self._flush(True)
-            return self._publish(held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+        sequence = -1
+        if self._lock._is_owned():
+            raise UsageError("a signal's handler cannot run a pass in the middle of another one: set a flag there instead")
+        try:
+            with self._lock:
+                if self._releases:
+                    self._flush(True)
+                sequence = self._publish(held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+        except BaseException:
+            if sequence >= 0:
+                self.abandon(sequence, layer)
+            raise
+        return sequence
 
     def finish(self, sequence: int, layer: int, deadline: Optional[float] = None) -> Completion:
-        """Waits for a submission's completion, as ``run`` does. ``TimeoutError`` leaves it under way."""
+        """Waits for a submission's completion, as ``run`` does. With a ``deadline``, ``TimeoutError`` leaves it under
+        way; every other exception abandons it."""
         try:
-            completion = self._take(sequence, layer, deadline)
-        except ConnectionLost as lost:
-            lost.in_flight = self._may_have_begun(sequence)
+            completion = self._await(sequence, deadline)
+            if self._releases:
+                self._try_flush()
+            if completion.status:
+                code = STATUS_CODES.get(completion.status, "internal.bug")
+                message = completion.message[: completion.message_bytes].decode("utf-8", "replace")
+                is_cut = completion.message_bytes == len(completion.message)
+                raise from_code(code, whole(code, message, is_cut), layer=layer)
+        except BaseException as error:
+            if isinstance(error, ConnectionLost):
+                error.in_flight = self._may_have_begun(sequence)
+            if deadline is None or not isinstance(error, TimeoutError):
+                self.abandon(sequence, layer)
             raise
-        if self._releases:
-            self._try_flush()
-        if completion.status:
-            code = STATUS_CODES.get(completion.status, "internal.bug")
-            message = completion.message[: completion.message_bytes].decode("utf-8", "replace")
-            raise from_code(code, message, layer=layer)
+        # Only now, so that whatever leaves this finds the ticket to give back.
+        del self._done[sequence]
         return completion
 
     def finished(self, sequence: int) -> bool:
         """Whether ``finish`` would return at once. Never waits."""
-        if sequence not in self._done and self._reader.acquire(False):
+        if sequence not in self._done:
             try:
-                while self._head != self._words[_COMPLETION_TAIL]:
-                    self._read(None)
+                if self._reader.acquire(False):
+                    while self._head != self._words[_COMPLETION_TAIL]:
+                        self._read(None)
             finally:
-                self._reader.release()
-                self._hand_over()
+                self._let_go()
         return sequence in self._done or sequence not in self._awaited or not self.alive
+
+    def refusal(self, sequence: int) -> Optional[str]:
+        """The code by which a submission was refused, if it is done and was; ``finish`` will raise it."""
+        completion = self._done.get(sequence)
+        if completion is None or not completion.status:
+            return None
+        return STATUS_CODES.get(completion.status, "internal.bug")
 
     def wait(self, sequence: int) -> None:
         """Waits until a submission is done or the daemon gone; its completion stays for ``finish``."""
         try:
             while not self.finished(sequence):
-                if self._reader.acquire(False):
-                    try:
-                        if sequence in self._awaited:
-                            self._read(None)
-                    finally:
-                        self._reader.release()
-                        self._hand_over()
-                else:
+                try:
+                    reads = self._reader.acquire(False)
+                    if reads and sequence in self._awaited:
+                        self._read(None)
+                finally:
+                    self._let_go()
+                if not reads:
                     self._follow(sequence, None)
         except KasminaError:
             pass  # finish says what it was
@@ -212,19 +244,22 @@ class Lane:
 
     def _try_flush(self) -> None:
         # Whoever holds the lock flushes after it; it may be this very thread, interrupted by a collection.
-        if self._lock.acquire(False):
-            try:
-                if self.alive:
-                    self._flush(False)
-            except (KasminaError, OSError):
-                pass
-            finally:
+        if self._lock._is_owned():
+            return
+        try:
+            if self._lock.acquire(False) and self.alive:
+                self._flush(False)
+        except (KasminaError, OSError):
+            pass
+        finally:
+            if self._lock._is_owned():
                 self._lock.release()
 
     def _flush(self, may_wait: bool) -> None:
         while self._releases and (may_wait or self._tail - self._head < RING_ENTRIES):
-            layer, ticket = self._releases.popleft()
+            layer, ticket = self._releases[0]
             self._publish(None, RELEASE, 0, layer, 0, ticket, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
+            self._releases.popleft()
 
     def _publish(
         self,
@@ -247,6 +282,8 @@ class Lane:
         tail = self._tail
         if verb != RELEASE:
             self._awaited[tail] = layer, held
+        else:
+            self._awaited.pop(tail, None)  # of one that was interrupted before it was published
         offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
         SUBMISSION.pack_into(
             self._buffer,
@@ -262,19 +299,26 @@ class Lane:
             *dims,
             *extra,
         )
-        self._tail = tail + 1
-        self._words[_SUBMISSION_TAIL] = tail + 1
-        with self._barriers[0]:  # a fence, see above
-            pass
-        if self._words[_DAEMON_SLEEPING] or not _TSO:
-            try:
-                self._doorbell.send(b"\1", _RING_FLAGS)
-            except BlockingIOError:
-                pass  # its buffer is full: it has been rung often enough
-            except OSError as error:
-                self._awaited.pop(tail, None)
-                self._peer_ended = self._peer_ended or not self._lost
-                self._lose(str(error), in_flight=self._may_have_begun(tail))
+        try:
+            self._tail = tail + 1
+            self._words[_SUBMISSION_TAIL] = tail + 1
+            with self._barriers[0]:  # a fence, see above
+                pass
+            if self._words[_DAEMON_SLEEPING] or not _TSO:
+                try:
+                    self._doorbell.send(b"\1", _RING_FLAGS)
+                except BlockingIOError:
+                    pass  # its buffer is full: it has been rung often enough
+                except TimeoutError:
+                    raise  # a signal's handler's
+                except OSError as error:
+                    self._awaited.pop(tail, None)
+                    self._peer_ended = self._peer_ended or not self._lost
+                    self._lose(str(error), in_flight=self._may_have_begun(tail))
+        except BaseException:
+            if self._tail > tail and tail in self._awaited:
+                self.abandon(tail, layer)  # nobody is told its number
+            raise
         return tail
 
     def _make_room(self) -> None:
@@ -283,58 +327,51 @@ class Lane:
                 self._read(None)
         self._hand_over()
 
-    def _take(self, sequence: int, layer: int, deadline: Optional[float]) -> Completion:
-        interrupts = 0
+    def _await(self, sequence: int, deadline: Optional[float]) -> Completion:
+        """The completion of a submission, which stays where it is."""
         while True:
             try:
-                completion = self._await(sequence, deadline)
-            except KeyboardInterrupt:
-                # The daemon still writes to this pass's blocks, and they are freed as this exception leaves:
-                # it must wait until the daemon is done, which its time limit bounds. Who insists ends the
-                # session.
-                interrupts += 1
-                if interrupts == 3:
-                    self.close("the session was interrupted in the middle of a pass")
-                    raise
-                if self._head > sequence and sequence not in self._done:
-                    raise
-                continue
-            if interrupts:
-                if completion.ticket:
-                    self.release(layer, completion.ticket)
-                raise KeyboardInterrupt
-            return completion
-
-    def _await(self, sequence: int, deadline: Optional[float]) -> Completion:
-        while True:
-            if self._reader.acquire(False):
-                try:
+                if self._reader.acquire(False):
                     while True:
-                        completion = self._done.pop(sequence, None)
+                        completion = self._done.get(sequence)
                         if completion is not None:
                             return completion
                         self._read(deadline)
-                finally:
-                    self._reader.release()
-                    if self._gates:
-                        self._hand_over()
-            else:
-                self._follow(sequence, deadline)
-                completion = self._done.pop(sequence, None)
-                if completion is not None:
-                    return completion
+            finally:
+                self._let_go()
+            self._follow(sequence, deadline)
+            completion = self._done.get(sequence)
+            if completion is not None:
+                return completion
 
     def _follow(self, sequence: int, deadline: Optional[float]) -> None:
         """Waits while another thread reads, until this sequence is done or somebody has to read on."""
         gate = self._gates.setdefault(sequence, threading.Semaphore(0))
         try:
             # Looked at after the gate can be seen: whoever reads looks for gates after it has read.
-            if sequence not in self._done and self._reader.locked():
-                timeout = None if deadline is None else deadline - time.monotonic()
-                if timeout is not None and timeout <= 0 or not gate.acquire(timeout=timeout):
+            if sequence not in self._done and self._is_read():
+                timeout = _PATIENCE_S if deadline is None else min(_PATIENCE_S, deadline - time.monotonic())
+                if timeout <= 0 or not gate.acquire(timeout=timeout) and timeout < _PATIENCE_S:
                     raise TimeoutError("the pass is still under way")
         finally:
             self._gates.pop(sequence, None)
+
+    def _is_read(self) -> bool:
+        """Whether another thread reads now."""
+        try:
+            return not self._reader.acquire(False)
+        finally:
+            if self._reader._is_owned():
+                self._reader.release()
+
+    def _let_go(self) -> None:
+        """After a try to become the reader: if this thread has, another one may."""
+        try:
+            if self._reader._is_owned():
+                self._reader.release()
+        finally:
+            if self._gates:
+                self._hand_over()
 
     def _hand_over(self) -> None:
         for gate in list(self._gates.values()):
@@ -343,13 +380,20 @@ class Lane:
     def _read(self, deadline: Optional[float]) -> None:
         """Takes one completion from the ring and puts it where its waiter looks. Under ``_reader``."""
         completion = self._next(deadline)
-        awaited = self._awaited.pop(completion.sequence, None)
+        sequence, head = completion.sequence, self._head
+        awaited = self._awaited.get(sequence)
+        if awaited is not None:  # else a ticket's release
+            self._done[sequence] = completion
+        self._head = head + 1
+        self._words[_COMPLETION_HEAD] = head + 1
         if awaited is None:
-            return  # a ticket's release
-        self._done[completion.sequence] = completion
-        if self._abandoned:
-            self._forget_abandoned(completion.sequence, awaited[0])
-        gate = self._gates.get(completion.sequence)
+            return
+        try:
+            del self._awaited[sequence]
+        finally:
+            if self._abandoned:
+                self._forget_abandoned(sequence, awaited[0])
+        gate = self._gates.get(sequence)
         if gate is not None:
             gate.release()
 
@@ -363,6 +407,7 @@ class Lane:
                     self.release(layer, completion.ticket)
 
     def _next(self, deadline: Optional[float]) -> Completion:
+        """The completion that is read next, when it is there."""
         words = self._words
         head = self._head
         while True:
@@ -375,10 +420,7 @@ class Lane:
             self.close(f"the completion ring's counters are impossible: head {head}, tail {tail}")
             raise SessionError(self._lost, code="session.protocol")
         offset = self._completions + (head & _MASK) * DESCRIPTOR_BYTES
-        completion = Completion._make(COMPLETION.unpack_from(self._buffer, offset))
-        self._head = head + 1
-        words[_COMPLETION_HEAD] = head + 1
-        return completion
+        return Completion._make(COMPLETION.unpack_from(self._buffer, offset))
 
     def _spin(self, head: int) -> bool:
         words = self._words

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optiona
 
 import numpy as np
 
+from ._export import Exported, exported
 from ._heap import Block
 from ._lane import Completion
 from ._life import Schedule, embargo_ms
@@ -25,6 +26,7 @@ from ._layout import (
     WANT_GRAD_INPUT,
     WANT_GRAD_PARAMETERS,
 )
+from ._room import Room
 from .errors import ConnectionLost, KasminaError, KernelError, SessionError, TicketError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class Entry(NamedTuple):
     shape: Tuple[int, ...]
     offset: int
     requires_grad: bool
+    #: The other names that it has, where weights are tied.
+    aliases: Tuple[str, ...] = ()
+    #: Whether a ``state_dict`` has it.
+    persistent: bool = True
 
     @property
     def elements(self) -> int:
@@ -238,14 +244,22 @@ class Layer:
         asynchronous_passes, synchronous_passes."""
         return self._ask("seed_stats", seed)
 
-    def series(self, seed: int, after: int = 0) -> Dict[str, List[float]]:
+    def series(self, seed: int, after: int = 0) -> Dict[str, List[Any]]:
         """A seed's last training passes, the oldest first: ``step`` (the layer's training forwards, from 1), ``alpha``,
-        ``latency_us``. Those after the step ``after``."""
+        ``latency_us``, ``output_norm``, and of one in ``engine.gradient_norm_every`` ``gradient_norm``, of all its
+        parameters together; norms that were not measured are None. Those after the step ``after``."""
         return self._ask("seed_series", seed, after=after)
 
     def last_error(self, seed: int) -> Optional[Dict[str, Any]]:
         """A seed's most recent failure: ``code`` and ``message``."""
         return self._ask("last_error", seed)["error"]
+
+    def export(self, seed: int) -> Exported:
+        """The artifact of a seed's kernel, with the parameters and buffers that the seed has now: call it between
+        passes. Raises ``KernelError`` where the artifact does not take them, ``SessionError`` with ``seed.no_kernel``
+        for a dormant seed, ``ArenaFull``."""
+        self._check_seed(seed)
+        return exported(self, seed)
 
     def close(self) -> None:
         """Closes the layer in the daemon."""
@@ -277,7 +291,9 @@ class Layer:
             raise UsageError(f"the layer is for {self.dtype}, the array is of {x.dtype}", layer=self.number)
         shape = tuple(x.shape) if output_shape is None else tuple(int(size) for size in output_shape)
         client, itemsize = self.client, x.dtype.itemsize
-        source, target = client._allocate(x.nbytes), client._allocate(math.prod(shape) * itemsize)
+        room = Room(client.wait_for_room_s)
+        sizes = x.nbytes, math.prod(shape) * itemsize
+        source, target = room.allocated(lambda: [client._allocate(size) for size in sizes])
         client._array(source, x.dtype, x.shape)[...] = x
         extra, factors = (0, 0, 0, 0), None
         if alphas is not None:
@@ -289,17 +305,24 @@ class Layer:
         if gradients:
             flags |= TAKE_TICKET | WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
         seed = int.from_bytes(os.urandom(8), "little") if rng_seed is None else rng_seed
-        completion = client._lane.run(
-            FORWARD,
-            flags,
-            self.number,
-            DTYPE_CODES[self.dtype],
-            0,
-            seed,
-            (source.offset, x.nbytes, target.offset, math.prod(shape) * itemsize) + (0,) * 8,
-            dims(tuple(x.shape), shape),
-            extra,
-        )
+        blocks = (source.offset, x.nbytes, target.offset, math.prod(shape) * itemsize) + (0,) * 8
+        while True:
+            try:
+                completion = client._lane.run(
+                    FORWARD,
+                    flags,
+                    self.number,
+                    DTYPE_CODES[self.dtype],
+                    0,
+                    seed,
+                    blocks,
+                    dims(tuple(x.shape), shape),
+                    extra,
+                    (source, target, factors),
+                )
+                break
+            except SessionError as refusal:
+                room.wait(refusal)
         return Pass(self, completion, source, tuple(x.shape), client._array(target, x.dtype, shape).copy())
 
     def _ask(self, verb: str, seed: int, **fields: Any) -> Dict[str, Any]:
@@ -334,6 +357,21 @@ class Ticket:
                 layer=self.layer.number,
             )
         return number
+
+    def run_backward(self, flags: int, places: Tuple[int, ...], extra: Tuple[int, ...], held: Any) -> Completion:
+        """Spends the ticket: runs the backward, of the blocks in ``places`` and ``extra``, which ``held`` holds."""
+        number, lane = self.spend(), self.layer.client._lane
+        sequence = -1
+        try:
+            # The daemon goes on with it where something interrupts this, and so with the forward's memory.
+            held = (self.held, held)
+            sequence = lane.begin(held, BACKWARD, flags, self.layer.number, 0, number, 0, places, extra=extra)
+        finally:
+            if sequence < 0:
+                lane.release(self.layer.number, number)
+        completion = lane.finish(sequence, self.layer.number)
+        self.held = None
+        return completion
 
     def __del__(self) -> None:
         if self.number:
@@ -390,10 +428,7 @@ class Pass:
             client._array(blocks[4], dtype, straight.shape)[...] = straight
             extra = (0, 0, blocks[4].offset, straight.nbytes)
         flags = WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
-        client._lane.run(
-            BACKWARD, flags, layer.number, 0, self._ticket.spend(), 0, places, extra=extra
-        )
-        self._ticket.held = None
+        self._ticket.run_backward(flags, places, extra, blocks)
         parameters: Dict[int, Dict[str, np.ndarray]] = {}
         gradients = client._array(blocks[2], np.uint8, (parameter_bytes,))
         start = 0
@@ -470,7 +505,15 @@ def failures_of(completion: Completion) -> Dict[int, str]:
 def _entries(table: List[Dict[str, Any]], memory_bytes: int) -> List[Entry]:
     entries = []
     for row in table:
-        entry = Entry(row["name"], row["dtype"], tuple(row["shape"]), row["offset"], row["requires_grad"])
+        entry = Entry(
+            row["name"],
+            row["dtype"],
+            tuple(row["shape"]),
+            row["offset"],
+            row["requires_grad"],
+            tuple(row.get("aliases", ())),
+            row.get("persistent", True),
+        )
         if entry.offset + entry.nbytes > memory_bytes:
             raise SessionError(f"{entry.name} does not lie in its memory", code="session.protocol")
         entries.append(entry)

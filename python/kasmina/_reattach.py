@@ -90,7 +90,7 @@ def _find(client: "weakref.ref[Client]", stop: threading.Event) -> Optional[Tupl
         if there is None:
             return None
         try:
-            connection = Connection(there.path, there._arena_bytes, there._offers)
+            connection = there.connect()
         except (KasminaError, OSError) as error:
             code = getattr(error, "code", _NOBODY[0])
             if code not in _NOBODY and str(error) != refusal:

@@ -20,38 +20,60 @@ DEFAULT_ARENA_BYTES = 256 << 20
 
 
 def connect(
-    path: Optional[str] = None, *, arena_bytes: int = DEFAULT_ARENA_BYTES, reconnect: bool = True
+    path: Optional[str] = None,
+    *,
+    arena_bytes: int = DEFAULT_ARENA_BYTES,
+    reconnect: bool = True,
+    wait_for_room_s: float = 0.0,
 ) -> Client:
     """Opens a session at ``path``, by default ``$KASMINA_SOCKET``, else ``/run/kasmina/kasmina.sock``.
 
     ``arena_bytes`` is how much shared memory to ask for; memory is taken as it is first used. With ``reconnect``
     a thread notices when the daemon is gone, and when it is back opens the layers of ``kasmina.torch`` anew with
-    their kernels, blend factors and the values that their parameters have here. Raises ``SessionError``:
+    their kernels, blend factors and the values that their parameters have here.
+
+    What forwards leave for their backwards is bounded, by ``engine.max_tickets_per_layer`` and ``limits``. A forward that
+    would pass a bound is refused with ``session.quota``; with ``wait_for_room_s`` it is tried again for so many seconds
+    before that, while other threads, coroutines or processes have their backwards. A call blocks meanwhile, an
+    ``await`` lets the event loop go on. Leave it 0 where all forwards come before all backwards: nobody would make
+    room.
+
+    Raises ``SessionError``:
     ``session.unavailable`` when nobody answers, ``session.quota`` and others when the daemon does not want this
     process.
     """
-    return Client(path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET, arena_bytes, reconnect)
+    path = path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET
+    return Client(path, arena_bytes, reconnect, wait_for_room_s)
 
 
 class Client:
     """A session with the daemon. Threads may share it. It ends with ``close`` or with the process."""
 
-    def __init__(self, path: str, arena_bytes: int, reconnect: bool = True) -> None:
+    def __init__(
+        self, path: str, arena_bytes: int, reconnect: bool = True, wait_for_room_s: float = 0.0
+    ) -> None:
+        if not 0.0 <= wait_for_room_s < float("inf"):
+            raise UsageError(f"wait_for_room_s is {wait_for_room_s}: give a number of seconds, 0 or more")
         if sys.byteorder != "little":
             raise UsageError("shared memory is little endian, this machine is not")
         self.path = path
         self._arena_bytes = arena_bytes
+        self._wait_for_room_s = wait_for_room_s
         #: Whether a daemon that is gone is waited for.
         self.reconnects = reconnect
         #: What the daemon has from here, and the next one is to have.
         self._offers = Offers()
         #: The connection; after the daemon's return another.
-        self.connection = Connection(path, arena_bytes, self._offers)
+        self.connection = self.connect()
         self._restored: "weakref.WeakSet[Any]" = weakref.WeakSet()
         self._restored_lock = threading.Lock()
         self._stop = threading.Event()
         if reconnect:
             _reattach.watch(self)
+
+    def connect(self) -> Connection:
+        """Another connection, as this session's are."""
+        return Connection(self.path, self._arena_bytes, self._offers, self._wait_for_room_s)
 
     @property
     def connected(self) -> bool:

@@ -66,6 +66,9 @@ class ConnectionLost(SessionError, ConnectionError):
 class ArenaFull(SessionError, MemoryError):
     """The shared memory has no room: code ``session.quota``. Connect with a larger ``arena_bytes``."""
 
+    #: Whether there would be none even if all of it were free.
+    never = False
+
 
 class TicketError(KasminaError):
     """A backward without its forward: codes ``ticket.*``."""
@@ -116,3 +119,16 @@ def from_reply(error: Mapping[str, Any]) -> KasminaError:
     """The exception that a reply's ``error`` stands for."""
     where = {name: error.get(name) for name in ("layer", "seed", "kernel")}
     return from_code(str(error.get("code", "internal.bug")), str(error.get("message", "")), **where)
+
+
+def whole(code: str, message: str, is_cut: bool) -> str:
+    """A refusal's text from the data path, where few bytes have room: what is missing, and what can be done."""
+    text = message.rstrip() + (" …" if is_cut else "")
+    if code != "session.quota":
+        return text
+    key = message.partition(" ")[0]
+    return (
+        f"{text}: have backwards before more forwards, run what needs no gradient under torch.no_grad(), connect with "
+        f"wait_for_room_s= where others make room, or raise {key if '.' in key else 'the limit'} in the daemon's "
+        "configuration"
+    )

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::base::AskError;
 use crate::{
+    artifact::RewriteError,
     cache::{CacheError, FetchBudgetSpent, LookupError, TierError},
     engine::{EngineError, QuotaSpent},
     fault::{ErrorClass, Fault},
@@ -120,6 +121,22 @@ pub enum ActorError {
         /// The kernel.
         kernel: KernelId,
     },
+    /// A kernel that was unloaded has come back with other bytes under its name.
+    #[error(
+        "kernel {kernel} was unloaded, and under its name there are other bytes now than those that were grafted: take the seed's weights alone, or graft the kernel anew"
+    )]
+    Replaced {
+        /// The kernel.
+        kernel: KernelId,
+    },
+    /// A seed's weights cannot stand in its kernel's artifact.
+    #[error("the artifact of kernel {kernel} does not take the seed's weights: {source}")]
+    Export {
+        /// The kernel.
+        kernel: KernelId,
+        /// Why.
+        source: Box<RewriteError>,
+    },
     /// The session holds as much as it may.
     #[error("at most {limit} {what} are allowed, this would be more: close some or raise the limit")]
     Quota {
@@ -127,6 +144,14 @@ pub enum ActorError {
         what: &'static str,
         /// The bound.
         limit: u64,
+    },
+    /// As many watch as may, which no setting changes.
+    #[error("at most {limit} {what} are allowed, this would be one more: close one")]
+    Watchers {
+        /// Whose.
+        what: &'static str,
+        /// The bound.
+        limit: usize,
     },
     /// A quota that is counted in a ledger is used up.
     #[error(transparent)]
@@ -188,8 +213,11 @@ impl Fault for ActorError {
             | Self::NoKernel { .. }
             | Self::NothingLoads { .. } => ErrorClass::NotFound,
             Self::Spent(spent) => spent.class(),
-            Self::Changed { .. } => ErrorClass::Invalid,
-            Self::Quota { .. } | Self::Evicted { .. } | Self::Embargoed { .. } => ErrorClass::Overloaded,
+            Self::Changed { .. } | Self::Replaced { .. } => ErrorClass::Invalid,
+            Self::Export { source, .. } => source.class(),
+            Self::Quota { .. } | Self::Watchers { .. } | Self::Evicted { .. } | Self::Embargoed { .. } => {
+                ErrorClass::Overloaded
+            }
             Self::Superseded { .. } | Self::Draining => ErrorClass::Cancelled,
             Self::Lost { .. } => ErrorClass::Bug,
         }
@@ -213,9 +241,10 @@ impl Fault for ActorError {
             Self::SeedUnknown { .. } => "seed.unknown",
             Self::NoKernel { .. } => "seed.no_kernel",
             Self::Embargoed { .. } => "seed.embargoed",
-            Self::Changed { .. } => "kernel.changed",
+            Self::Changed { .. } | Self::Replaced { .. } => "kernel.changed",
+            Self::Export { source, .. } => source.code(),
             Self::Spent(spent) => spent.code(),
-            Self::Quota { .. } => "session.quota",
+            Self::Quota { .. } | Self::Watchers { .. } => "session.quota",
             Self::Superseded { .. } => "seed.superseded",
             Self::Evicted { .. } => "kernel.evicted",
             Self::NothingLoads { .. } => "seed.not_loading",

@@ -20,8 +20,11 @@ use crate::{
 
 /// Events that wait for one watcher.
 const BUFFER: usize = 1024;
-/// Connections that may watch at a time.
+/// Connections of trainers that may watch at a time, of all users and of each.
 const WATCHERS: usize = 64;
+const WATCHERS_OF_A_USER: usize = 16;
+/// Connections of operators that may watch at a time: no trainer takes their places.
+const OPERATORS: usize = 16;
 const STATES: usize = SeedState::ALL.len();
 
 /// Which events a watcher gets.
@@ -102,11 +105,21 @@ impl Events {
     /// Watches from now on.
     ///
     /// # Errors
-    /// [`ActorError::Quota`] where too many do already.
+    /// [`ActorError::Watchers`] where too many do already.
     pub fn watch(&self, scope: Scope) -> Result<Watcher, ActorError> {
         let mut told = locked(&self.0.told);
-        if told.watchers.len() >= WATCHERS {
-            return Err(ActorError::Quota { what: "connections that watch", limit: WATCHERS as u64 });
+        let watchers = told.watchers.iter().map(|post| post.scope.uid);
+        // Those of operators among themselves, and those of trainers among themselves.
+        let rivals = watchers.clone().filter(|uid| uid.is_some() == scope.uid.is_some()).count();
+        let own = watchers.filter(|uid| *uid == scope.uid).count();
+        let within = |count: usize, limit: usize, what| {
+            if count < limit { Ok(()) } else { Err(ActorError::Watchers { what, limit }) }
+        };
+        if scope.uid.is_none() {
+            within(rivals, OPERATORS, "operators' connections that watch")?;
+        } else {
+            within(rivals, WATCHERS, "connections that watch")?;
+            within(own, WATCHERS_OF_A_USER, "connections of one user that watch")?;
         }
         let post = Arc::new(Post { scope, waiting: Mutex::default(), came: Notify::new() });
         told.watchers.push(post.clone());
@@ -322,9 +335,22 @@ mod tests {
     #[test]
     fn only_so_many_may_watch() {
         let events = events();
-        let mut watchers: Vec<_> = (0..WATCHERS).map(|_| events.watch(ALL).unwrap()).collect();
-        assert!(matches!(events.watch(ALL), Err(ActorError::Quota { .. })));
-        watchers.pop();
+        let of = |uid: u32| events.watch(Scope { uid: Some(uid), ..ALL });
+        let is_refused =
+            |watch: Result<Watcher, ActorError>| matches!(watch, Err(ActorError::Watchers { .. }));
+        let mut one: Vec<_> = (0..WATCHERS_OF_A_USER).map(|_| of(1).unwrap()).collect();
+        assert!(is_refused(of(1)), "no more of one user");
+        let users = (WATCHERS / WATCHERS_OF_A_USER) as u32;
+        let mut all: Vec<_> = (2..=users)
+            .flat_map(|uid| (0..WATCHERS_OF_A_USER).map(move |_| uid))
+            .map(|uid| of(uid).unwrap())
+            .collect();
+        assert!(is_refused(of(99)), "no more of all users");
+        let operators: Vec<_> = (0..OPERATORS).map(|_| events.watch(ALL).unwrap()).collect();
+        assert!(is_refused(events.watch(ALL)), "operators have places of their own, and so many");
+        one.pop();
+        all.push(of(99).unwrap());
+        drop(operators);
         assert!(events.watch(ALL).is_ok());
     }
 }

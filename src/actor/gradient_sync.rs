@@ -11,7 +11,7 @@ use super::ActorError;
 use crate::{
     engine::{
         Alpha, Answer, Course, EngineError, LaneCommand, LaneEvent, LaneGauges, LaneHandle, LaneParts,
-        LayerSpec, LiveSeed, Role,
+        LayerSpec, LiveSeed, Role, Upcoming,
     },
     id::{Generation, LayerId, SeedIndex},
     wire::ScheduleSpec,
@@ -116,6 +116,14 @@ impl LaneLink {
         self.ask(|answer| LaneCommand::SetRole { layer, seed, role, answer }).await
     }
 
+    /// What a layer's next passes will want of a seed.
+    ///
+    /// # Errors
+    /// The lane's refusal.
+    pub async fn upcoming(&self, layer: LayerId, seed: SeedIndex) -> Result<Upcoming, ActorError> {
+        self.ask(|answer| LaneCommand::Upcoming { layer, seed, answer }).await
+    }
+
     /// From now on the lane refuses forward passes and goes on with backward ones. Returns once the pass that
     /// was under way is over, so that its ticket is counted.
     pub async fn drain(&self) {
@@ -132,6 +140,26 @@ impl LaneLink {
     /// The lane's numbers.
     pub fn gauges(&self) -> &Arc<LaneGauges> {
         self.0.gauges()
+    }
+
+    /// Keeps the lane, once it has done what waits for it already, from everything until the first of what it gives is
+    /// dropped. The second tells when it has stopped.
+    #[cfg(test)]
+    pub(super) fn hold_up(&self) -> (std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>) {
+        let (held, let_go) = std::sync::mpsc::channel();
+        let (stopped, has_stopped) = std::sync::mpsc::channel();
+        let answer = Box::new(move |_| {
+            let _ = stopped.send(());
+            let _ = let_go.recv();
+        });
+        self.0.send(LaneCommand::Snapshot { answer }).expect("the lane lives");
+        (held, has_stopped)
+    }
+
+    /// How many commands wait.
+    #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.0.queued()
     }
 
     async fn ask<T: Send + 'static>(

@@ -22,18 +22,18 @@ pub use gradient_sync::LaneLink;
 pub use kernel_cache::{
     ClearKernels, CloseCache, CondemnKernels, DoubtKernels, EvictKernel, ExplainKernel, ForgetKernel,
     GetKernel, HeldKernel, Holder, Holders, KernelCache, KernelCacheParts, KernelLease, Kernels, LoadLog,
-    MeasureCache, OfferKernel, PinKernel, PrefetchKernel, ReportCache, ReportSupply, ReweighKernel,
-    SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
+    MeasureCache, OfferCounts, OfferKernel, PinKernel, PrefetchKernel, ReportCache, ReportSupply,
+    ReweighKernel, SupplyStatus, WarmKernels, WarmPlan, WarmStart, Warming,
 };
 pub use roll::LaneNumbers;
 pub use seed::{
-    BeginGraft, BlendSeed, DescribeSeed, FinishGraft, FossilizeSeed, GraftSeed, Grafted, HoldSeed, PruneSeed,
-    Seed, SeedParts, SetSeedAlpha, UnloadSeed,
+    BeginGraft, BlendSeed, DescribeSeed, ExportSeed, FinishGraft, FossilizeSeed, GraftSeed, Grafted,
+    HoldSeed, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed,
 };
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session, serve_watcher};
 pub use supervisor::{
-    AdmitSession, BeginDrain, Ping, RefusedSession, ReportSeeds, ReportStatus, SessionClosed, Supervisor,
-    SupervisorParts,
+    AdmitSession, BeginDrain, DeviceReporter, Ping, RefusedSession, ReportSeeds, ReportStatus, SessionClosed,
+    Supervisor, SupervisorParts,
 };
 pub use urza_fetcher::{FetchEntry, FetchKernel, FetcherSource, ReportBreakers, UrzaFetcher};
 pub use validator::{JudgeArtifact, Judged, Validator};

@@ -77,7 +77,9 @@ fn add(totals: &mut TotalsReport, numbers: &LaneNumbers) {
     if let Some(gauges) = numbers.get() {
         totals.forward_passes += gauges.forwards();
         totals.backward_passes += gauges.backwards();
+        totals.refused_passes += gauges.refusals();
         totals.supply_waits += gauges.supply_waits().get();
+        totals.pass_plans += gauges.pass_plans();
         totals.compute_us += u64::try_from(gauges.computed().as_micros()).unwrap_or(u64::MAX);
         totals.turn_wait_us += u64::try_from(gauges.waited().as_micros()).unwrap_or(u64::MAX);
     }

@@ -25,8 +25,15 @@ use crate::{
         Whose,
     },
     id::SessionId,
-    wire::{ActorReport, Peer, SeedsReport, SessionLimits, StatusReport, TurnsReport, UserReport},
+    record::{Counts, Dropped, Recorder},
+    wire::{
+        ActorReport, DeviceReport, Peer, RecordsReport, SeedsReport, SessionLimits, StatusReport,
+        TurnsReport, UserReport,
+    },
 };
+
+/// Says what kernels run on, as it stands when it is asked. It may not wait.
+pub type DeviceReporter = Arc<dyn Fn() -> DeviceReport + Send + Sync>;
 
 /// What a supervisor is made with.
 pub struct SupervisorParts {
@@ -42,6 +49,8 @@ pub struct SupervisorParts {
     pub fetcher: Handle<UrzaFetcher>,
     /// Where kernels run.
     pub backend: Arc<dyn Backend>,
+    /// What that is, for operators.
+    pub device: DeviceReporter,
     /// How they run.
     pub engine: Arc<EngineConfig>,
     /// How much a session may hold, as its trainer is told.
@@ -50,6 +59,8 @@ pub struct SupervisorParts {
     pub ledgers: Arc<Ledgers>,
     /// Where passes take turns.
     pub turns: Arc<Turns>,
+    /// Where failing passes are recorded, if anywhere.
+    pub recorder: Option<Arc<Recorder>>,
     /// Sessions at a time.
     pub max_sessions: usize,
     /// Microseconds that each side of a session spins before it sleeps.
@@ -200,6 +211,7 @@ impl Handler<AdmitSession> for Supervisor {
             limits: parts.limits,
             ledger,
             turns: parts.turns.clone(),
+            recorder: parts.recorder.clone(),
             spin_us: parts.spin_us,
             numbers: numbers.clone(),
             events: parts.events.clone(),
@@ -252,10 +264,12 @@ impl Handler<ReportStatus> for Supervisor {
         let mut report = StatusReport {
             uptime_seconds: self.parts.clock.now().duration_since(self.started).as_secs(),
             devices: vec![self.parts.backend.name().to_owned()],
+            device: (self.parts.device)(),
             actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
             totals: self.sessions.totals(),
             events: self.parts.events.report(),
             turns: turns_report(&self.parts.turns),
+            records: self.parts.recorder.as_deref().map(records_report),
             users: self.parts.ledgers.users().into_iter().map(user_report).collect(),
             ..StatusReport::default()
         };
@@ -283,6 +297,12 @@ impl Handler<ReportStatus> for Supervisor {
 fn turns_report(turns: &Turns) -> TurnsReport {
     let Occupancy { places, running, waiting } = turns.occupancy();
     TurnsReport { places, running, waiting }
+}
+
+fn records_report(recorder: &Recorder) -> RecordsReport {
+    let Counts { written, dropped } = recorder.counts();
+    let dropped = Dropped::ALL.into_iter().zip(dropped);
+    RecordsReport { written, dropped: dropped.map(|(why, count)| (why.as_str().to_owned(), count)).collect() }
 }
 
 fn user_report(user: UserHoldings) -> UserReport {

@@ -11,10 +11,13 @@ pub mod fuzzing;
 mod limits;
 mod module;
 #[cfg(test)]
-mod mutation_tests;
+pub(crate) mod mutation_tests;
 mod pickle;
 mod pickled;
 mod pt2;
+mod rewrite;
+#[cfg(test)]
+mod rewrite_tests;
 mod storage;
 mod torchscript;
 mod zip;
@@ -26,14 +29,20 @@ pub(crate) use aten::samples;
 pub use error::{ArtifactError, Problem};
 pub use limits::ReadLimits;
 pub use module::{DeclaredInput, EXPORTERS_FRAME, Format, Mode, Module, ModuleType, NamedTensor, Parameter};
+pub use rewrite::{RewriteError, rewrite};
 
 /// Reads an artifact of either format.
 ///
 /// # Errors
 /// [`ArtifactError`] naming the file within the archive, what is wrong and what to do.
 pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
-    let archive = zip::Archive::open(&bytes, limits)?;
-    let mut module = if archive.names().any(|name| name.starts_with("models/")) {
+    locate(&bytes, limits).map(|(module, _)| module)
+}
+
+/// The same, with the places where the parameters and buffers lie.
+fn locate(bytes: &Arc<[u8]>, limits: &ReadLimits) -> Result<(Module, storage::Places), ArtifactError> {
+    let archive = zip::Archive::open(bytes, limits)?;
+    let (mut module, places) = if archive.names().any(|name| name.starts_with("models/")) {
         pt2::read(&archive, limits)
     } else if archive.contains("data.pkl") && archive.names().any(|name| name.starts_with("code/")) {
         torchscript::read(&archive, limits)
@@ -46,14 +55,16 @@ pub fn read(bytes: Arc<[u8]>, limits: &ReadLimits) -> Result<Module, ArtifactErr
     }?;
     check_names(&module)?;
     module.limits.deadline = None;
-    Ok(module)
+    module.copied_bytes = module.count_copies();
+    Ok((module, places))
 }
 
 /// Names reach a trainer's `state_dict`: each stands for one tensor, and can be read.
 fn check_names(module: &Module) -> Result<(), ArtifactError> {
-    let parameters = module.parameters.iter().map(|parameter| &parameter.name);
+    let parameters = module.parameters.iter().map(|parameter| (&parameter.name, &parameter.aliases));
+    let buffers = module.buffers.iter().map(|buffer| (&buffer.name, &buffer.aliases));
     let mut seen = HashSet::new();
-    for name in parameters.chain(module.buffers.iter().map(|buffer| &buffer.name)) {
+    for name in parameters.chain(buffers).flat_map(|(name, aliases)| [name].into_iter().chain(aliases)) {
         let wrong = if name.is_empty() {
             "a tensor has an empty name".to_owned()
         } else if name.chars().any(char::is_control) {

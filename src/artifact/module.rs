@@ -1,9 +1,13 @@
 //! A parsed artifact.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use super::{
-    ArtifactError, ReadLimits,
+    ArtifactError, ReadLimits, RewriteError,
     aten::{Lowering, Ready},
     pt2, torchscript,
 };
@@ -49,6 +53,8 @@ pub struct Parameter {
     pub tensor: HostTensor,
     /// Whether it wants a gradient.
     pub requires_grad: bool,
+    /// The other paths that it is reached by, where weights are tied.
+    pub aliases: Vec<String>,
 }
 
 /// A tensor that the forward pass itself may change.
@@ -61,6 +67,10 @@ pub struct NamedTensor {
     /// Whether part of its memory is another tensor's too. What is written to such a buffer would have to be
     /// seen in the other, so that it is refused.
     pub shared: bool,
+    /// The other paths that it is reached by.
+    pub aliases: Vec<String>,
+    /// Whether a `state_dict` has it. TorchScript does not say, and gives every buffer to its own.
+    pub persistent: bool,
 }
 
 /// What the exporter of PT2 archives writes as path and class of a node that it made itself.
@@ -96,7 +106,9 @@ pub struct Module {
     pub(super) declared: Option<Vec<DeclaredInput>>,
     pub(super) program: Program,
     pub(super) limits: ReadLimits,
-    pub(super) archive_bytes: usize,
+    /// The artifact itself, of which most tensors are parts.
+    pub(super) archive: Arc<[u8]>,
+    pub(super) copied_bytes: usize,
 }
 
 /// The program in its own format.
@@ -131,9 +143,42 @@ impl Module {
         }
     }
 
-    /// Bytes of the artifact, which stay in memory as long as one of its tensors does: they are parts of it.
-    pub fn archive_bytes(&self) -> usize {
-        self.archive_bytes
+    /// The artifact's bytes.
+    pub fn archive(&self) -> &Arc<[u8]> {
+        &self.archive
+    }
+
+    /// The artifact with other values of its parameters and buffers.
+    ///
+    /// # Errors
+    /// As [`rewrite`](super::rewrite()).
+    pub fn rewritten(&self, values: &BTreeMap<String, HostTensor>) -> Result<Arc<[u8]>, RewriteError> {
+        let deadline = Instant::now() + self.limits.time_limit;
+        super::rewrite(&self.archive, values, &self.limits.until(deadline))
+    }
+
+    /// The most bytes that are in use for a moment while the artifact is [rewritten](Self::rewritten), beside it and the
+    /// values: the result twice, or once with the files that change; of tensors that are no parts of it, because they
+    /// are packed or lie in an archive within, four more copies.
+    pub fn rewrite_bytes(&self) -> usize {
+        let copied = self.copied_bytes.saturating_mul(4);
+        self.archive.len().saturating_mul(2).saturating_add(copied)
+    }
+
+    /// Bytes of memory that are held with the module: the artifact, and what tensors are copied from it, such as
+    /// packed ones.
+    pub fn held_bytes(&self) -> usize {
+        self.archive.len().saturating_add(self.copied_bytes)
+    }
+
+    /// Bytes of the tensors that are no parts of the artifact.
+    pub(super) fn count_copies(&self) -> usize {
+        let parameters = self.parameters.iter().map(|parameter| &parameter.tensor);
+        let buffers = self.buffers.iter().map(|buffer| &buffer.tensor);
+        let constants = self.constants();
+        let all = parameters.chain(buffers).chain(constants.iter().map(|(_, tensor)| *tensor));
+        let copies = all.filter(|tensor| !tensor.is_part_of(&self.archive));
+        copies.fold(0, |sum, tensor| sum.saturating_add(tensor.bytes().len()))
     }
 
     /// Every module of the tree that is known, sorted by path.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     ArtifactError, NamedTensor, ReadLimits,
     pickle::{self, Document, Item, ItemId},
-    storage::{Storages, View},
+    storage::{Place, Storages, View},
     zip::Archive,
 };
 use crate::tensor::{DType, HostTensor};
@@ -24,6 +24,8 @@ pub(super) struct Pickled {
     pub(super) at: String,
     /// The storage it lies in.
     pub(super) storage: String,
+    /// The same for whoever writes there.
+    pub(super) place: Place,
 }
 
 /// Reads a tensor, or a parameter, whose storage is a file of `folder`.
@@ -69,7 +71,8 @@ pub(super) fn tensor(
     let tensor = storages.tensor(&file, &view)?;
     let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
     let requires_grad = *document.get(requires_grad) == Item::Bool(true);
-    Ok(Pickled { tensor, requires_grad, at, storage: file })
+    let place = Place { within: None, file: file.clone(), view };
+    Ok(Pickled { tensor, requires_grad, at, storage: file, place })
 }
 
 fn storage_dtype(kind: &str) -> Option<DType> {
@@ -145,13 +148,17 @@ pub(super) fn saved(
     )
     .map_err(within)?;
     let mut storages = Storages::new(&archive, &inner);
+    let lies_here = |mut one: Pickled| {
+        one.place.within = Some(file.to_owned());
+        one
+    };
     let mut found = BTreeMap::new();
     let entries = match document.get(document.root()) {
         Item::Dict(pairs) => pairs.clone(),
         Item::Call { .. } => {
             let one =
                 tensor("data.pkl", &document, &mut storages, document.root(), "data").map_err(within)?;
-            return Ok(BTreeMap::from([(String::new(), one)]));
+            return Ok(BTreeMap::from([(String::new(), lies_here(one))]));
         }
         _ => {
             return Err(ArtifactError::malformed(file, "it holds neither a tensor nor a dictionary of them"));
@@ -160,7 +167,7 @@ pub(super) fn saved(
     for (key, value) in entries {
         if let (Some(name), Item::Call { .. }) = (document.text(key), document.get(value)) {
             let value = tensor("data.pkl", &document, &mut storages, value, "data").map_err(within)?;
-            found.insert(name.to_owned(), value);
+            found.insert(name.to_owned(), lies_here(value));
         }
     }
     Ok(found)

@@ -9,11 +9,30 @@ use crate::{
 };
 
 /// How a tensor lies in its storage, in elements.
+#[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) dtype: DType,
     pub(super) sizes: Vec<usize>,
     pub(super) strides: Vec<usize>,
     pub(super) offset: usize,
+}
+
+/// Where a tensor's elements lie.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The file that is an archive itself and has the storage in it, where there is one.
+    pub(super) within: Option<String>,
+    /// The storage's file.
+    pub(super) file: String,
+    /// How the tensor lies there.
+    pub(super) view: View,
+}
+
+/// Where an artifact's parameters and buffers lie, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) parameters: Vec<Place>,
+    pub(super) buffers: Vec<Place>,
 }
 
 /// Reads tensors, within a budget of bytes for all of them: many could share one storage.
@@ -106,14 +125,63 @@ impl<'a, 'b> Storages<'a, 'b> {
     }
 }
 
+impl View {
+    /// Writes a tensor's bytes to where it lies in its storage; `false`, and nothing is written, where it does not.
+    pub(super) fn scatter(&self, storage: &mut [u8], content: &[u8]) -> bool {
+        let Some((layout, size)) = self.within(storage.len(), content.len()) else { return false };
+        if layout.is_contiguous() {
+            let start = layout.offset() * size;
+            storage[start..start + content.len()].copy_from_slice(content);
+            return true;
+        }
+        let mut elements = content.chunks_exact(size);
+        each_element(&layout, |at| {
+            if let Some(element) = elements.next() {
+                storage[at * size..(at + 1) * size].copy_from_slice(element);
+            }
+        });
+        true
+    }
+
+    /// The bytes of the tensor that lies so in a storage, where they are `bytes`.
+    pub(super) fn gather(&self, storage: &[u8], bytes: usize) -> Option<Vec<u8>> {
+        let (layout, size) = self.within(storage.len(), bytes)?;
+        if layout.is_contiguous() {
+            let start = layout.offset() * size;
+            return storage.get(start..start + bytes).map(<[u8]>::to_vec);
+        }
+        Some(gather(storage, &layout, size, bytes))
+    }
+
+    /// The layout and an element's size, where a tensor of `bytes` lies in a storage of `storage_bytes`.
+    fn within(&self, storage_bytes: usize, bytes: usize) -> Option<(Layout, usize)> {
+        let shape = Shape::from(&self.sizes[..]);
+        let size = self.dtype.size_bytes();
+        if shape.checked_elements().ok()?.checked_mul(size)? != bytes {
+            return None;
+        }
+        let layout = Layout::strided(shape, &self.strides, self.offset)?;
+        // One without elements lies nowhere, wherever it is said to begin.
+        let layout = if bytes == 0 { Layout::strided([0].into(), &[1], 0)? } else { layout };
+        (layout.end()?.checked_mul(size)? <= storage_bytes).then_some((layout, size))
+    }
+}
+
 /// Copies elements in the order of their indices; the layout was checked against the storage.
 fn gather(storage: &[u8], layout: &Layout, size: usize, bytes: usize) -> Vec<u8> {
     let mut content = Vec::with_capacity(bytes);
+    each_element(layout, |at| content.extend_from_slice(&storage[at * size..(at + 1) * size]));
+    content
+}
+
+/// Goes through the places of elements, in the order of their indices.
+fn each_element(layout: &Layout, mut element: impl FnMut(usize)) {
     let (sizes, strides) = (layout.shape().dims(), layout.strides());
     let mut index = vec![0usize; sizes.len()];
     let mut at = layout.offset();
-    while content.len() < bytes {
-        content.extend_from_slice(&storage[at * size..(at + 1) * size]);
+    let count = sizes.iter().product();
+    for _ in 0..count {
+        element(at);
         for dim in (0..sizes.len()).rev() {
             index[dim] += 1;
             at += strides[dim];
@@ -124,7 +192,6 @@ fn gather(storage: &[u8], layout: &Layout, size: usize, bytes: usize) -> Vec<u8>
             index[dim] = 0;
         }
     }
-    content
 }
 
 #[cfg(test)]

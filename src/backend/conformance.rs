@@ -146,6 +146,39 @@ fn plain(dtype: DType) -> Vec<Subject> {
     all.push(subject("a large layer norm", &[&[300, 256], &[256], &[256]], &|b, x| {
         b.apply(Op::LayerNorm { dims: 1, eps: 1e-5 }, x).unwrap()
     }));
+    let grouped = crate::graph::Conv2d { groups: 2, ..conv };
+    all.push(subject("a grouped convolution of full tiles", &[&[2, 32, 9, 9], &[32, 16, 3, 3]], &|b, x| {
+        b.apply(Op::Conv2d(grouped), x).unwrap()
+    }));
+    all.push(subject(
+        "gradients of a tall layer norm",
+        &[&[1500, 5], &[5], &[1500], &[1500], &[1500, 5]],
+        &|b, x| {
+            let gradients = b.push(Op::LayerNormGrad { dims: 1 }, x).unwrap();
+            let rows: Vec<_> = gradients
+                .into_iter()
+                .map(|gradient| {
+                    let rows = b.shape(gradient).elements() / 5;
+                    b.apply(Op::Reshape([rows, 5].into()), &[gradient]).unwrap()
+                })
+                .collect();
+            b.apply(Op::Cat { dim: 0 }, &rows).unwrap()
+        },
+    ));
+    all.push(subject("a product with a long inner side", &[&[3, 2000], &[4, 2000]], &|b, x| {
+        b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap()
+    }));
+    for dims in [vec![0], vec![1], vec![0, 1]] {
+        all.push(subject(&format!("long sums over {dims:?}"), &[&[3000, 4], &[4, 5000]], &|b, x| {
+            let sums = [x[0], x[1]].map(|x| {
+                let sum =
+                    b.apply(Op::Reduce { reduction: Reduction::Mean, dims: dims.clone() }, &[x]).unwrap();
+                let elements = b.shape(sum).elements();
+                b.apply(Op::Reshape([elements].into()), &[sum]).unwrap()
+            });
+            b.apply(Op::Cat { dim: 0 }, &sums).unwrap()
+        }));
+    }
     all.push(subject("an empty batch", &[&[0, 3], &[4, 3]], &|b, x| {
         let y = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap();
         b.apply(Op::Unary(Unary::Relu), &[y]).unwrap()
@@ -198,8 +231,9 @@ fn check(backend: &dyn Backend, subject: &Subject, dtype: DType) {
     let mut before: Option<Vec<(Sink, HostTensor)>> = None;
     for threads in [1, 2, 3] {
         let context = RunContext { seed: 42, deadline: None, threads };
-        let results = run_on_host(executable.as_ref(), &subject.graph, [&none, &none], feed, &context)
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let results =
+            run_on_host(backend, executable.as_ref(), &subject.graph, [&none, &none], feed, &context)
+                .unwrap_or_else(|e| panic!("{name}: {e}"));
         for ((sink, ours), (_, truth)) in results.iter().zip(&truth) {
             let (a, b) = (ours.to_f64(), truth.to_f64());
             // Where the truth is not finite, ours must be the very same; elsewhere errors add up.

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Instant};
 
-use super::Region;
+use super::{HostMemory, HostQueue, Memory, OwnMemory, Queue, Region, Shared};
 use crate::{graph::Graph, tensor::PackedLayout};
 
 /// A device that compiles and runs graphs.
@@ -17,6 +17,30 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// allow.
     fn compile(&self, graph: &Graph, options: &CompileOptions<'_>)
     -> Result<Arc<dyn Executable>, BuildError>;
+
+    /// Zeroed memory that runs here may use. What could not be had says so ([`Memory::lack`]).
+    fn allocate(&self, len_bytes: usize) -> OwnMemory {
+        Box::new(HostMemory::new(len_bytes))
+    }
+
+    /// A queue for runs here. `goes_first` puts its work before that of others, where the device has a choice.
+    fn open_queue(&self, goes_first: bool) -> Box<dyn Queue> {
+        let _ = goes_first;
+        Box::new(HostQueue::default())
+    }
+
+    /// Host memory that a trainer maps too, made known to the device.
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`], [`RunError::Device`].
+    fn share(&self, memory: Arc<dyn Memory>) -> Result<Shared, RunError> {
+        Ok(Shared::same(memory))
+    }
+
+    /// Whether a run goes on after it was handed over. Where it does, one thread can keep many queues busy.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
 }
 
 /// What a graph alone does not tell.
@@ -69,6 +93,22 @@ pub struct Bindings<'a> {
     pub workspace: Region<'a>,
 }
 
+impl Bindings<'static> {
+    /// Memory for nothing.
+    pub const EMPTY: Self = Self {
+        inputs: &[],
+        outputs: &[],
+        grad_outputs: &[],
+        grad_inputs: &[],
+        parameters: Region::EMPTY,
+        grad_parameters: Region::EMPTY,
+        buffers: Region::EMPTY,
+        buffer_updates: Region::EMPTY,
+        saved: Region::EMPTY,
+        workspace: Region::EMPTY,
+    };
+}
+
 /// What else a run depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct RunContext {
@@ -88,14 +128,20 @@ pub trait Executable: Send + Sync + fmt::Debug {
     /// Bytes of memory of its own, which it keeps as long as it lives: steps, layouts, constants.
     fn held_bytes(&self) -> usize;
 
-    /// Runs the graph once. Every byte of every sink is written, or an error is returned.
+    /// Hands one run of the graph to a queue of its device. Every byte of every sink is written, or an error is returned
+    /// by this or by whoever waits for the queue.
     ///
-    /// Blocking: until done, on the caller's thread and at most `context.threads - 1` others.
+    /// Blocking: on the CPU until done, on the caller's thread and at most `context.threads - 1` others.
     ///
     /// # Errors
     /// [`RunError`] when a region is absent, too small or misaligned, or when the deadline passed; sinks
     /// then hold undefined numbers, sources are untouched.
-    fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError>;
+    fn run(
+        &self,
+        queue: &mut dyn Queue,
+        bindings: &Bindings<'_>,
+        context: &RunContext,
+    ) -> Result<(), RunError>;
 }
 
 /// Why a graph cannot be placed on a device.
@@ -109,6 +155,14 @@ pub enum BuildError {
         /// The operation with its attributes.
         op: String,
         /// What is missing.
+        reason: String,
+    },
+    /// The device's own software failed.
+    #[error("{device} cannot take the plan: {reason}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What failed, in its own words.
         reason: String,
     },
     /// The deadline passed before the plan was made.
@@ -151,6 +205,35 @@ pub enum RunError {
         name: String,
         /// The alignment needed.
         needed_bytes: usize,
+    },
+    /// A region lies where the device cannot reach it.
+    #[error("region {name} does not lie in the memory of {device}: copy it there first")]
+    WrongDevice {
+        /// Which binding.
+        name: String,
+        /// The device of the run.
+        device: String,
+    },
+    /// The device has no memory left.
+    #[error(
+        "{device} has {free_bytes} bytes left for kernels and sessions, {needed_bytes} are needed: raise device.memory, \
+         use a smaller batch, or close layers"
+    )]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        needed_bytes: usize,
+        /// What was left.
+        free_bytes: usize,
+    },
+    /// The device's own software failed.
+    #[error("{device} failed: {reason}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What failed, in its own words.
+        reason: String,
     },
     /// The deadline passed before the last operation.
     #[error("the time limit passed after {done} of {total} operations")]

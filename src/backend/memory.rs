@@ -1,8 +1,8 @@
 //! Memory that runs work on: shared with a trainer or the daemon's own.
 
-use std::{cell::UnsafeCell, fmt};
+use std::{cell::UnsafeCell, fmt, sync::Arc};
 
-use super::Region;
+use super::{Queue, Region, RunError};
 use crate::tensor::ALIGNMENT_BYTES;
 
 /// A block of memory that may be handed to a run, kept alive by whoever holds the owner.
@@ -12,6 +12,113 @@ use crate::tensor::ALIGNMENT_BYTES;
 pub trait Memory: Send + Sync + fmt::Debug {
     /// The whole block, aligned to [`ALIGNMENT_BYTES`].
     fn region(&self) -> Region<'_>;
+
+    /// How many bytes.
+    fn len_bytes(&self) -> usize {
+        self.region().len_bytes()
+    }
+
+    /// Why there is no memory, where it was asked for and could not be had; the region is then empty.
+    fn lack(&self) -> Option<&RunError> {
+        None
+    }
+}
+
+/// Memory of the daemon's own, on whatever device, freed when it is dropped.
+pub type OwnMemory = Box<dyn Memory>;
+
+/// A block of no bytes, which costs nothing to make.
+pub fn nothing() -> OwnMemory {
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Memory for Nothing {
+        fn region(&self) -> Region<'_> {
+            Region::EMPTY
+        }
+    }
+    Box::new(Nothing)
+}
+
+/// Memory that could not be had.
+#[derive(Debug)]
+pub struct Lacking(pub RunError);
+
+impl Memory for Lacking {
+    fn region(&self) -> Region<'_> {
+        Region::EMPTY
+    }
+
+    fn lack(&self) -> Option<&RunError> {
+        Some(&self.0)
+    }
+}
+
+/// Memory that a trainer maps too, and where the device has it: the same memory, or a copy of it at the same offsets.
+#[derive(Debug)]
+pub struct Shared {
+    /// First, so that a device lets go of the other before it is unmapped.
+    ours: Option<OwnMemory>,
+    theirs: Arc<dyn Memory>,
+}
+
+impl Shared {
+    /// Memory that the device reads and writes where it is.
+    pub fn same(memory: Arc<dyn Memory>) -> Self {
+        Self { ours: None, theirs: memory }
+    }
+
+    /// Memory with a copy on the device, which is as large.
+    pub fn copied(theirs: Arc<dyn Memory>, ours: OwnMemory) -> Self {
+        Self { ours: Some(ours), theirs }
+    }
+
+    /// As the trainer has it, in the host's memory.
+    pub fn host(&self) -> Region<'_> {
+        self.theirs.region()
+    }
+
+    /// As the device has it.
+    pub fn device(&self) -> Region<'_> {
+        match &self.ours {
+            Some(ours) => ours.region(),
+            None => self.theirs.region(),
+        }
+    }
+
+    /// Hands over the copy of a part to the device, if it has one of its own. What does not lie within is passed over:
+    /// the run that wants it finds that out.
+    ///
+    /// # Errors
+    /// As [`Queue::copy`].
+    pub fn bring(&self, queue: &mut dyn Queue, offset: usize, len_bytes: usize) -> Result<(), RunError> {
+        self.carry(queue, offset, len_bytes, |theirs, ours| (theirs, ours))
+    }
+
+    /// Hands over the copy of a part from the device to where the trainer has it.
+    ///
+    /// # Errors
+    /// As [`Queue::copy`].
+    pub fn send(&self, queue: &mut dyn Queue, offset: usize, len_bytes: usize) -> Result<(), RunError> {
+        self.carry(queue, offset, len_bytes, |theirs, ours| (ours, theirs))
+    }
+
+    fn carry<'a>(
+        &'a self,
+        queue: &mut dyn Queue,
+        offset: usize,
+        len_bytes: usize,
+        way: impl FnOnce(Region<'a>, Region<'a>) -> (Region<'a>, Region<'a>),
+    ) -> Result<(), RunError> {
+        let Some(ours) = &self.ours else { return Ok(()) };
+        let parts = (self.theirs.region().part(offset, len_bytes), ours.region().part(offset, len_bytes));
+        let (Some(theirs), Some(ours)) = parts else { return Ok(()) };
+        if len_bytes == 0 {
+            return Ok(());
+        }
+        let (from, to) = way(theirs, ours);
+        queue.copy(from, to)
+    }
 }
 
 #[derive(Clone, Copy)]

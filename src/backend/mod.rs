@@ -6,19 +6,24 @@
 #[cfg(test)]
 mod conformance;
 pub mod cpu;
+pub mod cuda;
 mod executable;
 mod memory;
 mod offline;
 #[cfg(test)]
 mod ops_page;
 pub mod plan;
+mod queue;
 #[cfg(test)]
 mod random_graphs;
 mod region;
+#[cfg(test)]
+pub(crate) mod test_device;
 
 pub use executable::{
     Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
 };
-pub use memory::{HostMemory, Memory};
-pub use offline::{HostBlocks, run_on_host};
+pub use memory::{HostMemory, Lacking, Memory, OwnMemory, Shared, nothing};
+pub use offline::{PassBlocks, run_on_host};
+pub use queue::{HostQueue, NOTE_BYTES, Queue};
 pub use region::Region;

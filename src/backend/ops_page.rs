@@ -35,7 +35,8 @@ fn runs(graph: &Graph) -> bool {
     let buffers = PackedLayout::new(buffers.iter().map(|info| (&info.shape, info.dtype))).unwrap();
     let options =
         CompileOptions { parameters: &none, buffers: &buffers, limit_bytes: usize::MAX, deadline: None };
-    let Ok(executable) = CpuBackend::new(1).compile(graph, &options) else { return false };
+    let backend = CpuBackend::new(1);
+    let Ok(executable) = backend.compile(graph, &options) else { return false };
     let feed = |source: Source| {
         let info = graph.info(graph.source(source).unwrap());
         let salt = match source {
@@ -50,7 +51,7 @@ fn runs(graph: &Graph) -> bool {
         fill(&info.shape, info.dtype, salt, (0.5, 2.0))
     };
     let context = RunContext { seed: 42, deadline: None, threads: 1 };
-    let ours = run_on_host(executable.as_ref(), graph, [&none, &buffers], feed, &context).unwrap();
+    let ours = run_on_host(&backend, executable.as_ref(), graph, [&none, &buffers], feed, &context).unwrap();
     let truth = evaluate(graph, feed, 42).unwrap();
     for ((sink, ours), (_, truth)) in ours.iter().zip(&truth) {
         let (a, b) = (ours.to_f64(), truth.to_f64());

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// One step of a random program: what to do, and numbers that choose operands and attributes.
-type Choice = (u8, usize, usize, usize);
+pub(super) type Choice = (u8, usize, usize, usize);
 
 /// Appends what a choice says, as far as the shapes allow.
 fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Choice) {
@@ -56,7 +56,7 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
     }
 }
 
-fn graph(choices: &[Choice], outputs: &[usize]) -> Graph {
+pub(super) fn graph(choices: &[Choice], outputs: &[usize]) -> Graph {
     let mut builder = Builder::new();
     let shapes: [&[usize]; 3] = [&[4, 6], &[6], &[6, 4]];
     let mut values: Vec<ValueId> = shapes
@@ -83,15 +83,20 @@ fn feed(graph: &Graph, source: Source, saved: &[(Sink, HostTensor)]) -> HostTens
     HostTensor::from_values(shape.clone(), &noise(&shape, salt, -1.0, 1.0)).unwrap()
 }
 
-/// Runs a graph both ways and gives what came out.
-fn agree(graph: &Graph, saved: &[(Sink, HostTensor)]) -> Result<Vec<(Sink, HostTensor)>, TestCaseError> {
+/// Runs a graph on a backend and on the reference evaluator, and gives what came out.
+fn agree(
+    backend: &dyn Backend,
+    graph: &Graph,
+    saved: &[(Sink, HostTensor)],
+) -> Result<Vec<(Sink, HostTensor)>, TestCaseError> {
     let truth = evaluate(graph, |source| feed(graph, source, saved), 1).unwrap();
     let none = PackedLayout::default();
     let options =
         CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
-    let executable = CpuBackend::new(1).compile(graph, &options).unwrap();
+    let executable = backend.compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: 1 };
     let ours = run_on_host(
+        backend,
         executable.as_ref(),
         graph,
         [&none, &none],
@@ -108,6 +113,23 @@ fn agree(graph: &Graph, saved: &[(Sink, HostTensor)]) -> Result<Vec<(Sink, HostT
     Ok(truth)
 }
 
+/// Makes a graph of choices and has a backend run it, and its forward and backward, as the reference does.
+pub(super) fn agrees(
+    backend: &dyn Backend,
+    choices: &[Choice],
+    outputs: &[usize],
+) -> Result<(), TestCaseError> {
+    let mut graph = graph(choices, outputs);
+    agree(backend, &graph, &[])?;
+    simplify(&mut graph);
+    let wants = Wants { inputs: &[true; 3], parameters: &[] };
+    let mut both = differentiate(&graph, &wants).unwrap();
+    simplify(&mut both.backward);
+    let saved = agree(backend, &both.forward, &[])?;
+    agree(backend, &both.backward, &saved)?;
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -116,13 +138,6 @@ proptest! {
         choices in prop::collection::vec((any::<u8>(), 0usize..64, 0usize..64, 0usize..12), 1..40),
         outputs in prop::collection::vec(0usize..8, 1..4),
     ) {
-        let mut graph = graph(&choices, &outputs);
-        agree(&graph, &[])?;
-        simplify(&mut graph);
-        let wants = Wants { inputs: &[true; 3], parameters: &[] };
-        let mut both = differentiate(&graph, &wants).unwrap();
-        simplify(&mut both.backward);
-        let saved = agree(&both.forward, &[])?;
-        agree(&both.backward, &saved)?;
+        agrees(&CpuBackend::new(1), &choices, &outputs)?;
     }
 }

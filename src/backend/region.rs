@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 pub struct Region<'a> {
     start: *mut u8,
     len_bytes: usize,
+    is_host: bool,
     life: PhantomData<&'a ()>,
 }
 
@@ -22,20 +23,39 @@ unsafe impl Sync for Region<'_> {}
 
 impl<'a> Region<'a> {
     /// A region of no bytes.
-    pub const EMPTY: Region<'static> =
-        Region { start: std::ptr::dangling_mut::<u128>().cast(), len_bytes: 0, life: PhantomData };
+    pub const EMPTY: Region<'static> = Region {
+        start: std::ptr::dangling_mut::<u128>().cast(),
+        len_bytes: 0,
+        is_host: true,
+        life: PhantomData,
+    };
 
     /// A region over memory borrowed for as long as the region lives.
     pub fn from_mut(bytes: &'a mut [u8]) -> Self {
-        Self { start: bytes.as_mut_ptr(), len_bytes: bytes.len(), life: PhantomData }
+        Self { start: bytes.as_mut_ptr(), len_bytes: bytes.len(), is_host: true, life: PhantomData }
     }
 
-    /// A region of memory that is not borrowed: a mapping, another device's memory.
+    /// A region of host memory that is not borrowed, as a mapping is.
     ///
     /// # Safety
     /// `start` must be valid for reads and writes of `len_bytes` bytes for as long as `'a` lasts.
     pub unsafe fn from_raw(start: *mut u8, len_bytes: usize) -> Self {
-        Self { start, len_bytes, life: PhantomData }
+        Self { start, len_bytes, is_host: true, life: PhantomData }
+    }
+
+    /// A region of a device's memory, by its address there. What this process does itself (`read`, `write`, `copy_to`,
+    /// `zero`) it does not do to such a region; a [`Queue`](super::Queue) of the device does.
+    ///
+    /// # Safety
+    /// The device must be able to read and write as many bytes there for as long as `'a` lasts.
+    pub unsafe fn on_device(address: u64, len_bytes: usize) -> Self {
+        let start = std::ptr::with_exposed_provenance_mut(address as usize);
+        Self { start, len_bytes, is_host: false, life: PhantomData }
+    }
+
+    /// Whether it lies in the host's memory.
+    pub fn is_host(&self) -> bool {
+        self.is_host
     }
 
     /// The first byte's address.
@@ -54,13 +74,14 @@ impl<'a> Region<'a> {
         if end > self.len_bytes {
             return None;
         }
-        // SAFETY: `offset` is at most `len_bytes`, so the address stays within the block or at its end.
-        Some(Region { start: unsafe { self.start.add(offset) }, len_bytes: len, life: PhantomData })
+        // The address stays within the block or at its end; a device's block is nothing that `add` knows of.
+        let start = self.start.wrapping_add(offset);
+        Some(Region { start, len_bytes: len, ..*self })
     }
 
-    /// Copies the region's first bytes out; `false`, and nothing is copied, where it is shorter.
+    /// Copies the region's first bytes out; `false`, and nothing is copied, where it is shorter or a device's.
     pub fn read(&self, into: &mut [u8]) -> bool {
-        let fits = into.len() <= self.len_bytes;
+        let fits = into.len() <= self.len_bytes && self.is_host;
         if fits {
             // SAFETY: the region is valid for as many bytes, and a `&mut` slice overlaps no region that
             // safe code could have made. If somebody writes meanwhile, the bytes are theirs and are not
@@ -70,9 +91,9 @@ impl<'a> Region<'a> {
         fits
     }
 
-    /// Copies bytes to the region's start; `false`, and nothing is copied, where it is shorter.
+    /// Copies bytes to the region's start; `false`, and nothing is copied, where it is shorter or a device's.
     pub fn write(&self, from: &[u8]) -> bool {
-        let fits = from.len() <= self.len_bytes;
+        let fits = from.len() <= self.len_bytes && self.is_host;
         if fits {
             // SAFETY: as in `read`; `copy` allows the two to overlap.
             unsafe { std::ptr::copy(from.as_ptr(), self.start, from.len()) };
@@ -81,9 +102,9 @@ impl<'a> Region<'a> {
     }
 
     /// Copies the whole region to another one's start; `false`, and nothing is copied, where that is
-    /// shorter.
+    /// shorter, or where one of them is a device's.
     pub fn copy_to(&self, target: Region<'_>) -> bool {
-        let fits = self.len_bytes <= target.len_bytes;
+        let fits = self.len_bytes <= target.len_bytes && self.is_host && target.is_host;
         if fits {
             // SAFETY: both regions are valid for as many bytes; `copy` allows them to overlap.
             unsafe { std::ptr::copy(self.start, target.start, self.len_bytes) };
@@ -91,9 +112,12 @@ impl<'a> Region<'a> {
         fits
     }
 
-    /// Fills the region with zeros.
-    pub fn zero(&self) {
-        // SAFETY: the region is valid for writes of its length.
-        unsafe { std::ptr::write_bytes(self.start, 0, self.len_bytes) };
+    /// Fills the region with zeros; `false`, and nothing is written, where it is a device's.
+    pub fn zero(&self) -> bool {
+        if self.is_host {
+            // SAFETY: the region is valid for writes of its length.
+            unsafe { std::ptr::write_bytes(self.start, 0, self.len_bytes) };
+        }
+        self.is_host
     }
 }

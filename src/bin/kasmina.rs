@@ -1,13 +1,14 @@
 //! `kasmina`: the tool beside the daemon.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kasmina::{
     artifact::Mode,
     cli::{
         self, CliError, ExecOptions, Exit, InspectOptions, KeygenOptions, OperatorOptions, PublishOptions,
-        QuickstartOptions, SignOptions, SubjectOptions, TrainerOptions, UrzaServerOptions, ValidateOptions,
+        QuickstartOptions, ReplayOptions, SignOptions, SubjectOptions, TrainerOptions, UrzaServerOptions,
+        ValidateOptions,
     },
     config::{Config, ProcessEnvironment},
     id::{KernelId, SessionId},
@@ -16,7 +17,7 @@ use kasmina::{
 /// Works with kernels and with a running kasminad.
 ///
 /// Exit codes: 0 done; 1 the answer is no (a kernel rejected or failed, accuracy not raised); 2 a file or an
-/// argument cannot be used; 3 the daemon does not answer or refused.
+/// argument cannot be used; 3 the daemon does not answer or refused; 4 a replayed pass fails in another way.
 #[derive(Debug, Parser)]
 #[command(name = "kasmina", version)]
 struct Arguments {
@@ -71,6 +72,21 @@ enum Command {
         #[arg(long)]
         backward: bool,
     },
+    /// Runs a pass that a daemon has recorded when it failed: 0 it fails as it did, 1 it does not, 4 it fails in another
+    /// way.
+    Replay {
+        /// The record, a file in the folder that engine.record_failures names.
+        file: PathBuf,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+        /// Shows what every operation gave. For an output that is not finite the first one is shown in any case.
+        #[arg(long)]
+        trace: bool,
+        /// How long the pass may take, instead of the limit it had.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        time_limit: Option<Duration>,
+    },
     /// Makes an Ed25519 key pair for signing artifacts.
     Keygen {
         /// The private key's file, in PEM; the public key goes to FILE.pub.
@@ -98,7 +114,8 @@ enum Command {
         /// The kernel's id.
         #[arg(long, value_name = "ID")]
         name: KernelId,
-        /// The blueprint it is of; made if it is missing. Without one, the kernel's own name.
+        /// The blueprint it is of; made if it is missing. Without one, that of its entry or
+        /// of the kernel that it was trained from, else the kernel's own name.
         #[arg(long, value_name = "ID")]
         blueprint: Option<KernelId>,
         /// A private key to sign with; the signature goes into the catalogue's entry.
@@ -287,6 +304,12 @@ impl Operator {
     }
 }
 
+/// A time in seconds, which may have a fraction.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.ok_or_else(|| format!("{text:?} is no time: write a number of seconds"))
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(exit) => exit.into(),
@@ -320,6 +343,9 @@ fn run(command: Command) -> Result<Exit, CliError> {
         Command::Inspect { subject, mode, batch, backward } => {
             let (subject, batch) = (subject.options()?, batch as usize);
             cli::inspect(&InspectOptions { subject, mode: mode.into(), batch, backward })
+        }
+        Command::Replay { file, json, trace, time_limit } => {
+            cli::replay(&ReplayOptions { file, json, trace, time_limit })
         }
         Command::Keygen { show: Some(file), .. } => cli::show(&file),
         Command::Keygen { out, show: None } => cli::keygen(&KeygenOptions { out }),

@@ -6,11 +6,12 @@ use clap::Parser;
 use kasmina::{
     config::{Config, ProcessEnvironment},
     daemon::{self, DaemonEnvironment},
+    fault::Fault as _,
     telemetry::{Notifier, start_logging},
 };
 
 /// Exit code for a configuration that cannot be used, as `sysexits.h` has it.
-const EX_CONFIG: u8 = 78;
+pub const EX_CONFIG: u8 = 78;
 
 /// Runs kernels in the seeds of trainers' layers.
 #[derive(Debug, Parser)]
@@ -24,7 +25,8 @@ struct Arguments {
     check_config: bool,
 }
 
-fn main() -> ExitCode {
+/// The daemon's whole life; its exit code.
+pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let config = match Config::load(arguments.config.as_deref(), &ProcessEnvironment) {
         Ok(config) => config,
@@ -45,13 +47,18 @@ fn main() -> ExitCode {
                 None
             }
         },
+        variable: |name| std::env::var_os(name).map(PathBuf::from),
         panic_in: std::env::var("KASMINA_FAILPOINT").ok().and_then(|text| failpoint(&text)),
     };
     match daemon::run(&config, &environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("kasminad: {error}");
-            ExitCode::FAILURE
+            // What only shows when it is tried, such as a folder that cannot be written to, or a GPU that is not there.
+            match error.code() {
+                "config.invalid" | "device.unavailable" => ExitCode::from(EX_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

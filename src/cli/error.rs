@@ -6,9 +6,11 @@ use crate::{
     artifact::ArtifactError,
     backend::{BuildError, RunError},
     client::ClientError,
+    engine::ReplayError,
     fault::{ErrorClass, Fault},
     graph::GraphError,
     origin::{PublishError, StandInError},
+    record::RecordError,
     tensor::TensorError,
 };
 
@@ -24,6 +26,8 @@ pub enum Exit {
     Unusable = 2,
     /// The daemon does not answer or refused.
     Daemon = 3,
+    /// A recorded pass fails, but not as it did.
+    Another = 4,
 }
 
 impl From<Exit> for std::process::ExitCode {
@@ -75,6 +79,22 @@ pub enum CliError {
     /// The stand-in for Urza cannot be started.
     #[error(transparent)]
     StandIn(#[from] StandInError),
+    /// The file is no record of a failing pass.
+    #[error("{path}: {source}", path = path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// The record cannot be run.
+    #[error("{path}: {source}", path = path.display())]
+    Replay {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReplayError,
+    },
     /// Something else about the command's use.
     #[error("{reason}")]
     Usage {
@@ -110,6 +130,8 @@ impl Fault for CliError {
             Self::Client(error) => error.class(),
             Self::Publish(error) => error.class(),
             Self::StandIn(error) => error.class(),
+            Self::Record { source, .. } => source.class(),
+            Self::Replay { source, .. } => source.class(),
             _ => ErrorClass::Invalid,
         }
     }
@@ -121,6 +143,8 @@ impl Fault for CliError {
             Self::Client(error) => error.code(),
             Self::Publish(error) => error.code(),
             Self::StandIn(error) => error.code(),
+            Self::Record { source, .. } => source.code(),
+            Self::Replay { source, .. } => source.code(),
             Self::Build(_) => "kernel.rejected",
             Self::Run(_) => "kernel.runtime",
             Self::File { .. } | Self::Tensors { .. } | Self::Tensor(_) | Self::Usage { .. } => "cli.usage",

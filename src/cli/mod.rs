@@ -1,13 +1,16 @@
 //! The subcommands of `kasmina`. Each is one file and gives an exit code; `bin/kasmina.rs` reads arguments.
 
+mod device;
 mod error;
 mod events;
 mod exec;
 mod inspect;
 mod offline;
 mod operator;
+mod parent;
 mod publish;
 mod quickstart;
+mod replay;
 mod sign;
 mod subject;
 mod supply;
@@ -24,6 +27,7 @@ pub use inspect::{InspectOptions, inspect};
 pub use operator::{OperatorOptions, cache, seeds, status};
 pub use publish::{PublishOptions, publish};
 pub use quickstart::{QuickstartOptions, TrainerOptions, quickstart, train};
+pub use replay::{ReplayOptions, replay};
 pub use sign::{KeygenOptions, SignOptions, keygen, show, sign};
 pub use subject::SubjectOptions;
 pub use supply::{clear, evict, pin, warm, why};

@@ -135,7 +135,8 @@ impl Offline {
     ) -> Result<Vec<(Sink, HostTensor)>, CliError> {
         let context = RunContext { seed, deadline: None, threads: self.backend.threads() };
         let [parameters, buffers] = &self.layouts;
-        Ok(run_on_host(placed.executable.as_ref(), &placed.graph, [parameters, buffers], feed, &context)?)
+        let (executable, layouts) = (placed.executable.as_ref(), [parameters, buffers]);
+        Ok(run_on_host(&self.backend, executable, &placed.graph, layouts, feed, &context)?)
     }
 
     fn plan(&self, (shape, dtype, mode): &(Shape, DType, Mode)) -> Result<Planned, CliError> {

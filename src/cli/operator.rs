@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     CliError, Exit,
+    device::device_text,
     table::{self, bytes, micros, say},
 };
 use crate::{
@@ -49,19 +50,18 @@ pub fn status(options: &OperatorOptions) -> Result<Exit, CliError> {
     let report = options.connect()?.status()?;
     options.show(&report, |report| {
         say(&format!(
-            "kasminad {}, pid {}, {}, up {} s, {} resident, device {}\n",
+            "kasminad {}, pid {}, {}, up {} s, {} resident\n",
             report.version,
             report.pid,
             report.phase,
             report.uptime_seconds,
             bytes(report.resident_bytes),
-            report.devices.join(" "),
         ));
         let warming = &report.warming;
         if warming.planned > 0 || warming.planning {
             say(&format!("{}\n", warming_text(warming)));
         }
-        say("\n");
+        say(&format!("\n{}\n", device_text(&report.device)));
         let rows = report
             .actors
             .iter()

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{
     CliError, Exit,
+    parent::{inherit, parent_of},
     sign::read_key,
     subject::{Subject, SubjectOptions},
     table::{say, say_json},
@@ -24,7 +25,7 @@ pub struct PublishOptions {
     pub subject: SubjectOptions,
     /// The kernel's id.
     pub name: KernelId,
-    /// The blueprint it is of; without one, a blueprint of the kernel's own name.
+    /// The blueprint it is of; without one, its entry's or its parent's, else one of the kernel's own name.
     pub blueprint: Option<KernelId>,
     /// A private key to sign with.
     pub key: Option<PathBuf>,
@@ -48,13 +49,18 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
     let Some(bytes) = subject.bytes.clone() else {
         return refuse(options, &subject.judge(&policy));
     };
-    let metadata = subject.metadata;
     let digest = Digest::of(&bytes);
+    let metadata = match parent_of(&options.subject.file, &digest)? {
+        Some(parent) => inherit(subject.metadata, parent),
+        None => subject.metadata,
+    };
     let signature = match &options.key {
         Some(path) => Some(read_key(path)?.sign(&digest).to_string()),
         None => metadata.signature,
     };
-    let blueprint = options.blueprint.as_ref().unwrap_or(&options.name).to_string();
+    // It becomes a part of an address: what is no id is passed over.
+    let known = metadata.blueprint_id.as_deref().and_then(|known| known.parse().ok());
+    let blueprint = options.blueprint.clone().or(known).unwrap_or_else(|| options.name.clone()).to_string();
     let described = Metadata {
         blueprint_id: Some(blueprint),
         status: Status::Validated,
@@ -100,6 +106,9 @@ pub fn publish(options: &PublishOptions) -> Result<Exit, CliError> {
             "{} {word}\n  sha256     {}\n  reference  {}\n",
             published.id, published.digest, published.reference
         ));
+        if let Some(parent) = &publication.metadata.parent_kernel_id {
+            say(&format!("  trained    from {parent}\n"));
+        }
     }
     Ok(Exit::Ok)
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The largest catalogue entry that is read.
-const MAX_ENTRY_BYTES: u64 = 1 << 20;
+pub(super) const MAX_ENTRY_BYTES: u64 = 1 << 20;
 
 /// The largest file that a signature is looked for in.
 const MAX_SIGNATURE_BYTES: u64 = 4096;

@@ -41,7 +41,7 @@ pub fn top(options: &OperatorOptions, once: bool) -> Result<Exit, CliError> {
 fn picture(report: &StatusReport) -> String {
     let TurnsReport { places, running, waiting } = report.turns;
     let mut text = format!(
-        "kasminad {}, {}, up {} s, {} resident; {} sessions, {running} passes run in {places} places, {waiting} wait\n\n",
+        "kasminad {}, {}, up {} s, {} resident; {} sessions, {running} passes run in and beside {places} places, {waiting} wait\n\n",
         report.version,
         report.phase,
         report.uptime_seconds,
@@ -118,7 +118,9 @@ mod tests {
             arena_bytes: 0,
             saved_bytes: 1024,
             passes: 9,
+            refused_passes: 0,
             supply_waits: 0,
+            pass_plans: 0,
             held_bytes: 4096,
             compute_us: 0,
             turn_wait_us: 0,
@@ -137,7 +139,7 @@ mod tests {
         let text = picture(&report);
         let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(text.starts_with(
-            "kasminad 1.2.3, serving, up 0 s, 0 B resident; 2 sessions, 2 passes run in 2 places, 5 wait"
+            "kasminad 1.2.3, serving, up 0 s, 0 B resident; 2 sessions, 2 passes run in and beside 2 places, 5 wait"
         ));
         let expected = "2 1000 41 kasmina-python/0.1.0 2 16 3 4.0 KiB 12.2 61 % 8 % 250 us 12.3 ms";
         assert_eq!(words[3].join(" "), expected);

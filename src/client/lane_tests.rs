@@ -9,7 +9,7 @@ use std::{
 
 use super::{Client, ClientError, ConnectOptions, Layer, LayerOptions, PassRequest, connection::Connection};
 use crate::{
-    backend::cpu::CpuBackend,
+    backend::test_device::device,
     digest::Digest,
     engine::{
         Alpha, Answer, EngineConfig, Kernel, KernelParts, LaneCommand, LaneHandle, LaneLimits, LaneParts,
@@ -22,8 +22,8 @@ use crate::{
     validation::Metadata,
     wire::{
         Blend, DaemonLane, Empty, FrameKind, Graft, GraftReply, GraftRole, HelloReply, LayerReply, PROTOCOL,
-        Reply, Request, SeedState, SessionLimits, SharedMemory, Status, TensorEntry, Wants, decode, encode,
-        receive, send,
+        Reply, Request, SeedReply, SeedState, SessionLimits, SetAlpha, SharedMemory, Status, TensorEntry,
+        Wants, decode, encode, receive, send,
     },
 };
 
@@ -55,7 +55,13 @@ fn kernel(id: &KernelId) -> Arc<Kernel> {
         digest: Digest::of(id.as_str().as_bytes()),
         metadata: Metadata::bare(id.clone()),
         verdict: None,
-        parameters: vec![Weight { name: "w".into(), tensor, requires_grad: true }],
+        parameters: vec![Weight {
+            name: "w".into(),
+            tensor,
+            requires_grad: true,
+            aliases: Vec::new(),
+            persistent: true,
+        }],
         buffers: vec![],
         program: Box::new(Scale),
     };
@@ -90,7 +96,9 @@ fn graft(lane: &LaneHandle, graft: &Graft) -> (GraftReply, Arc<SharedMemory>) {
     let kernel = kernel(&graft.kernel);
     let memory = Arc::new(SharedMemory::create("test-seed", kernel.memory_bytes()).unwrap());
     assert!(kernel.initialise(memory.region()));
-    let live = Arc::new(LiveSeed::new(kernel.clone(), memory.clone(), Generation(1)).unwrap());
+    let live = Arc::new(
+        LiveSeed::new(kernel.clone(), device(1).share(memory.clone()).unwrap(), Generation(1)).unwrap(),
+    );
     let Graft { layer, seed, alpha, role, .. } = *graft;
     let factor = Alpha::new(alpha).unwrap();
     ask(lane, |answer| LaneCommand::Attach {
@@ -109,6 +117,8 @@ fn graft(lane: &LaneHandle, graft: &Graft) -> (GraftReply, Arc<SharedMemory>) {
         shape: Shape::from([FEATURES]),
         offset: 0,
         requires_grad: true,
+        aliases: vec![],
+        persistent: true,
     };
     let reply = GraftReply {
         layer,
@@ -124,6 +134,11 @@ fn graft(lane: &LaneHandle, graft: &Graft) -> (GraftReply, Arc<SharedMemory>) {
         buffers: vec![],
     };
     (reply, memory)
+}
+
+fn holding(alpha: f32) -> SeedReply {
+    let (state, generation) = (SeedState::Holding, Generation(1));
+    SeedReply { state, alpha, kernel: None, generation, target: None, steps_left: 0, frozen: false }
 }
 
 fn control(socket: &UnixStream, lane: &LaneHandle) {
@@ -145,6 +160,11 @@ fn control(socket: &UnixStream, lane: &LaneHandle) {
                 let (reply, memory) = graft(lane, &asked);
                 let reply = encode(FrameKind::Reply, 1, &Reply::Ok(reply)).unwrap();
                 send(socket, &reply, &[memory.file()]).unwrap();
+            }
+            Request::SetAlpha(SetAlpha { layer, seed, alpha }) => {
+                let factor = Alpha::new(alpha).unwrap();
+                ask(lane, |answer| LaneCommand::SetAlpha { layer, seed, alpha: factor, answer }).unwrap();
+                send(socket, &encode(FrameKind::Reply, 0, &Reply::Ok(holding(alpha))).unwrap(), &[]).unwrap();
             }
             Request::CloseLayer(close) => {
                 ask(lane, |answer| LaneCommand::CloseLayer { layer: close.layer, answer }).unwrap();
@@ -169,9 +189,10 @@ fn session() -> (Client, JoinHandle<()>) {
         let parts = LaneParts {
             session: SessionId(1),
             lane,
-            backend: Arc::new(CpuBackend::new(1)),
+            backend: device(1),
             config: Arc::new(EngineConfig::default()),
             limits: LaneLimits::default(),
+            recorder: None,
         };
         control(&theirs, &LaneHandle::start(parts, Box::new(|_| {})).unwrap());
     });

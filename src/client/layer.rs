@@ -27,6 +27,8 @@ pub struct Layer {
     host: bool,
     /// By slot, the host's last.
     grafted: Mutex<Vec<Option<Arc<Grafted>>>>,
+    /// By slot, the blend factor of a graft that was begun.
+    begun: Mutex<Vec<f32>>,
 }
 
 /// A kernel in a seed: its tables and its memory, which stays mapped as long as this is held, even after the
@@ -40,7 +42,8 @@ pub struct Grafted {
 impl Layer {
     pub(super) fn new(shared: Arc<Shared>, id: LayerId, seeds: u16, blend: Blend, host: bool) -> Self {
         let slots = usize::from(seeds) + usize::from(host);
-        Self { shared, id, blend, seeds, host, grafted: Mutex::new(vec![None; slots]) }
+        let (grafted, begun) = (Mutex::new(vec![None; slots]), Mutex::new(vec![0.0; slots]));
+        Self { shared, id, blend, seeds, host, grafted, begun }
     }
 
     /// The layer's number.
@@ -92,9 +95,19 @@ impl Layer {
         alpha: f32,
         input_shape: &Shape,
     ) -> Result<Arc<Grafted>, ClientError> {
-        let request = Request::Graft(self.graft_of(role, seed, kernel, alpha, input_shape));
+        // A kernel runs when its tables are known here and not before: passes of other threads go on meanwhile.
+        let request = Request::Graft(self.graft_of(role, seed, kernel, 0.0, input_shape));
         let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
-        self.take(seed, reply, descriptors)
+        let grafted = self.take(seed, reply, descriptors)?;
+        self.begin_blending(role, seed, alpha)?;
+        Ok(grafted)
+    }
+
+    fn begin_blending(&self, role: GraftRole, seed: SeedIndex, alpha: f32) -> Result<(), ClientError> {
+        if role == GraftRole::Blend && alpha != 0.0 && self.host() != Some(seed) {
+            self.set_alpha(seed, alpha)?;
+        }
+        Ok(())
     }
 
     /// As [`Layer::graft`], and from `alpha` on the blend factor goes by a schedule.
@@ -109,10 +122,9 @@ impl Layer {
         input_shape: &Shape,
         schedule: ScheduleSpec,
     ) -> Result<Arc<Grafted>, ClientError> {
-        let plain = self.graft_of(GraftRole::Blend, seed, kernel, alpha, input_shape);
-        let request = Request::Graft(Graft { schedule: Some(schedule), ..plain });
-        let (reply, descriptors): (GraftReply, _) = self.shared.control().ask(&request)?;
-        self.take(seed, reply, descriptors)
+        let grafted = self.graft(seed, kernel, 0.0, input_shape)?;
+        self.blend_by(seed, schedule, Some(alpha))?;
+        Ok(grafted)
     }
 
     /// As [`graft_as`](Self::graft_as) without waiting: passes go on with what runs in the seed, until
@@ -128,8 +140,12 @@ impl Layer {
         alpha: f32,
         input_shape: &Shape,
     ) -> Result<(), ClientError> {
-        let request = Request::BeginGraft(self.graft_of(role, seed, kernel, alpha, input_shape));
+        let request = Request::BeginGraft(self.graft_of(role, seed, kernel, 0.0, input_shape));
         let Empty {} = self.shared.ask(&request)?;
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(begun) = begun.get_mut(usize::from(seed.0)) {
+            *begun = if role == GraftRole::Blend { alpha } else { 0.0 };
+        }
         Ok(())
     }
 
@@ -140,7 +156,14 @@ impl Layer {
     pub fn finish_graft(&self, seed: SeedIndex) -> Result<Option<Arc<Grafted>>, ClientError> {
         let request = Request::FinishGraft(self.seed(seed));
         let (reply, descriptors): (Option<GraftReply>, _) = self.shared.control().ask(&request)?;
-        reply.map(|reply| self.take(seed, reply, descriptors)).transpose()
+        let Some(reply) = reply else { return Ok(None) };
+        let grafted = self.take(seed, reply, descriptors)?;
+        let alpha = {
+            let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.get(usize::from(seed.0)).copied().unwrap_or(0.0)
+        };
+        self.begin_blending(GraftRole::Blend, seed, alpha)?;
+        Ok(Some(grafted))
     }
 
     fn graft_of(
@@ -188,6 +211,11 @@ impl Layer {
     pub fn grafted(&self, seed: SeedIndex) -> Option<Arc<Grafted>> {
         let slots = self.grafted.lock().unwrap_or_else(PoisonError::into_inner);
         slots.get(usize::from(seed.0)).cloned().flatten()
+    }
+
+    /// All slots' kernels, as the layer knows them now.
+    pub(super) fn slots(&self) -> Vec<Option<Arc<Grafted>>> {
+        self.grafted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sets a seed's blend factor, in [0, 1], and ends the schedule that it follows.

@@ -8,6 +8,7 @@
 
 mod connection;
 mod error;
+mod export;
 mod heap;
 #[cfg(test)]
 mod lane_tests;
@@ -20,6 +21,7 @@ mod tests;
 mod watch;
 
 pub use error::ClientError;
+pub use export::Exported;
 pub use layer::{Grafted, Layer};
 pub use operator::Operator;
 pub use pass::{Gradients, Pass, PassRequest};

@@ -45,6 +45,8 @@ pub struct Pass {
     input: Held,
     ticket: Option<TicketId>,
     live: Vec<(SeedIndex, Arc<Grafted>)>,
+    /// A seed that ran, while another thread gave it another kernel or took it out: nobody can tell here which it was.
+    unsure: Option<SeedIndex>,
     completion: Completion,
 }
 
@@ -76,6 +78,7 @@ impl Pass {
         let wants = request.gradients.unwrap_or_default();
         let ticket = if request.gradients.is_some() { FLAG_TAKE_TICKET } else { 0 };
         let (input_dims, output_dims) = (dims(input_shape)?, dims(output_shape)?);
+        let before = layer.slots();
         let completion = shared.run(Submission {
             verb: VERB_FORWARD,
             flags: ticket | wants.flags() | if request.train { FLAG_TRAIN } else { 0 },
@@ -94,10 +97,22 @@ impl Pass {
             alphas_bytes,
             ..Submission::default()
         })?;
-        let live = completion.live_seeds().filter_map(|seed| Some((seed, layer.grafted(seed)?))).collect();
+        let after = layer.slots();
+        let of = |slots: &[Option<Arc<Grafted>>], seed: SeedIndex| {
+            slots.get(usize::from(seed.0)).cloned().flatten()
+        };
+        let (mut live, mut unsure) = (Vec::new(), None);
+        for seed in completion.live_seeds() {
+            match (of(&before, seed), of(&after, seed)) {
+                (Some(before), Some(after)) if Arc::ptr_eq(&before, &after) => live.push((seed, after)),
+                // It came into an empty seed: nothing else can have run there.
+                (None, Some(after)) => live.push((seed, after)),
+                _ => unsure = Some(seed),
+            }
+        }
         let ticket = Some(TicketId(completion.ticket)).filter(|ticket| ticket.0 != 0);
         let (layer, seeds) = (layer.id, layer.seeds());
-        Ok(Self { shared, layer, wants, seeds, output, input: input_block, ticket, live, completion })
+        Ok(Self { shared, layer, wants, seeds, output, input: input_block, ticket, live, unsure, completion })
     }
 
     /// S (convex, residual) or P (multiply): what the caller blends with the host's own output; or y, where the
@@ -139,8 +154,8 @@ impl Pass {
     /// Blocking: until the daemon is done.
     ///
     /// # Errors
-    /// [`ClientError::Usage`] when the pass took no ticket or the gradient has another size than the output;
-    /// otherwise as [`Layer::forward`].
+    /// [`ClientError::Usage`] when the pass took no ticket, the gradient has another size than the output, or a seed
+    /// was given another kernel while the pass was under way; otherwise as [`Layer::forward`].
     pub fn backward(self, grad_output: &[f32]) -> Result<Gradients, ClientError> {
         self.backward_with(grad_output, None)
     }
@@ -158,6 +173,12 @@ impl Pass {
         let Some(ticket) = self.ticket else {
             return Err(ClientError::usage("the pass took no ticket: ask for gradients in its forward"));
         };
+        if let Some(seed) = self.unsure {
+            return Err(ClientError::usage(format!(
+                "seed {seed} was given another kernel while the pass was under way, so its gradients could be taken for \
+                 those of the wrong one: run the forward again"
+            )));
+        }
         let output_bytes = self.output.block.bytes;
         let lengths = [Some(grad_output), straight].into_iter().flatten().map(<[f32]>::len);
         if let Some(len) = lengths.into_iter().find(|&len| len as u64 * 4 != output_bytes) {

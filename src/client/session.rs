@@ -269,6 +269,16 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// The first bytes of the block, where it has as many.
+    pub(super) fn read(&self, count: usize) -> Result<Vec<u8>, ClientError> {
+        let reason = "it is shorter than what is to be read";
+        let Block { offset, bytes: length } = self.block;
+        let mut bytes = vec![0; count];
+        let fits = self.shared.arena.region(self.block)?.read(&mut bytes);
+        fits.then_some(bytes)
+            .ok_or(WireError::Block { name: "artifact", offset, bytes: length, reason }.into())
+    }
+
     fn write(&self, bytes: &[u8]) -> Result<(), ClientError> {
         let reason = "it is shorter than what is to be written";
         let Block { offset, bytes: length } = self.block;

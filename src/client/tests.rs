@@ -13,11 +13,12 @@ use crate::{
     fault::Fault,
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     tensor::{DType, Shape},
+    validation::Metadata,
     wire::{
         Arena, Backward, Blend, Block, Command, Completion, DaemonLane, Empty, ErrorReply, Event, EventKind,
-        FailureKind, Forward, FrameKind, GraftReply, HelloReply, LayerReply, Offer, OfferReply, PROTOCOL,
-        Reply, Request, SeedState, SessionLimits, SharedMemory, Status, TensorEntry, Wake, Wants, decode,
-        encode, receive, send,
+        Export, ExportReply, FailureKind, Forward, FrameKind, GraftReply, HelloReply, LayerReply, Offer,
+        OfferReply, PROTOCOL, Reply, Request, SeedReply, SeedState, SessionLimits, SetAlpha, SharedMemory,
+        Status, TensorEntry, Wake, Wants, decode, encode, receive, send,
     },
 };
 
@@ -46,6 +47,8 @@ fn graft_reply(kernel: KernelId) -> GraftReply {
         shape: Shape::from([2]),
         offset: 64,
         requires_grad: true,
+        aliases: vec![],
+        persistent: true,
     };
     GraftReply {
         layer: LayerId(1),
@@ -60,6 +63,23 @@ fn graft_reply(kernel: KernelId) -> GraftReply {
         parameters: vec![weight],
         buffers: vec![],
     }
+}
+
+fn artifact() -> Vec<u8> {
+    (0..300_001u32).map(|i| (i * 7) as u8).collect()
+}
+
+/// Guesses too low at first, and of seed 0 says that it has written something else.
+fn exported(arena: &Arena, Export { seed, offset, bytes, .. }: Export) -> ExportReply {
+    let artifact = artifact();
+    let parent = Metadata::bare("good".parse().unwrap());
+    if bytes == 0 {
+        return ExportReply { bytes: 1000, digest: None, parent };
+    }
+    let region = arena.region(Block { offset, bytes }).unwrap();
+    let is_written = bytes >= artifact.len() as u64 && region.write(&artifact);
+    let digest = if seed.0 == 0 { Digest::of(b"another") } else { Digest::of(&artifact) };
+    ExportReply { bytes: artifact.len() as u64, digest: is_written.then_some(digest), parent }
 }
 
 fn control(socket: UnixStream, memory: &SharedMemory, arena: &Arena) {
@@ -85,11 +105,28 @@ fn control(socket: UnixStream, memory: &SharedMemory, arena: &Arena) {
                 let error = error.at(graft.layer, graft.seed).about(&graft.kernel);
                 answer(encode(FrameKind::Reply, 0, &Reply::<Empty>::Error(error)).unwrap());
             }
+            Request::SetAlpha(SetAlpha { alpha, .. }) => {
+                let (state, generation) = (SeedState::Holding, Generation(1));
+                let reply = SeedReply {
+                    state,
+                    alpha,
+                    kernel: None,
+                    generation,
+                    target: None,
+                    steps_left: 0,
+                    frozen: false,
+                };
+                answer(encode(FrameKind::Reply, 0, &Reply::Ok(reply)).unwrap());
+            }
             Request::Offer(Offer { offset, bytes }) => {
                 let mut artifact = vec![0; bytes as usize];
                 assert!(arena.region(Block { offset, bytes }).unwrap().read(&mut artifact));
                 let digest = Digest::of(&artifact);
                 let reply = OfferReply { kernel: KernelId::offered(&digest), digest };
+                answer(encode(FrameKind::Reply, 0, &Reply::Ok(reply)).unwrap());
+            }
+            Request::Export(export) => {
+                let reply = exported(arena, export);
                 answer(encode(FrameKind::Reply, 0, &Reply::Ok(reply)).unwrap());
             }
             _ => answer(encode(FrameKind::Reply, 0, &Reply::Ok(Empty {})).unwrap()),
@@ -295,5 +332,23 @@ fn an_artifact_is_offered_as_it_is_and_its_block_comes_back() {
     }
     assert_eq!(client.offer(&vec![0; 1 << 20]).unwrap_err().code(), "session.quota");
     drop(client);
+    daemon.join().unwrap();
+}
+
+#[test]
+fn an_exported_artifact_is_taken_out_of_the_arena_and_checked() {
+    let (client, daemon) = session();
+    let layer = client.open_layer("fc", 2, Blend::Convex, None).unwrap();
+    // Together they do not fit an arena of 1 MiB.
+    for _ in 0..4 {
+        let exported = layer.export(SeedIndex(1)).unwrap();
+        assert_eq!(exported.artifact, artifact());
+        assert_eq!(exported.digest, Digest::of(&exported.artifact));
+        assert_eq!(exported.parent.id.as_str(), "good");
+    }
+    let error = layer.export(SeedIndex(0)).unwrap_err();
+    let reason = std::error::Error::source(&error).unwrap().to_string();
+    assert!(reason.contains("is not what the daemon has written"), "{reason}");
+    drop((layer, client));
     daemon.join().unwrap();
 }

@@ -1,27 +1,51 @@
 //! `[device]`: what kernels run on.
 
-use std::{num::NonZero, thread};
+use std::{num::NonZero, path::PathBuf, thread};
 
-use super::{section::section, setting::words};
+use super::{section::section, setting::words, units::ByteSize};
 
-/// Which backend runs the kernels.
+/// Which device runs the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// The best device that is present; the CPU, until there is another backend.
+    /// The GPU if one can be opened, else the processor.
     Auto,
-    /// The processor.
+    /// The processor. Nothing of CUDA is looked for or loaded.
     Cpu,
+    /// An NVIDIA GPU; without one the daemon does not start.
+    Cuda,
 }
 
-words!(DeviceKind { Auto = "auto", Cpu = "cpu" });
+words!(DeviceKind { Auto = "auto", Cpu = "cpu", Cuda = "cuda" });
 
 section! {
     /// The device and its threads.
     Device in "device" {
-        /// Which backend runs the kernels.
-        kind: DeviceKind = DeviceKind::Cpu, "auto or cpu", Restart;
+        /// Which device runs the kernels.
+        kind: DeviceKind = DeviceKind::Cpu, "auto, cpu or cuda", Restart;
         /// Threads a pass may use; 0 is one for each processor the daemon may run on.
         threads: usize = 0, "threads", Restart;
+        /// Which GPU, counted from 0 among those that `CUDA_VISIBLE_DEVICES` leaves.
+        ordinal: u32 = 0, "number", Restart;
+        /// Bytes that kernels, plans and sessions may take on the GPU; 0 is nine tenths of what is free when it is
+        /// opened.
+        memory: ByteSize = ByteSize(0), "bytes", Restart;
+        /// Whether a plan's launches on the GPU are captured once as a CUDA graph and replayed as one.
+        graphs: bool = true, "true or false", Restart;
+        /// Where NVIDIA's libraries are looked for before the usual places.
+        libraries: Vec<PathBuf> = Vec::new(), "list of paths", Restart;
+        /// Where compiled CUDA kernels are kept; empty is `cuda` in `daemon.state_dir`.
+        image_folder: PathBuf = PathBuf::new(), "path", Restart;
+    }
+}
+
+impl DeviceKind {
+    /// The word in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! `[engine]`: how seeds run and when they are given up.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use super::section::section;
+use super::{section::section, units::ByteSize};
 
 section! {
     /// The rules of a pass.
@@ -24,14 +24,23 @@ section! {
         recovery_backoff_max: Duration = Duration::from_secs(60), "time", Restart;
         /// For how long a seed refuses a kernel that was pruned from it, where the prune does not say.
         embargo: Duration = Duration::ZERO, "time", Restart;
-        /// How many training passes of each seed are kept as a series, 16 bytes each; 0 keeps none.
+        /// How many training passes of each seed are kept as a series, 24 bytes each; 0 keeps none.
         series_length: usize = 512, "passes", Restart;
         /// Every how many training passes one is kept.
         series_every: u32 = 1, "passes", Restart;
-        /// Passes that may run at a time; further ones wait, and users take turns. 0 is one for each of
-        /// `device.threads`.
+        /// In every how many of them the norm of the gradients is measured, which reads the gradients of all parameters
+        /// once more; 0 measures none.
+        gradient_norm_every: u32 = 8, "passes", Restart;
+        /// Passes that may run at a time; further ones wait, and users take turns. As many again run beside, of users
+        /// none of whose passes has a place. 0 is one for each of `device.threads`.
         concurrent_passes: usize = 0, "passes", Restart;
         /// How long a session may keep its place while others wait, and how much time it may save up while it is idle.
         turn_quantum: Duration = Duration::from_millis(2), "time", Restart;
+        /// The folder that passes of seeds are recorded in when they fail, for `kasmina replay`; empty records nothing. A
+        /// record holds the pass's input, the kernel and its weights: whoever may read it sees what was trained on.
+        record_failures: PathBuf = PathBuf::new(), "path", Restart;
+        /// The most bytes of all files in that folder, those of the failing user counted twice, so that no user takes it
+        /// all; then no more are written, and none is ever deleted.
+        record_failures_max_bytes: ByteSize = ByteSize::gib(1), "bytes", Restart;
     }
 }

@@ -96,6 +96,12 @@ impl Config {
         if path.as_os_str().is_empty() { self.daemon.state_dir.join("cache.sqlite") } else { path.clone() }
     }
 
+    /// Where compiled CUDA kernels are kept: a folder of their own, else `cuda` in the daemon's folder.
+    pub fn image_folder(&self) -> PathBuf {
+        let folder = &self.device.image_folder;
+        if folder.as_os_str().is_empty() { self.daemon.state_dir.join("cuda") } else { folder.clone() }
+    }
+
     /// Every key with its value, in the order of the shipped file.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries = Vec::new();

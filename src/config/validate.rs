@@ -25,6 +25,7 @@ pub(super) fn validate(config: &Config, reader: &mut Reader<'_>) {
     origin(&config.origin, reader);
     metrics(config, reader);
     users(config, reader);
+    device(config, reader);
     if config.validator.require_signature && config.validator.trusted_keys.is_empty() {
         let message = "is set, but validator.trusted_keys is empty, so that no kernel would pass: list a key";
         reader.refuse("validator.require_signature", message.to_owned());
@@ -48,6 +49,8 @@ fn paths(config: &Config, reader: &mut Reader<'_>) {
         ("cache.redis.client_key_file", &config.cache.redis.client_key_file, true),
         ("cache.postgres.password_file", &config.cache.postgres.password_file, true),
         ("cache.postgres.ca_file", &config.cache.postgres.ca_file, true),
+        ("device.image_folder", &config.device.image_folder, true),
+        ("engine.record_failures", &config.engine.record_failures, true),
     ] {
         let empty = path.as_os_str().is_empty();
         if !(path.is_absolute() || (empty && may_be_empty)) {
@@ -97,6 +100,7 @@ fn counts(config: &Config, reader: &mut Reader<'_>) {
     for (key, count, most) in [
         ("device.threads", config.device.threads as u64, 1024),
         ("engine.series_length", config.engine.series_length as u64, 16_384),
+        ("engine.gradient_norm_every", config.engine.gradient_norm_every.into(), 1_000_000),
         ("engine.recovery_attempts", config.engine.recovery_attempts.into(), 1000),
         ("data_plane.spin_us", config.data_plane.spin_us, 1_000_000),
         ("engine.concurrent_passes", config.engine.concurrent_passes as u64, 65_536),
@@ -195,6 +199,7 @@ fn sizes(config: &Config, reader: &mut Reader<'_>) {
         ("validator.max_entry_bytes", config.validator.max_entry_bytes, most),
         ("validator.max_plan_bytes", config.validator.max_plan_bytes, most),
         ("validator.max_trial_bytes", config.validator.max_trial_bytes, most),
+        ("engine.record_failures_max_bytes", config.engine.record_failures_max_bytes, most),
         ("limits.max_bytes_per_session", config.limits.max_bytes_per_session, most),
     ] {
         if !(ByteSize::mib(1)..=most).contains(&size) {
@@ -323,6 +328,20 @@ fn users(config: &Config, reader: &mut Reader<'_>) {
         let message =
             format!("{per_uid} is out of range: write \"1MiB\" to \"{most}\", or \"0B\" for no limit");
         reader.refuse("limits.max_bytes_per_uid", message);
+    }
+}
+
+fn device(config: &Config, reader: &mut Reader<'_>) {
+    let (memory, most) = (config.device.memory, ByteSize(1 << 46));
+    if memory.0 != 0 && !(ByteSize::mib(1)..=most).contains(&memory) {
+        let message = format!(
+            "{memory} is out of range: write \"1MiB\" to \"{most}\", or \"0B\" for nine tenths of what is free"
+        );
+        reader.refuse("device.memory", message);
+    }
+    for folder in config.device.libraries.iter().filter(|folder| !folder.is_absolute()) {
+        let message = format!("{:?} is not absolute: write a path from the root", folder.display());
+        reader.refuse("device.libraries", message);
     }
 }
 

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{
-    backend::BuildError,
+    backend::cuda::Unavailable,
     fault::{ErrorClass, Fault},
     origin::OriginError,
+    record::RecordError,
 };
 
 /// What ends the daemon.
@@ -57,12 +58,15 @@ pub enum DaemonError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// The device is not to be had.
-    #[error(transparent)]
-    Device(#[from] BuildError),
+    /// The settings ask for a GPU, and none can be used.
+    #[error("device.kind is cuda, and no GPU can be used: {0}")]
+    Device(#[from] Unavailable),
     /// The origin's settings name a file that cannot be used.
     #[error(transparent)]
     Origin(#[from] OriginError),
+    /// Failing passes cannot be recorded.
+    #[error(transparent)]
+    Records(#[from] RecordError),
     /// A user who may not connect.
     #[error(
         "user {uid} may not connect here: ask the operator to list it in daemon.allow_uids or daemon.admin_uids"
@@ -79,14 +83,16 @@ pub enum DaemonError {
 impl Fault for DaemonError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::AlreadyServed { .. } | Self::NotASocket { .. } | Self::Device(_) | Self::Refused { .. } => {
+            Self::AlreadyServed { .. } | Self::NotASocket { .. } | Self::Refused { .. } => {
                 ErrorClass::Invalid
             }
             Self::Listen { .. }
             | Self::MetricsListen { .. }
             | Self::Metrics { .. }
             | Self::Signals { .. } => ErrorClass::Unavailable,
+            Self::Device(error) => error.class(),
             Self::Origin(error) => error.class(),
+            Self::Records(error) => error.class(),
             Self::Supervisor => ErrorClass::Bug,
         }
     }
@@ -98,8 +104,9 @@ impl Fault for DaemonError {
             Self::Metrics { .. } => "daemon.metrics",
             Self::Signals { .. } => "daemon.signals",
             Self::Refused { .. } => "session.refused",
-            Self::Device(_) => "device.unavailable",
+            Self::Device(error) => error.code(),
             Self::Origin(error) => error.code(),
+            Self::Records(error) => error.code(),
             Self::Supervisor => "internal.bug",
         }
     }

@@ -3,6 +3,7 @@
 //! Phases: starting → ready → draining → stopping. [`run()`] is all that `kasminad` calls.
 
 mod access;
+mod device;
 mod error;
 mod listen;
 mod metrics;

@@ -1,6 +1,6 @@
 //! The daemon from its first line to its last.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use actix::Actor as _;
 use tokio::{
@@ -12,13 +12,14 @@ use tokio::{
 use super::{
     DaemonError, Phase,
     access::Access,
+    device::choose_device,
     listen::Listener,
     metrics::MetricsSocket,
     wiring::{Wiring, wire},
 };
 use crate::{
     actor::{AdmitSession, BeginDrain, RefusedSession, Supervisor, base::Handle},
-    config::Config,
+    config::{Config, DeviceKind},
     control::{Control, serve_operator},
     fault::Fault,
     http::Probe,
@@ -27,11 +28,19 @@ use crate::{
     wire::{ErrorReply, FrameKind, Peer, Reply, encode},
 };
 
+/// How long records of failing passes may take to be written before the daemon leaves without them.
+const RECORDS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long opening a GPU may take: half a minute at the first start on two processors, more on a busy one.
+const OPENING_PATIENCE: Duration = Duration::from_secs(180);
+
 /// What the daemon takes from its environment besides the settings, read by the binary.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DaemonEnvironment {
     /// Where systemd wants to be told.
     pub notifier: Option<Notifier>,
+    /// Gives a variable that says where NVIDIA's software lies, such as `LD_LIBRARY_PATH`.
+    pub variable: fn(&str) -> Option<PathBuf>,
     /// A kernel whose passes panic, for tests of what then happens. Builds without debug assertions ignore
     /// it.
     pub panic_in: Option<KernelId>,
@@ -74,8 +83,18 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         Listener::bind("daemon.control_socket", &config.daemon.control_socket, config.daemon.control_mode)?;
     let metrics = MetricsSocket::bind(&config.metrics)?;
 
-    let Wiring { supervisor, cache, validator, events, parts } =
-        wire(config, environment.panic_in.clone()).await?;
+    if let Some(notifier) = &environment.notifier
+        && config.device.kind != DeviceKind::Cpu
+    {
+        notifier.extend_start(OPENING_PATIENCE);
+    }
+    let device = tokio::select! {
+        chosen = choose_device(config, environment.variable) => chosen?,
+        // What is being compiled is finished before the process ends: nothing can interrupt the compiler.
+        () = signals.next() => return Ok(()),
+    };
+    let Wiring { supervisor, cache, validator, events, recorder, parts } =
+        wire(config, device, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
     supervisor.publish(Some(address.clone()));
     let shutdown = Arc::new(Notify::new());
@@ -143,6 +162,9 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     Phase::Stopping.enter();
     drop((operators, metrics));
+    if let Some(recorder) = recorder {
+        recorder.close(RECORDS_PATIENCE);
+    }
     actix::System::current().stop();
     outcome
 }
@@ -158,7 +180,7 @@ async fn accept(socket: &UnixListener) -> (UnixStream, Peer) {
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // With no descriptor left the next attempt fails at once: give others time to close some.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{
     DaemonError,
+    device::ChosenDevice,
     tiers::{Tiers, listen_to_others, tiers},
 };
 use crate::{
@@ -14,7 +15,6 @@ use crate::{
         UrzaFetcher, Validator, WarmPlan, Warming,
         base::{Child, Handle, RestartPolicy, Supervised},
     },
-    backend::{Backend, cpu::CpuBackend},
     backoff::{Backoff, Jitter},
     cache::{Budget, DeviceCache, FetchBudget, Lookup, LookupOptions, SingleFlight, Source},
     clock::{Clock, SystemClock},
@@ -22,6 +22,7 @@ use crate::{
     engine::{EngineConfig, Holdings, Kernel, Ledgers, QuotaLimits, RecoveryPolicy, Turns, TurnsSettings},
     id::KernelId,
     origin::{DirectoryOptions, DirectoryOrigin, GuardPolicy, Guarded, UrzaOptions, UrzaOrigin},
+    record::{Recorder, RecorderOptions},
     validation::Policy,
     wire::SessionLimits,
 };
@@ -36,11 +37,16 @@ pub(super) struct Wiring {
     pub(super) cache: Handle<KernelCache>,
     pub(super) validator: Handle<Validator>,
     pub(super) events: Events,
+    pub(super) recorder: Option<Arc<Recorder>>,
     pub(super) parts: SupervisorParts,
 }
 
 /// Makes every part by the settings. Nothing runs yet.
-pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<Wiring, DaemonError> {
+pub(super) async fn wire(
+    config: &Config,
+    device: ChosenDevice,
+    panic_in: Option<KernelId>,
+) -> Result<Wiring, DaemonError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (exits_in, exits) = mpsc::unbounded_channel();
     let policy = restart_policy(config);
@@ -51,8 +57,10 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         Handle::new("validator", UNDER_WAY),
     );
 
-    let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(config.device.thread_count()));
+    let reporter = device.reporter();
+    let backend = device.backend;
     let engine = Arc::new(engine_config(config, panic_in));
+    let recorder = recorder(config, &clock)?;
 
     let fetching = FetchBudget::new(config.cache.max_fetch_bytes.0);
     let guarded = Arc::new(origin(config, &fetching, &clock)?);
@@ -85,6 +93,7 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         pinned: Arc::new(Mutex::new(config.cache.pinned.iter().cloned().collect())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
+        offers: Arc::default(),
         unconfirmed: Arc::default(),
         warming: Arc::new(Warming::of(&warm_plan)),
         warm_plan: Arc::new(warm_plan),
@@ -113,16 +122,18 @@ pub(super) async fn wire(config: &Config, panic_in: Option<KernelId>) -> Result<
         kernels,
         fetcher,
         backend,
+        device: reporter,
         engine,
         limits: session_limits(config),
         ledgers: Arc::new(Ledgers::new(quota_limits(config))),
         turns: Turns::new(turns_settings(config)),
+        recorder: recorder.clone(),
         max_sessions: config.limits.max_sessions,
         spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
         clock,
         events: events.clone(),
     };
-    Ok(Wiring { supervisor, cache, validator, events, parts })
+    Ok(Wiring { supervisor, cache, validator, events, recorder, parts })
 }
 
 /// The origin that the settings name, behind its breakers.
@@ -143,6 +154,17 @@ fn origin(
             Ok(Guarded::by_parts(Arc::new(urza), clock.clone()))
         }
     }
+}
+
+/// Who records failing passes, where the settings name a folder for them.
+fn recorder(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Arc<Recorder>>, DaemonError> {
+    let folder = &config.engine.record_failures;
+    if folder.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let max_bytes = config.engine.record_failures_max_bytes.0;
+    let options = RecorderOptions { folder: folder.clone(), max_bytes };
+    Ok(Some(Recorder::start(options, clock.clone())?))
 }
 
 fn restart_policy(config: &Config) -> RestartPolicy {
@@ -174,6 +196,7 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
         embargo: config.engine.embargo,
         series_length: config.engine.series_length,
         series_every: config.engine.series_every,
+        gradient_norm_every: config.engine.gradient_norm_every,
         panic_in,
         ..EngineConfig::default()
     }

@@ -53,6 +53,8 @@ pub struct EngineConfig {
     pub series_length: usize,
     /// Every how many training passes one is kept.
     pub series_every: u32,
+    /// In every how many samples the norm of the parameters' gradients is measured; 0 measures none.
+    pub gradient_norm_every: u32,
     /// A kernel whose runs panic. For tests of the daemon; release builds do not look at it.
     pub panic_in: Option<KernelId>,
 }
@@ -75,6 +77,7 @@ impl Default for EngineConfig {
             embargo: Duration::ZERO,
             series_length: 512,
             series_every: 1,
+            gradient_norm_every: 8,
             panic_in: None,
         }
     }

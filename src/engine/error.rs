@@ -251,6 +251,21 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// What a run is told as that failed: `what` ran.
+    pub(super) fn of_run(what: &str) -> impl Fn(RunError) -> Self + Copy {
+        move |source| Self::Run { what: what.to_owned(), source }
+    }
+
+    /// The same of a kernel's run, or of what it needs on its device.
+    pub fn of_kernel(kernel: &KernelId) -> impl Fn(RunError) -> Self + Copy {
+        move |source| Self::Run { what: format!("kernel {kernel}"), source }
+    }
+
+    /// Whether it says something of the device and nothing of the kernel.
+    pub(super) fn is_the_devices(&self) -> bool {
+        matches!(self, Self::Run { source: RunError::OutOfMemory { .. } | RunError::Device { .. }, .. })
+    }
+
     /// The kind of failure a seed's statistics count this as.
     pub fn failure(&self) -> FailureKind {
         match self {
@@ -272,7 +287,11 @@ impl Fault for EngineError {
             | Self::SeedUnknown { .. }
             | Self::Vacant { .. }
             | Self::TicketUnknown { .. } => ErrorClass::NotFound,
-            Self::Quota { .. } | Self::Busy { .. } | Self::Thread { .. } => ErrorClass::Overloaded,
+            Self::Quota { .. }
+            | Self::Busy { .. }
+            | Self::Thread { .. }
+            | Self::Run { source: RunError::OutOfMemory { .. }, .. } => ErrorClass::Overloaded,
+            Self::Run { source: RunError::Device { .. }, .. } => ErrorClass::Unavailable,
             Self::Spent(spent) => spent.class(),
             Self::LaneGone => ErrorClass::Cancelled,
             Self::Host { error } => error.class(),

@@ -2,15 +2,13 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use super::{
     EngineConfig, EngineError, PlanKey, PlanSet, Program,
     charge::{Account, Charge},
+    recent::Recent,
 };
 use crate::{
     artifact::{Module, NamedTensor, Parameter},
@@ -34,6 +32,10 @@ pub struct Weight {
     pub tensor: HostTensor,
     /// Whether it wants a gradient; never true of a buffer.
     pub requires_grad: bool,
+    /// The other paths that it is reached by.
+    pub aliases: Vec<String>,
+    /// Whether a `state_dict` has it; false of some buffers.
+    pub persistent: bool,
 }
 
 /// A kernel: immutable but for the plans that gather with use.
@@ -47,24 +49,13 @@ pub struct Kernel {
     parameter_layout: PackedLayout,
     buffer_layout: PackedLayout,
     program: Box<dyn Program>,
-    plans: Mutex<Vec<Entry>>,
-    uses: AtomicU64,
+    plans: Mutex<Recent<PlanKey, Arc<MadeOnce>>>,
     /// What plans and the memory that seeds run on weigh.
     account: Account,
 }
 
-/// A plan that is there or being made.
-struct Entry {
-    key: PlanKey,
-    cell: Arc<OnceLock<Result<Arc<PlanSet>, EngineError>>>,
-    used: u64,
-}
-
-impl Entry {
-    fn made(&self) -> Option<&PlanSet> {
-        self.cell.get()?.as_deref().ok()
-    }
-}
+/// Plans that are there or being made, or why there are none.
+type MadeOnce = OnceLock<Result<Arc<PlanSet>, EngineError>>;
 
 /// What a kernel is made of.
 #[derive(Debug)]
@@ -96,19 +87,13 @@ impl Kernel {
         verdict: Verdict,
         module: Arc<Module>,
     ) -> Result<Self, EngineError> {
-        let buffer =
-            |b: &NamedTensor| Weight { name: b.name.clone(), tensor: b.tensor.clone(), requires_grad: false };
-        let parameter = |p: &Parameter| Weight {
-            name: p.name.clone(),
-            tensor: p.tensor.clone(),
-            requires_grad: p.requires_grad,
-        };
+        let (parameters, buffers) = weights(&module);
         let parts = KernelParts {
             digest: verdict.digest,
             metadata,
             verdict: Some(verdict),
-            parameters: module.parameters().iter().map(parameter).collect(),
-            buffers: module.buffers().iter().map(buffer).collect(),
+            parameters,
+            buffers,
             program: Box::new(module),
             id: id.clone(),
         };
@@ -133,8 +118,7 @@ impl Kernel {
             parameters: parts.parameters,
             buffers: parts.buffers,
             program: parts.program,
-            plans: Mutex::default(),
-            uses: AtomicU64::new(0),
+            plans: Mutex::new(Recent::new(MAX_PLANS)),
             account: Account::default(),
         })
     }
@@ -207,22 +191,34 @@ impl Kernel {
 
     /// How many plans it has.
     pub fn plan_count(&self) -> u32 {
-        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.iter().filter_map(Entry::made).count() as u32
+        let is_there = |made: &MadeOnce| matches!(made.get(), Some(Ok(_)));
+        self.kept().iter().filter(|(_, made)| is_there(made)).count() as u32
     }
 
     /// Writes the artifact's values into a seed's memory; `false` where that is too small.
     pub fn initialise(&self, memory: Region<'_>) -> bool {
+        self.weights_in(memory)
+            .all(|(weight, part)| part.is_some_and(|part| part.write(weight.tensor.bytes())))
+    }
+
+    /// Every parameter and buffer with its place in a seed's memory; `None` where that is too small.
+    pub(super) fn weights_in<'a>(
+        &'a self,
+        memory: Region<'a>,
+    ) -> impl Iterator<Item = (&'a Weight, Option<Region<'a>>)> {
         let blocks = [
             (0, &self.parameters, &self.parameter_layout),
             (self.buffers_offset(), &self.buffers, &self.buffer_layout),
         ];
-        blocks.into_iter().all(|(start, weights, layout)| {
-            weights.iter().zip(layout.slots()).all(|(weight, slot)| {
-                let part = memory.part(start + slot.offset_bytes, slot.len_bytes);
-                part.is_some_and(|part| part.write(weight.tensor.bytes()))
-            })
+        blocks.into_iter().flat_map(move |(start, weights, layout)| {
+            let slots = weights.iter().zip(layout.slots());
+            slots.map(move |(weight, slot)| (weight, memory.part(start + slot.offset_bytes, slot.len_bytes)))
         })
+    }
+
+    /// The artifact it was read from, where there is one.
+    pub(super) fn module(&self) -> Option<&Module> {
+        self.program.module()
     }
 
     /// The plans for one key, made on first use.
@@ -238,25 +234,28 @@ impl Kernel {
         backend: &dyn Backend,
         config: &EngineConfig,
     ) -> Result<Arc<PlanSet>, EngineError> {
-        let cell = self.cell(key);
-        cell.get_or_init(|| PlanSet::build(self, key, backend, config).map(Arc::new)).clone()
+        let made = self.made_once(key);
+        made.get_or_init(|| PlanSet::build(self, key, backend, config).map(Arc::new)).clone()
     }
 
-    fn cell(&self, key: &PlanKey) -> Arc<OnceLock<Result<Arc<PlanSet>, EngineError>>> {
-        let used = self.uses.fetch_add(1, Ordering::Relaxed);
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = plans.iter_mut().find(|entry| entry.key == *key) {
-            entry.used = used;
-            return entry.cell.clone();
+    /// Whether [`plans`](Self::plans) would answer at once, with plans or with why there are none.
+    pub fn is_planned(&self, key: &PlanKey) -> bool {
+        self.kept().iter().any(|(known, made)| known == key && made.get().is_some())
+    }
+
+    fn made_once(&self, key: &PlanKey) -> Arc<MadeOnce> {
+        let mut plans = self.kept();
+        if let Some(made) = plans.get(key) {
+            return made.clone();
         }
-        if plans.len() >= MAX_PLANS
-            && let Some(oldest) = plans.iter().enumerate().min_by_key(|(_, entry)| entry.used).map(|(i, _)| i)
-        {
-            plans.swap_remove(oldest);
-        }
-        let cell = Arc::new(OnceLock::new());
-        plans.push(Entry { key: key.clone(), cell: cell.clone(), used });
-        cell
+        let made = Arc::<MadeOnce>::default();
+        plans.insert(key.clone(), made.clone());
+        made
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Recent<PlanKey, Arc<MadeOnce>>> {
+        // Nothing that is done within can panic half-way.
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lower(&self, key: &PlanKey, limits: &Limits) -> Result<Graph, EngineError> {
@@ -274,6 +273,26 @@ impl Kernel {
         let sample = self.metadata.input_shape.as_ref()?;
         Some(std::iter::once(batch).chain(sample.iter().copied()).collect())
     }
+}
+
+/// A module's parameters and buffers, in its program's order.
+pub(super) fn weights(module: &Module) -> (Vec<Weight>, Vec<Weight>) {
+    let buffer = |b: &NamedTensor| Weight {
+        name: b.name.clone(),
+        tensor: b.tensor.clone(),
+        requires_grad: false,
+        aliases: b.aliases.clone(),
+        persistent: b.persistent,
+    };
+    let parameter = |p: &Parameter| Weight {
+        name: p.name.clone(),
+        tensor: p.tensor.clone(),
+        requires_grad: p.requires_grad,
+        aliases: p.aliases.clone(),
+        persistent: true,
+    };
+    let parameters = module.parameters().iter().map(parameter).collect();
+    (parameters, module.buffers().iter().map(buffer).collect())
 }
 
 impl fmt::Debug for Kernel {

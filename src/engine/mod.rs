@@ -11,20 +11,26 @@ mod charge;
 mod config;
 mod error;
 mod executor;
+mod export;
 mod job;
 mod kernel;
 mod lane;
 mod ledger;
 mod live;
+mod norm;
 mod plan_set;
 mod pool;
 mod program;
+mod recent;
+mod replay;
 mod role;
 mod schedule;
+mod scratch;
 mod series;
 mod state;
 mod stats;
 mod synchronizer;
+mod target;
 #[cfg(test)]
 mod tests;
 mod ticket;
@@ -36,7 +42,7 @@ pub use error::EngineError;
 pub use kernel::{Kernel, KernelParts, Weight};
 pub use lane::{
     Answer, EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneHandle, LaneLimits, LaneParts,
-    LaneSnapshot, LayerSnapshot, RecentWork,
+    LaneSnapshot, LayerSnapshot, RecentWork, Upcoming,
 };
 pub use ledger::{
     Held, Holdings, Ledgers, QuotaLimits, QuotaSpent, SessionLedger, Share, UserHoldings, Whose,
@@ -44,12 +50,13 @@ pub use ledger::{
 pub use live::LiveSeed;
 pub use plan_set::{Backward, PlanKey, PlanSet};
 pub use program::Program;
+pub use replay::{Activations, Range, Replay, ReplayError, Rerun, Trace, Traced};
 pub use role::Role;
 pub use schedule::{Course, Schedule};
 pub use state::{is_active, transition};
 pub use stats::{RanOn, SeedCounters};
 pub use synchronizer::{
-    BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, Reached, SeedFailure,
+    BackwardReport, Failures, ForwardReport, GradientSynchronizer, LayerSpec, Reached, SeedFailure, Witness,
 };
 pub use ticket::Quota;
 pub use turns::{Entrant, Occupancy, Turn, Turns, TurnsSettings, Used};

@@ -9,6 +9,7 @@ use crate::{
         Builder, Cost, Graph, GraphError, Limits, Op, Reduction, Sink, ValueId, ValueInfo, Wants, cost,
         differentiate_within, simplify,
     },
+    id::KernelId,
     tensor::{DType, Shape},
 };
 
@@ -27,20 +28,29 @@ pub struct PlanKey {
     pub wants_parameters: bool,
 }
 
+impl PlanKey {
+    /// The same for a seed that learns behind its layer, which gives no gradient of x.
+    pub fn straight(&self) -> Self {
+        Self { wants_input: false, ..self.clone() }
+    }
+}
+
 /// A kernel's plans for one key.
 #[derive(Debug)]
 pub struct PlanSet {
+    /// What they were made for.
+    pub key: PlanKey,
     /// What the kernel gives.
     pub output: ValueInfo,
-    /// Runs the kernel. Where the guard is on, output 1 is the f32 sum of output 0: finite only if all of it
-    /// is, or else the output has to be looked through.
+    /// Runs the kernel. Where it [`measures`](Self::measures), output 1 is the f32 sum of the squares of output 0: finite
+    /// only if all of it is. Where the sum is not, the output has to be looked through.
     pub forward: Arc<dyn Executable>,
     /// Runs its gradient; absent where none is wanted or nothing wanted depends on the output.
     pub backward: Option<Backward>,
     /// Buffers that the forward pass updates, by number.
     pub updates: Vec<usize>,
-    /// Whether `forward` has the guard's output.
-    pub guarded: bool,
+    /// Whether `forward` gives the sum of the squares: for the guard, and in training for the series.
+    pub measures: bool,
     /// What the forward pass costs.
     pub cost: Cost,
     /// What the plans weigh, in their kernel's weight for as long as anybody holds them.
@@ -117,9 +127,10 @@ impl PlanSet {
                 graph = both.forward;
             }
         }
-        let guarded = config.non_finite_guard && output.dtype.is_floating_point();
-        if guarded {
-            graph = guard(graph, limits).map_err(refused)?;
+        let is_asked = config.non_finite_guard || key.train && config.series_length > 0;
+        let measures = is_asked && output.dtype.is_floating_point();
+        if measures {
+            graph = measure(graph, limits).map_err(refused)?;
             simplify(&mut graph);
         }
         let updates = graph.sinks.iter().filter_map(|&(sink, _)| match sink {
@@ -132,7 +143,28 @@ impl PlanSet {
         let executables = backward.iter().map(|backward| &backward.executable).chain([&forward]);
         let held_bytes = executables.map(|executable| executable.held_bytes()).sum::<usize>();
         let _charge = kernel.charge(size_of::<Self>() + held_bytes);
-        Ok(Self { output, forward, backward, updates, guarded, cost, _charge })
+        let key = key.clone();
+        Ok(Self { key, output, forward, backward, updates, measures, cost, _charge })
+    }
+
+    /// Whether what the kernel gives is what a layer needs.
+    pub(super) fn check_output(
+        &self,
+        kernel: &KernelId,
+        expected: &Shape,
+        expected_dtype: DType,
+    ) -> Result<(), EngineError> {
+        let ValueInfo { shape, dtype } = &self.output;
+        if shape == expected && *dtype == expected_dtype {
+            return Ok(());
+        }
+        Err(EngineError::Output {
+            kernel: kernel.clone(),
+            expected: expected.clone(),
+            expected_dtype,
+            actual: shape.clone(),
+            actual_dtype: *dtype,
+        })
     }
 
     /// Bytes that a pass holds until its backward, beside the output.
@@ -151,16 +183,18 @@ fn graded_parameter((sink, _): &(Sink, ValueId)) -> Option<usize> {
     if let Sink::GradParameter(n) = sink { Some(*n as usize) } else { None }
 }
 
-/// Adds the sum of output 0 as another output: infinities and NaNs cannot cancel out in it.
-fn guard(graph: Graph, limits: Limits) -> Result<Graph, GraphError> {
+/// Adds the sum of the squares of output 0 as another output: infinities and NaNs cannot cancel out in it, and its
+/// root is the output's norm.
+fn measure(graph: Graph, limits: Limits) -> Result<Graph, GraphError> {
     let mut builder = Builder::resume(graph, limits.with_gradient());
     let Some(mut value) = builder.graph().sink(Sink::Output(0)) else { return Ok(builder.finish()) };
     value = builder.apply(Op::Cast(DType::F32), &[value])?;
     // The batch last: until then every sample is summed on its own, side by side.
     let rank = builder.shape(value).rank();
-    for dims in [(1..rank).collect::<Vec<_>>(), (0..rank.min(1)).collect()] {
-        value = builder.apply(Op::Reduce { reduction: Reduction::Sum, dims }, &[value])?;
-    }
+    let of_samples = Op::Reduce { reduction: Reduction::SumOfSquares, dims: (1..rank).collect() };
+    value = builder.apply(of_samples, &[value])?;
+    let of_all = Op::Reduce { reduction: Reduction::Sum, dims: (0..rank.min(1)).collect() };
+    value = builder.apply(of_all, &[value])?;
     builder.sink(Sink::Output(1), value);
     Ok(builder.finish())
 }

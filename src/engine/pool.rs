@@ -1,41 +1,58 @@
 //! Memory that comes and goes with every pass, kept for the next one.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use crate::{backend::HostMemory, tensor::ALIGNMENT_BYTES};
+use crate::{
+    backend::{Backend, OwnMemory, nothing},
+    tensor::ALIGNMENT_BYTES,
+};
 
-/// The most bytes that lie idle in one layer's pool. Each new batch size leaves blocks behind, and there is
-/// no end to sizes.
-const MAX_FREE_BYTES: usize = 1 << 30;
+/// The most bytes that lie idle in one layer's pool, and in those of all layers of a session together. Each new batch
+/// size leaves blocks behind, and there is no end to sizes.
+pub(super) const MAX_FREE_BYTES: usize = 1 << 30;
 
 /// Blocks by size. In a steady state every pass finds what the one before gave back, and none is allocated.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct MemoryPool {
-    free: HashMap<usize, Vec<HostMemory>>,
+    backend: Arc<dyn Backend>,
+    free: HashMap<usize, Vec<OwnMemory>>,
     free_bytes: usize,
     /// Bytes lent and not given back.
     lent_bytes: usize,
 }
 
 impl MemoryPool {
-    /// A block of at least so many bytes, with undefined content.
-    pub(super) fn take(&mut self, len_bytes: usize) -> HostMemory {
+    /// No blocks yet, of a device's memory.
+    pub(super) fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, free: HashMap::new(), free_bytes: 0, lent_bytes: 0 }
+    }
+
+    /// A block of at least so many bytes, with undefined content. One that the device has no room for says so, and whoever
+    /// runs on it fails with that.
+    pub(super) fn take(&mut self, len_bytes: usize) -> OwnMemory {
         let size = len_bytes.next_multiple_of(ALIGNMENT_BYTES);
         if size == 0 {
-            return HostMemory::new(0);
+            return nothing();
         }
-        self.lent_bytes += size;
-        match self.free.get_mut(&size).and_then(Vec::pop) {
-            Some(memory) => {
-                self.free_bytes -= size;
-                memory
-            }
-            None => HostMemory::new(size),
+        let idle = self.free.get_mut(&size).and_then(Vec::pop);
+        self.free_bytes -= idle.as_ref().map_or(0, |_| size);
+        let memory = idle.unwrap_or_else(|| self.allocate(size));
+        self.lent_bytes += memory.len_bytes();
+        memory
+    }
+
+    fn allocate(&mut self, size: usize) -> OwnMemory {
+        let memory = self.backend.allocate(size);
+        if memory.lack().is_none() || self.free.is_empty() {
+            return memory;
         }
+        // Other sizes that lie idle may be all that is in the way.
+        self.trim();
+        self.backend.allocate(size)
     }
 
     /// Takes a block back. Sizes that are asked for no more make room once too much lies idle.
-    pub(super) fn give(&mut self, memory: HostMemory) {
+    pub(super) fn give(&mut self, memory: OwnMemory) {
         // Blocks of no bytes cost nothing to make, and more of them come back than were lent.
         if memory.len_bytes() == 0 {
             return;
@@ -62,6 +79,11 @@ impl MemoryPool {
         self.free_bytes = 0;
     }
 
+    /// Bytes that lie idle.
+    pub(super) fn idle_bytes(&self) -> usize {
+        self.free_bytes
+    }
+
     /// Bytes lent and not given back.
     pub(super) fn lent_bytes(&self) -> usize {
         self.lent_bytes
@@ -71,11 +93,15 @@ impl MemoryPool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Memory as _;
+    use crate::backend::cpu::CpuBackend;
+
+    fn pool() -> MemoryPool {
+        MemoryPool::new(Arc::new(CpuBackend::new(1)))
+    }
 
     #[test]
     fn a_block_given_back_is_lent_again() {
-        let mut pool = MemoryPool::default();
+        let mut pool = pool();
         let first = pool.take(100);
         let address = first.region().start();
         assert_eq!(pool.lent_bytes(), 128);
@@ -87,8 +113,8 @@ mod tests {
 
     #[test]
     fn blocks_of_no_bytes_are_not_kept() {
-        let mut pool = MemoryPool::default();
-        (0..3).for_each(|_| pool.give(HostMemory::new(0)));
+        let mut pool = pool();
+        (0..3).for_each(|_| pool.give(nothing()));
         assert_eq!(pool.take(0).len_bytes(), 0);
         assert!(pool.free.is_empty());
     }

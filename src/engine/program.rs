@@ -21,6 +21,11 @@ pub trait Program: Send + Sync + fmt::Debug {
     fn held_bytes(&self) -> usize {
         0
     }
+
+    /// The artifact that it was read from, where there is one.
+    fn module(&self) -> Option<&Module> {
+        None
+    }
 }
 
 impl Program for Arc<Module> {
@@ -31,6 +36,10 @@ impl Program for Arc<Module> {
     }
 
     fn held_bytes(&self) -> usize {
-        self.archive_bytes()
+        Module::held_bytes(self)
+    }
+
+    fn module(&self) -> Option<&Module> {
+        Some(self)
     }
 }

@@ -16,6 +16,17 @@ pub enum Role {
     Host,
 }
 
+impl Role {
+    /// The role in one word, as records have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Blended => "blended",
+            Self::Straight => "straight",
+            Self::Host => "host",
+        }
+    }
+}
+
 impl From<GraftRole> for Role {
     fn from(role: GraftRole) -> Self {
         match role {

@@ -1,6 +1,6 @@
 //! A seed's last training passes, one row each, in memory that was taken before.
 
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::wire::SeriesReply;
 
@@ -13,6 +13,11 @@ pub struct Sample {
     pub alpha: f32,
     /// How long the seed's forward took, in microseconds.
     pub latency_us: f32,
+    /// The norm of the seed's output; NaN where it was not measured.
+    pub output_norm: f32,
+    /// The norm of the gradients of its parameters in the backward of this pass; NaN until it has run, and where it was
+    /// not measured.
+    pub gradient_norm: f32,
 }
 
 /// The last samples of a seed: a ring, written by the lane and read by whoever asks.
@@ -35,15 +40,18 @@ impl Series {
 
     /// Takes a sample. Never waits: while somebody reads, it is left out.
     pub(super) fn take(&self, sample: Sample) {
-        let mut ring = match self.0.try_lock() {
-            Ok(ring) => ring,
-            // A row is written whole or not at all, whatever panicked.
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
+        let Some(mut ring) = self.unread() else { return };
         let place = (ring.taken % ring.rows.len() as u64) as usize;
         ring.rows[place] = sample;
         ring.taken += 1;
+    }
+
+    /// Notes a gradient's norm in the sample of its pass, if that is kept. Never waits, as [`take`](Self::take).
+    pub(super) fn note_gradient(&self, step: u64, norm: f32) {
+        let Some(mut ring) = self.unread() else { return };
+        if let Some(row) = ring.row_of(step) {
+            row.gradient_norm = norm;
+        }
     }
 
     /// What is kept of the passes after a step, the oldest first.
@@ -57,9 +65,40 @@ impl Series {
             reply.step.push(row.step);
             reply.alpha.push(row.alpha);
             reply.latency_us.push(row.latency_us);
+            reply.output_norm.push(measured(row.output_norm));
+            reply.gradient_norm.push(measured(row.gradient_norm));
         }
         reply
     }
+
+    /// The ring, while nobody reads it.
+    fn unread(&self) -> Option<MutexGuard<'_, Ring>> {
+        match self.0.try_lock() {
+            Ok(ring) => Some(ring),
+            // A row is written whole or not at all, whatever panicked.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+impl Ring {
+    /// The sample of a pass. Steps rise from sample to sample, so it is halved down.
+    fn row_of(&mut self, step: u64) -> Option<&mut Sample> {
+        let length = self.rows.len() as u64;
+        let (mut from, mut to) = (self.taken.saturating_sub(length), self.taken);
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if self.rows[(middle % length) as usize].step < step { from = middle + 1 } else { to = middle }
+        }
+        let row = self.rows.get_mut((from % length) as usize)?;
+        (from < self.taken && row.step == step).then_some(row)
+    }
+}
+
+/// A number that was measured and can be written.
+fn measured(norm: f32) -> Option<f32> {
+    norm.is_finite().then_some(norm)
 }
 
 #[cfg(test)]
@@ -67,7 +106,23 @@ mod tests {
     use super::*;
 
     fn sample(step: u64) -> Sample {
-        Sample { step, alpha: step as f32 / 8.0, latency_us: 2.0 }
+        let (alpha, output_norm) = (step as f32 / 8.0, step as f32);
+        Sample { step, alpha, latency_us: 2.0, output_norm, gradient_norm: f32::NAN }
+    }
+
+    #[test]
+    fn a_gradient_finds_its_pass() {
+        let series = Series::new(3);
+        series.note_gradient(1, 1.0);
+        [2, 4, 6, 8].into_iter().for_each(|step| series.take(sample(step)));
+        // Gone, never taken, kept, later than all.
+        [2, 5, 4, 8, 10].into_iter().for_each(|step| series.note_gradient(step, step as f32));
+        let reply = series.after(0);
+        assert_eq!(reply.step, [4, 6, 8]);
+        assert_eq!(reply.gradient_norm, [Some(4.0), None, Some(8.0)]);
+        assert_eq!(reply.output_norm, [Some(4.0), Some(6.0), Some(8.0)]);
+        series.note_gradient(6, f32::INFINITY);
+        assert_eq!(series.after(4).gradient_norm, [None, Some(8.0)]);
     }
 
     #[test]

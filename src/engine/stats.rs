@@ -44,6 +44,8 @@ pub struct SeedCounters {
     /// ran with, the trainer's own where it gave one.
     latest_ns: AtomicU64,
     latest_alpha: AtomicU32,
+    /// The bits of the norm of what it gave.
+    latest_norm: AtomicU32,
     series: OnceLock<Series>,
     last_error: Mutex<Option<ErrorReply>>,
 }
@@ -73,9 +75,10 @@ impl SeedCounters {
     }
 
     /// Notes what a sample of the pass would say.
-    pub(super) fn note_pass(&self, time: Duration, alpha: f32) {
+    pub(super) fn note_pass(&self, time: Duration, alpha: f32, norm: f32) {
         self.latest_ns.store(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.latest_alpha.store(alpha.to_bits(), Ordering::Relaxed);
+        self.latest_norm.store(norm.to_bits(), Ordering::Relaxed);
     }
 
     /// Takes the memory for a series of so many samples, once; for none at all, takes none. Before a seed runs, so that
@@ -91,7 +94,15 @@ impl SeedCounters {
         if let Some(series) = self.series.get() {
             let latency_us = self.latest_ns.load(Ordering::Relaxed) as f32 / 1e3;
             let alpha = f32::from_bits(self.latest_alpha.load(Ordering::Relaxed));
-            series.take(Sample { step, alpha, latency_us });
+            let output_norm = f32::from_bits(self.latest_norm.load(Ordering::Relaxed));
+            series.take(Sample { step, alpha, latency_us, output_norm, gradient_norm: f32::NAN });
+        }
+    }
+
+    /// Notes the norm of the gradients of the parameters in the sample of their pass.
+    pub(super) fn note_gradient(&self, step: u64, norm: f32) {
+        if let Some(series) = self.series.get() {
+            series.note_gradient(step, norm);
         }
     }
 
@@ -110,13 +121,14 @@ impl SeedCounters {
         self.in_a_row.store(0, Ordering::Relaxed);
     }
 
-    /// Counts a pass that failed; gives how many have failed in a row.
-    pub(super) fn failed(&self, kernel: &KernelId, error: &EngineError) -> u32 {
+    /// Counts a pass that failed, as one of a row or by itself; gives how many have failed in a row.
+    pub(super) fn failed(&self, kernel: &KernelId, error: &EngineError, in_a_row: bool) -> u32 {
         self.executions.increment();
         self.failures[error.failure() as usize - 1].increment();
         let reply = ErrorReply::from_fault(error).about(kernel);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply);
-        self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1
+        let one = u32::from(in_a_row);
+        self.in_a_row.fetch_add(one, Ordering::Relaxed) + one
     }
 
     /// The most recent failure.
@@ -157,10 +169,10 @@ mod tests {
         assert_eq!(counters.snapshot().success_rate, 1.0);
         let kernel: KernelId = "k".parse().unwrap();
         let error = EngineError::NonFinite { kernel: kernel.clone() };
-        assert_eq!(counters.failed(&kernel, &error), 1);
-        assert_eq!(counters.failed(&kernel, &error), 2);
+        assert_eq!(counters.failed(&kernel, &error, true), 1);
+        assert_eq!(counters.failed(&kernel, &error, true), 2);
         counters.end_row();
-        assert_eq!(counters.failed(&kernel, &error), 1);
+        assert_eq!(counters.failed(&kernel, &error, true), 1);
         counters.succeeded(Duration::from_micros(10), RanOn::Caller);
         let snapshot = counters.snapshot();
         assert_eq!((snapshot.executions, snapshot.successes, snapshot.failures.non_finite), (4, 1, 3));

@@ -9,7 +9,7 @@ use super::{
     blend::{BlendPlan, Mix},
 };
 use crate::{
-    backend::HostMemory,
+    backend::OwnMemory,
     id::{SeedIndex, TicketId},
     tensor::{DType, Shape},
     wire::{Block, Wants},
@@ -118,11 +118,11 @@ pub(super) struct TicketSeed {
     pub(super) alpha: f32,
     /// What it gave; the blend's gradient reads it. Of no bytes where it does not go into the blend, or where the
     /// forward is run again for it.
-    pub(super) output: HostMemory,
+    pub(super) output: OwnMemory,
     /// What its own gradient reads. Of no bytes where the forward is run again for it.
-    pub(super) saved: HostMemory,
+    pub(super) saved: OwnMemory,
     /// Its buffers as the forward found them, where that has updated them and is run again.
-    pub(super) buffers: HostMemory,
+    pub(super) buffers: OwnMemory,
     /// Whether its forward, run again, has failed: it gives zeros.
     pub(super) is_lost: bool,
 }
@@ -152,13 +152,15 @@ pub(super) struct Ticket {
     pub(super) seeds: SmallVec<[TicketSeed; 4]>,
     pub(super) mix: Mix,
     pub(super) blend: Arc<BlendPlan>,
-    pub(super) blend_saved: HostMemory,
+    pub(super) blend_saved: OwnMemory,
     pub(super) input: Block,
     pub(super) input_shape: Shape,
     pub(super) output_shape: Shape,
     pub(super) dtype: DType,
     pub(super) wants: Wants,
     pub(super) rng_seed: u64,
+    /// The step in whose samples the norms of gradients are to be noted.
+    pub(super) sampled: Option<u64>,
     /// What the quota was charged.
     pub(super) bytes: u64,
 }

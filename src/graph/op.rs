@@ -145,6 +145,8 @@ pub enum Compare {
 pub enum Reduction {
     /// The sum.
     Sum,
+    /// The sum of the squares.
+    SumOfSquares,
     /// The arithmetic mean.
     Mean,
     /// The largest; equal elements share the gradient evenly, as `amax` does.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
-use super::{Graph, Node, Op, Source, Unary, ValueId};
+use super::{Graph, Node, Op, Reduction, Source, Unary, ValueId};
 
 /// Removes what no sink needs, what is computed twice and what changes nothing.
 ///
@@ -76,7 +76,10 @@ impl Rewriting<'_> {
             Op::Permute(order) => order.is_sorted(),
             Op::Cast(_) => from.dtype == to.dtype,
             Op::Cat { .. } => node.inputs.len() == 1,
-            Op::Reduce { dims, .. } => dims.iter().all(|&d| from.shape[d] == 1),
+            // Of one element all but the sum of squares are the element itself.
+            Op::Reduce { reduction, dims } => {
+                *reduction != Reduction::SumOfSquares && dims.iter().all(|&d| from.shape[d] == 1)
+            }
             Op::Dropout { p, .. } => *p == 0.0,
             Op::Unary(Unary::MulScalar { value } | Unary::PowScalar { exponent: value }) => *value == 1.0,
             Op::Unary(Unary::AddScalar { value }) => *value == 0.0,
@@ -160,6 +163,13 @@ mod tests {
             simplified(|b, x| idle.into_iter().fold(x, |value, op| b.apply(op, &[value]).unwrap()));
         assert_eq!(names, [""; 0]);
         assert_eq!(graph.sink(Sink::Output(0)), graph.source(Source::Input(0)));
+    }
+
+    #[test]
+    fn a_sum_of_squares_of_single_elements_stays() {
+        let squares = || Op::Reduce { reduction: Reduction::SumOfSquares, dims: vec![] };
+        let (_, names) = simplified(|b, x| b.apply(squares(), &[x]).unwrap());
+        assert_eq!(names, ["reduce"]);
     }
 
     #[test]

@@ -132,6 +132,9 @@ metrics! {
     FetchesRefused: Counter "kasmina_cache_fetches_refused_total" ["from"]
         "Fetches that have waited for others in vain.";
 
+    Offers: Counter "kasmina_offers_total" ["result"]
+        "Artifacts that trainers have offered, by what became of them: taken_in, known (in memory already), refused, failed.";
+
     RouteBypassed: Gauge "kasmina_route_bypassed" ["tier", "size_class"]
         "1 while the tier is passed by for artifacts of this size, as slower than the next place.";
     RouteBypasses: Counter "kasmina_route_bypasses_total" ["tier", "size_class"]
@@ -159,6 +162,9 @@ metrics! {
     WarmingDone: Gauge "kasmina_warming_done" []
         "1 when warming is over.";
 
+    DeviceMemory: Gauge "kasmina_device_memory_bytes" ["state"]
+        "Memory of the GPU that kernels, plans and sessions may take (budget) and have taken (used, missing while nobody counts it); missing on the processor.";
+
     Sessions: Gauge "kasmina_sessions" []
         "Sessions that are connected.";
     SessionsOpened: Counter "kasmina_sessions_opened_total" []
@@ -183,18 +189,27 @@ metrics! {
         "Events that a watcher did not get because it was too slow, over all watchers.";
     Watchers: Gauge "kasmina_watchers" []
         "Connections that watch events.";
+    RefusedPasses: Counter "kasmina_refused_passes_total" []
+        "Passes and releases that were refused, for want of room for a ticket mostly; of ended sessions too.";
     ComputeSeconds: Counter "kasmina_compute_seconds_total" []
         "The time that passes took from their turn to their end, of ended sessions too.";
     TurnWaitSeconds: Counter "kasmina_turn_wait_seconds_total" []
         "The time that passes have waited for their turn, of ended sessions too.";
     TurnPlaces: Gauge "kasmina_turn_places" []
-        "Passes that may run at a time.";
+        "Passes that may run at a time; as many again may run beside them.";
     PassesRunning: Gauge "kasmina_passes_running" []
-        "Passes that have a place.";
+        "Passes that run: those that have a place, and those of users without one that run beside.";
     PassesWaiting: Gauge "kasmina_passes_waiting" []
         "Passes that wait for a place.";
     SupplyWaits: Counter "kasmina_supply_waits_total" []
         "How often a pass came to the supply of kernels, where it might have waited. More than 0 is a defect.";
+    PassPlans: Counter "kasmina_pass_plans_total" []
+        "Plans that passes had to make or to wait for: for shapes that their layer has not had lately. A hot swap adds none.";
+
+    FailureRecords: Counter "kasmina_failure_records_total" []
+        "Failing passes that were recorded; missing where engine.record_failures is empty.";
+    FailureRecordsDropped: Counter "kasmina_failure_records_dropped_total" ["reason"]
+        "Failing passes that were not recorded, by reason; missing where engine.record_failures is empty.";
 
     ActorRunning: Gauge "kasmina_actor_running" ["actor"]
         "1 while the actor runs, 0 while it is down.";

@@ -53,6 +53,12 @@ impl Samples {
         samples.put(Metric::Uptime, &[], status.uptime_seconds);
         samples.put(Metric::ResidentBytes, &[], status.resident_bytes);
         samples.put(Metric::ScrapeComplete, &[], cache.is_some());
+        if let Some(gpu) = &status.device.gpu {
+            samples.put(Metric::DeviceMemory, &["budget"], gpu.budget_bytes);
+            if let Some(used_bytes) = gpu.used_bytes {
+                samples.put(Metric::DeviceMemory, &["used"], used_bytes);
+            }
+        }
         samples.sessions(status);
         for actor in &status.actors {
             samples.put(Metric::ActorRunning, &[&actor.name], actor.state == "running");
@@ -100,12 +106,20 @@ impl Samples {
         self.put(Metric::EventsTold, &[], status.events.told);
         self.put(Metric::EventsLost, &[], status.events.lost);
         self.put(Metric::Watchers, &[], status.events.watchers);
+        self.put(Metric::RefusedPasses, &[], status.totals.refused_passes);
         self.put(Metric::ComputeSeconds, &[], status.totals.compute_us as f64 / 1e6);
         self.put(Metric::TurnWaitSeconds, &[], status.totals.turn_wait_us as f64 / 1e6);
         self.put(Metric::TurnPlaces, &[], status.turns.places);
         self.put(Metric::PassesRunning, &[], status.turns.running);
         self.put(Metric::PassesWaiting, &[], status.turns.waiting);
         self.put(Metric::SupplyWaits, &[], status.totals.supply_waits);
+        self.put(Metric::PassPlans, &[], status.totals.pass_plans);
+        if let Some(records) = &status.records {
+            self.put(Metric::FailureRecords, &[], records.written);
+            for (reason, count) in &records.dropped {
+                self.put(Metric::FailureRecordsDropped, &[reason], *count);
+            }
+        }
     }
 
     fn breaker(&mut self, breaker: &BreakerReport) {
@@ -146,6 +160,15 @@ impl Samples {
         self.put(Metric::CacheLookupNegativeHits, &[], lookups.negative_hits);
         self.put(Metric::CacheLookupsInFlight, &[], lookups.in_flight);
         self.put(Metric::CacheConfirmations, &[], lookups.confirmations);
+        let offers = &cache.offers;
+        for (result, count) in [
+            ("taken_in", offers.taken_in),
+            ("known", offers.known),
+            ("refused", offers.refused),
+            ("failed", offers.failed),
+        ] {
+            self.put(Metric::Offers, &[result], count);
+        }
         self.put(Metric::CacheStale, &[], cache.stale);
         self.put(Metric::CacheNegatives, &[], cache.negatives);
         self.put(Metric::CacheWritesSkipped, &[], cache.writes_skipped);

@@ -32,9 +32,9 @@ use crate::{
     actor::base::AskError,
     id::SessionId,
     wire::{
-        ActorReport, BreakerReport, CacheReport, EventsReport, FetchingReport, FleetReport, LookupReport,
-        RecentReport, RouteReport, SeedState, SessionReport, StatusReport, TierReport, TotalsReport,
-        TransitionReport, TurnsReport, WarmReport,
+        ActorReport, BreakerReport, CacheReport, DeviceReport, EventsReport, FetchingReport, FleetReport,
+        GpuReport, LookupReport, OffersReport, RecentReport, RecordsReport, RouteReport, SeedState,
+        SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport, TurnsReport, WarmReport,
     },
 };
 
@@ -69,7 +69,9 @@ fn session(number: u64) -> SessionReport {
         arena_bytes: 6,
         saved_bytes: 7,
         passes: 8,
+        refused_passes: 0,
         supply_waits: 0,
+        pass_plans: 1,
         held_bytes: 9,
         compute_us: 10,
         turn_wait_us: 11,
@@ -104,11 +106,18 @@ fn status() -> StatusReport {
             sessions: 9,
             forward_passes: 20,
             backward_passes: 10,
+            refused_passes: 6,
             supply_waits: 0,
+            pass_plans: 6,
             compute_us: 2_500_000,
             turn_wait_us: 1_250_000,
         },
+        device: DeviceReport {
+            gpu: Some(GpuReport { budget_bytes: 9000, used_bytes: Some(700), ..GpuReport::default() }),
+            ..DeviceReport::default()
+        },
         turns: TurnsReport { places: 4, running: 3, waiting: 2 },
+        records: Some(RecordsReport { written: 7, dropped: [("full".to_owned(), 5)].into() }),
         ..StatusReport::default()
     }
 }
@@ -140,6 +149,7 @@ fn cache() -> CacheReport {
         routes: vec![route(Some(64 << 10)), route(None)],
         lookups: LookupReport { found: 1, not_found: 2, joined: 63, ..LookupReport::default() },
         fleet: Some(FleetReport { listening: true, announced: 1, ..FleetReport::default() }),
+        offers: OffersReport { taken_in: 3, known: 4, refused: 2, failed: 1 },
         stale: 1,
         fetching: FetchingReport { bytes: 12, limit_bytes: 34, waiting: 5, refused: 6 },
         ..CacheReport::default()
@@ -209,10 +219,12 @@ fn every_metric_is_declared_once_and_named_by_the_rules() {
                 "to",
                 "tier",
                 "outcome",
+                "result",
                 "size_class",
                 "direction",
                 "actor",
                 "from",
+                "reason",
             ];
             assert!(bounded.contains(label), "{}: are the values of {label} bounded?", family.name);
         }
@@ -244,6 +256,11 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_cache_bytes{tier=\"device\"}", 4096.0),
         ("kasmina_cache_lookups_total{outcome=\"joined\"}", 63.0),
         ("kasmina_cache_stale_total", 1.0),
+        ("kasmina_offers_total{result=\"taken_in\"}", 3.0),
+        ("kasmina_offers_total{result=\"known\"}", 4.0),
+        ("kasmina_offers_total{result=\"refused\"}", 2.0),
+        ("kasmina_offers_total{result=\"failed\"}", 1.0),
+        ("kasmina_pass_plans_total", 6.0),
         ("kasmina_cache_overruns_total", 3.0),
         ("kasmina_cache_fetching_bytes{from=\"origin\"}", 12.0),
         ("kasmina_cache_fetching_limit_bytes{from=\"origin\"}", 34.0),
@@ -266,6 +283,10 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_turn_places", 4.0),
         ("kasmina_passes_running", 3.0),
         ("kasmina_passes_waiting", 2.0),
+        ("kasmina_failure_records_total", 7.0),
+        ("kasmina_device_memory_bytes{state=\"budget\"}", 9000.0),
+        ("kasmina_device_memory_bytes{state=\"used\"}", 700.0),
+        ("kasmina_failure_records_dropped_total{reason=\"full\"}", 5.0),
         ("kasmina_actor_restarts_total{actor=\"validator\"}", 2.0),
     ] {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{plain}");

@@ -10,6 +10,7 @@ use std::{
             net::{SocketAddr, UnixDatagram},
         },
     },
+    time::Duration,
 };
 
 /// Tells the service manager what the daemon is at; does nothing where none listens.
@@ -43,6 +44,11 @@ impl Notifier {
     /// Start-up is over: trainers may connect.
     pub fn ready(&self) {
         self.send("READY=1");
+    }
+
+    /// Start-up goes on, and the manager is to wait so long from now before it gives up.
+    pub fn extend_start(&self, patience: Duration) {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}", patience.as_micros()));
     }
 
     /// One line for `systemctl status`; line breaks in it become spaces.
@@ -85,9 +91,11 @@ mod tests {
         ];
         for (manager, address) in managers {
             let notifier = Notifier::new(Some(&address)).unwrap();
+            notifier.extend_start(Duration::from_secs(3));
             notifier.ready();
             notifier.status("2 sessions\nSTOPPING=1");
             notifier.stopping();
+            assert_eq!(received(&manager), "EXTEND_TIMEOUT_USEC=3000000");
             assert_eq!(received(&manager), "READY=1");
             assert_eq!(received(&manager), "STATUS=2 sessions STOPPING=1");
             assert_eq!(received(&manager), "STOPPING=1");

@@ -141,6 +141,11 @@ impl HostTensor {
         }
     }
 
+    /// Whether it is a part of this block, and so takes no memory of its own beside it.
+    pub fn is_part_of(&self, block: &Arc<[u8]>) -> bool {
+        Arc::ptr_eq(&self.block, block)
+    }
+
     /// The sizes.
     pub fn shape(&self) -> &Shape {
         &self.shape
@@ -188,6 +193,8 @@ mod tests {
         assert_eq!(part(3..7).unwrap().bytes(), [3, 4, 5, 6]);
         assert_eq!(part(3..7).unwrap(), HostTensor::new([4].into(), DType::U8, vec![3, 4, 5, 6]).unwrap());
         assert_ne!(part(3..7).unwrap(), part(4..8).unwrap());
+        assert!(part(3..7).unwrap().is_part_of(&block));
+        assert!(!HostTensor::new([4].into(), DType::U8, vec![0; 4]).unwrap().is_part_of(&block));
         for wrong in [9..13, 3..6, 20..24, usize::MAX - 3..usize::MAX] {
             assert!(part(wrong).is_err());
         }

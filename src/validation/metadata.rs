@@ -75,6 +75,10 @@ pub struct Metadata {
     pub signature: Option<String>,
     /// Which version of the format it follows.
     pub compatibility_version: Option<String>,
+    /// The kernel that it was made of by training, as the catalogue names it.
+    pub parent_kernel_id: Option<String>,
+    /// SHA-256 of that one's bytes, as the catalogue writes it.
+    pub parent_checksum: Option<String>,
 }
 
 /// Why a text is not a catalogue entry.
@@ -129,6 +133,8 @@ impl Metadata {
             checksum: None,
             signature: None,
             compatibility_version: None,
+            parent_kernel_id: None,
+            parent_checksum: None,
         }
     }
 
@@ -192,6 +198,12 @@ impl Fields<'_> {
         }
         Ok(None)
     }
+
+    /// As [`get`](Self::get) of what nothing depends on: what is no text is passed over.
+    fn text(&self, field: &'static str) -> Result<Option<String>, MetadataError> {
+        let value = self.get::<Value>(field)?;
+        Ok(value.as_ref().and_then(Value::as_str).map(str::to_owned))
+    }
 }
 
 impl TryFrom<Entry> for Metadata {
@@ -216,6 +228,8 @@ impl TryFrom<Entry> for Metadata {
             checksum: fields.get::<String>("checksum")?.map(|text| digest(&text)).transpose()?,
             signature: fields.get("signature")?,
             compatibility_version: fields.get("compatibility_version")?,
+            parent_kernel_id: fields.text("parent_kernel_id")?,
+            parent_checksum: fields.text("parent_checksum")?,
             blueprint_id: match entry.blueprint_id {
                 None => fields.get("blueprint_id")?,
                 some => some,
@@ -260,6 +274,8 @@ impl From<Metadata> for Entry {
         put("checksum", metadata.checksum.map(|digest| digest.to_string().into()));
         put("signature", metadata.signature.map(Value::from));
         put("compatibility_version", metadata.compatibility_version.map(Value::from));
+        put("parent_kernel_id", metadata.parent_kernel_id.map(Value::from));
+        put("parent_checksum", metadata.parent_checksum.map(Value::from));
         Self {
             id: metadata.id,
             blueprint_id: metadata.blueprint_id,

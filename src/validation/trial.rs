@@ -15,7 +15,7 @@ use super::{
 use crate::{
     artifact::Module,
     backend::{
-        Backend as _, BuildError, CompileOptions, Executable, HostBlocks, Region, RunContext, RunError,
+        Backend as _, BuildError, CompileOptions, Executable, PassBlocks, Region, RunContext, RunError,
         cpu::CpuBackend,
     },
     graph::{Graph, Sink, Source},
@@ -124,23 +124,23 @@ fn run(module: &Module, lowered: &Lowered, policy: &TrialPolicy) -> Result<Held,
     let eval = backend.compile(&lowered.eval, &options)?;
     let [train, gradient] = [backend.compile(forward, &options)?, backend.compile(backward, &options)?];
 
-    let mut blocks = HostBlocks::new([&parameters, &buffers], &train.needs().saved);
+    let mut blocks = PassBlocks::new(&backend, [&parameters, &buffers], &train.needs().saved);
     for (n, parameter) in module.parameters().iter().enumerate() {
-        blocks.feed(Source::Parameter(n as u32), parameter.tensor.bytes());
+        blocks.feed(Source::Parameter(n as u32), parameter.tensor.bytes())?;
     }
     for (n, buffer) in module.buffers().iter().enumerate() {
-        blocks.feed(Source::Buffer(n as u32), buffer.tensor.bytes());
+        blocks.feed(Source::Buffer(n as u32), buffer.tensor.bytes())?;
     }
-    blocks.feed(Source::Input(0), probe_values(&lowered.input, lowered.dtype).bytes());
+    blocks.feed(Source::Input(0), probe_values(&lowered.input, lowered.dtype).bytes())?;
     if let Some(output) = forward.sink(Sink::Output(0)) {
         let info = forward.info(output);
-        blocks.feed(Source::GradOutput(0), probe_values(&info.shape, info.dtype).bytes());
+        blocks.feed(Source::GradOutput(0), probe_values(&info.shape, info.dtype).bytes())?;
     }
 
     let mut results = Results { module, strange: None };
     blocks.run(eval.as_ref(), &lowered.eval, &context)?;
     results.look(&blocks, &lowered.eval, "eval");
-    let mut timed = |executable: &dyn Executable, graph: &Graph, blocks: &mut HostBlocks<'_>| {
+    let mut timed = |executable: &dyn Executable, graph: &Graph, blocks: &mut PassBlocks<'_>| {
         let start = Instant::now();
         blocks.run(executable, graph, &context)?;
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -223,7 +223,7 @@ struct Results<'a> {
 impl Results<'_> {
     /// A fingerprint for each sink of the graph; the first that is not finite is noted. What is saved between
     /// the passes is not a result: a maximum's −∞ may well stand in it.
-    fn look(&mut self, blocks: &HostBlocks<'_>, graph: &Graph, mode: &'static str) -> Vec<u64> {
+    fn look(&mut self, blocks: &PassBlocks<'_>, graph: &Graph, mode: &'static str) -> Vec<u64> {
         let looked = graph.sinks.iter().map(|&(sink, value)| {
             if matches!(sink, Sink::Saved(_)) {
                 return 0;

@@ -14,6 +14,7 @@ use super::{
     arena::Counter,
     ring::{Consumer, Producer, RingPlace},
 };
+use crate::failpoint::{self, Failpoint};
 
 /// One side of a session's data path: publishes `Out`, consumes `In`. Belongs to one thread at a time.
 #[derive(Debug)]
@@ -83,6 +84,19 @@ impl ClientLane {
     }
 }
 
+#[cfg(test)]
+impl ClientLane {
+    /// Says that there is a submission more than there is, or takes that back.
+    pub fn claim_next(&self, claims: bool) {
+        let tail = self.arena.counter(Counter::SubmissionTail);
+        if claims {
+            tail.fetch_add(1, Ordering::AcqRel)
+        } else {
+            tail.fetch_sub(1, Ordering::AcqRel)
+        };
+    }
+}
+
 impl<Out: Descriptor, In: Descriptor> Lane<Out, In> {
     /// The shared memory.
     pub fn arena(&self) -> &Arc<Arena> {
@@ -101,6 +115,7 @@ impl<Out: Descriptor, In: Descriptor> Lane<Out, In> {
     /// when it does not keep to the protocol. The session is over after each of them.
     pub fn publish(&mut self, descriptor: &Out) -> Result<(), WireError> {
         self.producer.push(descriptor)?;
+        failpoint::reached(Failpoint::CompletionPublished);
         // Either we see that the other side is about to sleep, or it sees our descriptor when it looks
         // once more before it does: this fence and the one in `wait` forbid that both miss.
         fence(Ordering::SeqCst);

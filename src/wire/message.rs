@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ArenaLayout, Blend, FailureKind, Fossilize, GraftRole, Prune, ScheduleSpec, SeedState, StartBlend, Watch,
+    ArenaLayout, Blend, Export, FailureKind, Fossilize, GraftRole, Prune, ScheduleSpec, SeedState,
+    StartBlend, Watch,
 };
 use crate::{
     digest::Digest,
@@ -64,6 +65,9 @@ pub enum Request {
     /// Has an artifact that lies in the arena's heap judged, and its kernel kept in memory for a graft. Answered by
     /// [`OfferReply`].
     Offer(Offer),
+    /// Has the artifact of a seed's kernel, with the weights that the seed has now, written into the arena's heap.
+    /// Answered by [`ExportReply`](super::ExportReply).
+    Export(Export),
 }
 
 impl Request {
@@ -88,6 +92,7 @@ impl Request {
             Self::LastError(_) => "last_error",
             Self::Prefetch(_) => "prefetch",
             Self::Offer(_) => "offer",
+            Self::Export(_) => "export",
         }
     }
 }
@@ -331,6 +336,20 @@ pub struct TensorEntry {
     pub offset: u64,
     /// Whether the module asks for a gradient. False for every buffer.
     pub requires_grad: bool,
+    /// The other dotted names that the same tensor has, where weights are tied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// Whether a `state_dict` has it. False for buffers alone.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub persistent: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// See [`Request::SetAlpha`].
@@ -445,6 +464,11 @@ pub struct SeriesReply {
     pub alpha: Vec<f32>,
     /// How long the seed's forward took, in microseconds.
     pub latency_us: Vec<f32>,
+    /// The Euclidean norm of what the seed gave; null where it was not measured.
+    pub output_norm: Vec<Option<f32>>,
+    /// The Euclidean norm of the gradients of its parameters in that pass's backward; null where that has not run or was
+    /// not measured.
+    pub gradient_norm: Vec<Option<f32>>,
 }
 
 /// Answers [`Request::LastError`].

@@ -8,9 +8,11 @@
 
 mod arena;
 mod descriptor;
+mod device;
 mod doorbell;
 mod error;
 mod event;
+mod export;
 mod floats;
 mod frame;
 mod lane;
@@ -20,6 +22,7 @@ mod memory;
 mod message;
 mod operator;
 mod peer;
+mod records;
 mod ring;
 mod supply;
 mod turns;
@@ -31,9 +34,11 @@ pub use descriptor::{
     FLAG_WANT_GRAD_INPUT, FLAG_WANT_GRAD_PARAMETERS, Forward, Release, VERB_BACKWARD, VERB_FORWARD,
     VERB_RELEASE, Wants,
 };
+pub use device::{DeviceReport, GpuReport, LibraryReport};
 pub use doorbell::{Doorbell, Rung, Waker};
 pub use error::WireError;
 pub use event::{Event, EventKind, Watch};
+pub use export::{Export, ExportReply};
 pub use floats::SharedFloats;
 pub use frame::{
     FRAME_HEADER_BYTES, FrameBuffer, FrameHeader, FrameKind, MAX_FRAME_BYTES, MAX_FRAME_DESCRIPTORS, decode,
@@ -53,11 +58,12 @@ pub use message::{
 };
 pub use operator::{
     ActorReport, BreakerReport, CacheReport, CachedKernel, EventsReport, EvictReport, FetchingReport,
-    FleetReport, LeavingKernel, LoadingReport, LookupReport, OperatorRequest, RecoveryReport, RuleReport,
-    SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, TotalsReport, TransitionReport,
-    ValidationReport,
+    FleetReport, LeavingKernel, LoadingReport, LookupReport, OffersReport, OperatorRequest, RecoveryReport,
+    RuleReport, SeedReport, SeedsReport, SessionReport, StatusReport, TierReport, TotalsReport,
+    TransitionReport, ValidationReport,
 };
 pub use peer::Peer;
+pub use records::RecordsReport;
 pub use supply::{
     CopyReport, EvictionReport, HolderReport, LoadReport, NegativeReport, RouteReport, StepReport,
     WarmReport, WhyReport,

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ErrorReply, RecentReport, RouteReport, SeedState, SeedStats, TurnsReport, UserReport, WarmReport,
+    DeviceReport, ErrorReply, RecentReport, RecordsReport, RouteReport, SeedState, SeedStats, TurnsReport,
+    UserReport, WarmReport,
 };
 use crate::{
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
@@ -105,6 +106,9 @@ pub struct StatusReport {
     pub phase: String,
     /// The devices kernels run on.
     pub devices: Vec<String>,
+    /// What kernels run on, why, and what was found of NVIDIA's libraries.
+    #[serde(default)]
+    pub device: DeviceReport,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// Sessions that are connected.
@@ -127,6 +131,9 @@ pub struct StatusReport {
     /// Every user with a session.
     #[serde(default)]
     pub users: Vec<UserReport>,
+    /// Failing passes that were recorded; null where none is.
+    #[serde(default)]
+    pub records: Option<RecordsReport>,
 }
 
 /// Events since the daemon started.
@@ -162,8 +169,14 @@ pub struct TotalsReport {
     pub forward_passes: u64,
     /// Backward passes that were answered with a result.
     pub backward_passes: u64,
+    /// Passes and releases that were refused.
+    #[serde(default)]
+    pub refused_passes: u64,
     /// How often a pass came to the supply of kernels, where it might have waited.
     pub supply_waits: u64,
+    /// Plans that passes have had to make or to wait for.
+    #[serde(default)]
+    pub pass_plans: u64,
     /// Microseconds that passes took from their turn to their end.
     #[serde(default)]
     pub compute_us: u64,
@@ -195,10 +208,16 @@ pub struct SessionReport {
     pub saved_bytes: u64,
     /// Passes it has asked for.
     pub passes: u64,
+    /// Passes and releases of it that were refused.
+    #[serde(default)]
+    pub refused_passes: u64,
     /// How often its passes came to the supply of kernels, where they might have waited: zero, or the daemon has a
     /// defect.
     #[serde(default)]
     pub supply_waits: u64,
+    /// Plans that its passes have had to make or to wait for, because nobody had made them beside.
+    #[serde(default)]
+    pub pass_plans: u64,
     /// Bytes of its seeds' memory files and of what its tickets save.
     #[serde(default)]
     pub held_bytes: u64,
@@ -354,6 +373,9 @@ pub struct CacheReport {
     /// What is on its way from tiers into memory.
     #[serde(default)]
     pub reading: FetchingReport,
+    /// What offers have come to.
+    #[serde(default)]
+    pub offers: OffersReport,
     /// How this node hears of what is to be forgotten everywhere; null without a Redis.
     pub fleet: Option<FleetReport>,
     /// Copies given although the origin, asked about them, did not answer.
@@ -362,6 +384,19 @@ pub struct CacheReport {
     pub negatives: u64,
     /// Writes to tiers that were left out because too many were under way.
     pub writes_skipped: u64,
+}
+
+/// What became of artifacts that trainers have brought along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffersReport {
+    /// Judged and taken into memory.
+    pub taken_in: u64,
+    /// In memory already.
+    pub known: u64,
+    /// Refused: a rule was broken, it was too long, or there was no such block.
+    pub refused: u64,
+    /// Failed for want of memory, or for a fault of the daemon's.
+    pub failed: u64,
 }
 
 /// Bytes of artifacts on their way from the origin into memory.

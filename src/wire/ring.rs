@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{Arena, DESCRIPTOR_BYTES, Descriptor, RING_ENTRIES, WireError, arena::Counter};
+use crate::failpoint::{self, Failpoint};
 
 /// Where one ring lies.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,7 @@ impl<D: Descriptor> Producer<D> {
         for (word, value) in self.place.slot(&self.arena, self.tail).iter().zip(descriptor.to_words()) {
             word.store(value, Ordering::Relaxed);
         }
+        failpoint::reached(Failpoint::CompletionWritten);
         self.tail = self.tail.wrapping_add(1);
         self.arena.counter(self.place.tail).store(self.tail, Ordering::Release);
         Ok(())
@@ -105,6 +107,7 @@ impl<D: Descriptor> Consumer<D> {
         for (value, word) in words.iter_mut().zip(self.place.slot(&self.arena, self.head)) {
             *value = word.load(Ordering::Relaxed);
         }
+        failpoint::reached(Failpoint::SubmissionCopied);
         self.head = self.head.wrapping_add(1);
         self.arena.counter(self.place.head).store(self.head, Ordering::Release);
         Ok(Some(D::from_words(words)))

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 /// The places that passes run in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnsReport {
-    /// Passes that may run at a time.
+    /// Passes that may run at a time; as many again may run beside them.
     pub places: u64,
-    /// Passes that have a place.
+    /// Passes that run: those that have a place, and those of users without one that run beside.
     pub running: u64,
     /// Passes that wait for one.
     pub waiting: u64,

@@ -155,6 +155,16 @@ def pickles(canary):
         extra="class L(Module):\n  __parameters__ = []\n  __buffers__ = []\n  training : bool\n"
         "  def forward(self: __torch__.L,\n    x: Tensor) -> Tensor:\n    return x\n", data=shared,
     ), None, "nodes", SAMPLE  # fmt: skip
+    # The same over a weight, which has a name for each way to it.
+    known = module(text("w") + tensor(), kind="L") + b"q\x00"
+    for level in range(40):
+        known = module(text("a") + known + text("b") + b"h" + bytes([level])) + b"q" + bytes([level + 1])
+    yield "pickle-weights-shared-2-to-the-40", script(
+        "return (self.a).forward(x, )", fields="  a : __torch__.K\n  b : __torch__.K\n",
+        extra='class L(Module):\n  __parameters__ = ["w", ]\n  __buffers__ = []\n  w : Tensor\n  training : bool\n'
+        "  def forward(self: __torch__.L,\n    x: Tensor) -> Tensor:\n    return x\n", data=known,
+        files={"data/0": bytes(48)},
+    ), LIMITS, "names", SAMPLE  # fmt: skip
     yield "pickle-unknown-class", script(data=module(package="__torch__.missing")), READABLE, ""
     yield from mentions()
 

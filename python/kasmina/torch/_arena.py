@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Optional, Tuple
 
 import numpy as np
@@ -51,6 +52,8 @@ def _view(client: Connection, block: Block, like: torch.Tensor) -> torch.Tensor:
     return view
 
 
-def owning_tensor(client: Connection, block: Block, dtype: torch.dtype, elements: int) -> torch.Tensor:
-    """A flat tensor over a block, which is given back when nothing looks at it any more."""
-    return torch.from_numpy(client._owning_array(block, _NUMPY[dtype], elements)).view(dtype)
+def owning_tensor(client: Connection, block: Block, dtype: torch.dtype, shape: Tuple[int, ...]) -> torch.Tensor:
+    """A tensor over a block, which is given back when nothing looks at it any more."""
+    flat = torch.from_numpy(client._owning_array(block, _NUMPY[dtype], math.prod(shape)))
+    # No view of another: what an autograd function returns may then be written to in place.
+    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, shape)

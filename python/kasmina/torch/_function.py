@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from ..errors import ConnectionLost
+from ..errors import ConnectionLost, UsageError
 from ._alphas import alphas_of
 from ._pass import Pass, share_out, wanted
 
@@ -27,10 +26,13 @@ def run(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch
     where the daemon runs the host."""
     if not x.numel() or (h is not None and not h.numel()):
         return layer._host(x) if h is None else h
-    alphas, tensors = alphas_of(layer), tensors_of(layer)
-    if recorded(x, h, alphas, tensors):
-        return Blend.apply(layer, None, x, h, len(alphas), *alphas, *tensors)
-    return Pass(layer, x, h, 0, alphas).settle(h)
+    # Another thread may be putting a kernel into a seed; what the daemon is told and what autograd is must be one.
+    with layer._changing:
+        alphas, tensors = alphas_of(layer), tensors_of(layer)
+        is_recorded = recorded(x, h, alphas, tensors)
+        want = wanted_of(layer, x, alphas, tensors) if is_recorded else 0
+        started = Pass(layer, x, h, want, alphas)
+    return Blend.apply(layer, started, x, h, len(alphas), *alphas, *tensors) if is_recorded else started.settle(h)
 
 
 def tensors_of(layer: SeededLayer) -> List[torch.Tensor]:
@@ -41,6 +43,14 @@ def tensors_of(layer: SeededLayer) -> List[torch.Tensor]:
     if layer._hosted is not None:
         tensors += layer._hosted.tensors
     return tensors
+
+
+def wanted_of(
+    layer: SeededLayer, x: torch.Tensor, alphas: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
+) -> int:
+    """The flags of the gradients that a backward may ask for."""
+    trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
+    return wanted(layer, x.requires_grad, *trains)
 
 
 def recorded(
@@ -56,23 +66,19 @@ def recorded(
 
 
 class Blend(torch.autograd.Function):
-    """``started`` is the pass if it is under way already. ``many`` are ``count`` blend factors, then parameters."""
+    """``started`` is the pass, which is under way. ``many`` are ``count`` blend factors, then parameters."""
 
     @staticmethod
     def forward(
         ctx: Any,
         layer: SeededLayer,
-        started: Optional[Pass],
+        started: Pass,
         x: torch.Tensor,
         h: Optional[torch.Tensor],
         count: int,
         *many: Any,
     ) -> Any:
-        alphas, tensors = many[:count], many[count:]
-        if started is None:
-            want_x, want_many = ctx.needs_input_grad[2], ctx.needs_input_grad[_FIRST:]
-            want = wanted(layer, want_x, any(want_many[count:]), any(want_many[:count]))
-            started = Pass(layer, x, h, want, alphas)
+        tensors = many[count:]
         y = started.settle(h)
         # Another tensor, or what writes to y in place would be refused.
         y = y.clone() if y is h else y
@@ -85,8 +91,16 @@ class Blend(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        # Enabled by create_graph=True alone.
+        if not torch.is_grad_enabled():
+            return tuple(Blend._gradients(ctx, grad))
+        with torch.no_grad():
+            gradients = Blend._gradients(ctx, grad)
+        return tuple(once(ctx.started.layer.name, gradients))
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: torch.Tensor) -> List[Optional[torch.Tensor]]:
         started: Pass = ctx.started
         saved = list(ctx.saved_tensors)
         _, h = (saved.pop(0) if kept else None for kept in ctx.kept)
@@ -104,9 +118,34 @@ class Blend(torch.autograd.Function):
                 grads[2] = gradients.input
             for place, gradient in enumerate(gradients.alphas, _FIRST):
                 if needs[place]:
-                    grads[place] = torch.tensor(gradient)
+                    grads[place] = torch.tensor(gradient, dtype=torch.float32)
             if gradients.parameters is not None:
                 for place, gradient in share_out(started, gradients.parameters):
                     if needs[first + place]:
                         grads[first + place] = gradient
-        return tuple(grads)
+        return grads
+
+
+class Once(torch.autograd.Function):
+    """Gradients that cannot be differentiated again. PyTorch's ``once_differentiable`` says so only where the gradient
+    that came in requires one itself, which that of a sum does not: a penalty on gradients would lack its own."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, _: torch.Tensor, *gradients: torch.Tensor) -> Any:
+        ctx.name = name
+        return tuple(gradient.clone() for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise UsageError(
+            f"gradients of gradients are not computed through layer {ctx.name!r}: what the daemon gave as gradients "
+            "(create_graph=True) was differentiated again. Leave the layer out of what a gradient penalty looks at, or "
+            "take the penalty without its kernels"
+        )
+
+
+def once(name: str, gradients: Sequence[Optional[torch.Tensor]]) -> List[Optional[torch.Tensor]]:
+    """The gradients of layer ``name``, so that a differentiation of them is an error."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    marked = iter(Once.apply(name, torch.empty(0, requires_grad=True), *there) if there else ())
+    return [None if gradient is None else next(marked) for gradient in gradients]

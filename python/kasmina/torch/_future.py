@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Callable, Generator, Optional, Sequence
 
 import torch
 
+from ..errors import ConnectionLost
 from ._alphas import alphas_of
-from ._function import Blend, recorded, tensors_of
-from ._pass import Pass, wanted
+from ._function import Blend, recorded, tensors_of, wanted_of
+from ._pass import Pass
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +38,9 @@ class Pending:
         self._alphas, self._tensors = alphas, tensors
         self._recorded = started is not None and recorded(x, h, alphas, tensors)
         self._grad = torch.is_grad_enabled()
+        # As they were when it was published: the daemon reads the parameters again in the backward.
+        self._versions = [tensor._version for tensor in tensors] if self._recorded else []
+        self._x_version = None if h is not None or x.is_inference() else x._version
         self._lock = threading.RLock()
         self._y: Optional[torch.Tensor] = None if started is not None else h
         self._error: Optional[BaseException] = None
@@ -95,6 +99,17 @@ class Pending:
             _watch(started, lambda: callback(self))
 
     def __await__(self) -> Generator[Any, None, torch.Tensor]:
+        import asyncio
+
+        yield from self._arrival()
+        # Where the daemon had no room, the loop goes on until it has.
+        while (pause := self._until_room()) is not None:
+            yield from asyncio.sleep(pause).__await__()
+            self._begin_again()
+            yield from self._arrival()
+        return self.result()
+
+    def _arrival(self) -> Generator[Any, None, None]:
         if not self.done():
             import asyncio
 
@@ -113,12 +128,29 @@ class Pending:
 
             self.add_done_callback(tell)
             yield from arrived
-        return self.result()
+
+    def _until_room(self) -> Optional[float]:
+        with self._lock:
+            return None if self._started is None else self._started.until_room()
+
+    def _begin_again(self) -> None:
+        with self._lock:
+            # Somebody may have asked for the result meanwhile.
+            if self._started is not None and self._started.refusal() is not None:
+                try:
+                    self._started.begin_again()
+                except ConnectionLost:
+                    pass  # result tells
 
     def _alone(self) -> torch.Tensor:
         """The host's output, where the daemon has run nothing."""
         if self._h is not None:
             return self._h
+        if self._x_version is not None and self._x._version != self._x_version:
+            raise ConnectionLost(
+                "the daemon is gone, and the pass cannot be the host's alone: x was written to after it was submitted",
+                in_flight=False,
+            )
         with torch.set_grad_enabled(self._grad):
             return self._layer._host(self._x)
 
@@ -127,6 +159,12 @@ class Pending:
         assert started is not None
         started.complete(deadline)
         if self._recorded:
+            if [tensor._version for tensor in self._tensors] != self._versions:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"a parameter of layer {self._layer.name!r} was changed, by an optimizer's step perhaps, between "
+                    "submit and result. Ask for the result first"
+                )
             with torch.inference_mode(False), torch.enable_grad():
                 many = [*self._alphas, *self._tensors]
                 y = Blend.apply(self._layer, started, self._x, self._h, len(self._alphas), *many)
@@ -136,17 +174,21 @@ class Pending:
         return y if self._cast is None else y.to(self._cast)
 
 
+def own(h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A host's output that stays what it is when x is written to."""
+    is_view = isinstance(h, torch.Tensor) and h.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return h.clone() if is_view else h
+
+
 def submit(
-    layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], cast: Optional[torch.dtype]
+    layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], cast: Optional[torch.dtype], waits: bool
 ) -> Pending:
-    """Publishes a pass and does not wait for it."""
-    alphas, tensors = alphas_of(layer), tensors_of(layer)
-    want = 0
-    if recorded(x, h, alphas, tensors):
+    """Publishes a pass and does not wait for it, but for room in the arena with ``waits``."""
+    with layer._changing:
+        alphas, tensors = alphas_of(layer), tensors_of(layer)
         # Something wants a gradient, of the host's output perhaps; then the record is kept as it is in a call.
-        trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
-        want = wanted(layer, x.requires_grad, *trains)
-    started = Pass(layer, x, h, want, alphas, copy=True)
+        want = wanted_of(layer, x, alphas, tensors) if recorded(x, h, alphas, tensors) else 0
+        started = Pass(layer, x, h, want, alphas, copy=True, waits=waits)
     return Pending(layer, x, h, started, cast, alphas, tensors)
 
 

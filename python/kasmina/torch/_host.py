@@ -6,6 +6,7 @@ daemon reads, so optimizers go on, and the module can be run here at any time on
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import threading
@@ -18,7 +19,7 @@ from torch import nn
 
 from .._layer import Entry, Grafted, Layer
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
-from ._shared import move
+from ._shared import Places, Row, move
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -41,6 +42,7 @@ class Hosted:
         self.module: nn.Module = layer.host
         self.index = remote.host
         self._layer = weakref.ref(layer)
+        self._under_autocast: Dict[Any, torch.dtype] = {}
         try:
             artifact, self._sizes = export(self.module, shape, layer.dtype)
         except Exception as error:
@@ -54,20 +56,18 @@ class Hosted:
             raise KernelError(
                 f"{_cannot(layer)} is refused: {error.message}: {_INSTEAD}", code=error.code, kernel=error.kernel
             ) from error
-        places = self._places_in(grafted)
-        move(grafted, places)
-        self._take(grafted, places)
+        self._move_to(grafted)
 
-    def _take(self, grafted: Grafted, places: List[Tuple[torch.Tensor, Entry]]) -> None:
-        self._grafted = grafted
+    def _move_to(self, grafted: Grafted) -> None:
+        """Has the module's tensors lie in the memory of a kernel that was grafted."""
+        rows = self._rows(grafted)
+        move(grafted, [(tensor, entry) for _, _, tensor, entry in rows])
+        self._take(Places(grafted, rows), grafted, rows)
+
+    def _take(self, places: Places, grafted: Grafted, rows: List[Row]) -> None:
+        self._places, self._grafted = places, grafted
         #: Its parameters, in the order of the kernel's.
-        self.tensors: List[Any] = [tensor for tensor, _ in places[: len(grafted.parameters)]]
-        tables = [_table(self.module, entry.name, kind) for entry, kind in _entries(grafted)]
-        self._lying = [
-            (table, name, tensor, tensor.data_ptr(), entry)
-            for (table, name), (tensor, entry) in zip(tables, places)
-            if entry.elements
-        ]
+        self.tensors: List[Any] = [tensor for _, _, tensor, _ in rows[: len(grafted.parameters)]]
         self._modes = list(self.module.modules())
 
     @property
@@ -76,16 +76,27 @@ class Hosted:
         layer = self._layer()
         return layer is not None and self._grafted.client is layer.remote.client
 
+    def type_under_autocast(self, x: torch.Tensor) -> torch.dtype:
+        """Of what the module itself would give for an input like this one under the autocast that is on now: asked of a
+        copy of it, once for each type."""
+        key = x.dtype, torch.get_autocast_dtype("cpu")
+        found = self._under_autocast.get(key)
+        if found is None:
+            twin = copy.deepcopy(self.module).eval()
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
+                found = self._under_autocast[key] = twin(torch.zeros(_BATCH, *x.shape[1:], dtype=x.dtype)).dtype
+        return found
+
     def output_of(self, x: torch.Tensor) -> Tuple[int, ...]:
         """The shape of its output for an input."""
         return (x.shape[0], *self._sizes)
 
     def settle(self, training: bool) -> None:
         """Before a pass: what the daemon will read and do is what the module is here."""
-        for table, name, tensor, place, _ in self._lying:
-            if table.get(name) is not tensor or tensor.data_ptr() != place:
-                self._bring_back()
-                break
+        if not self._places.kept():
+            # What something has moved, or put another tensor in the place of, lies in shared memory again.
+            rows = self._rows(self._grafted)
+            self._take(self._places.brought_back(rows), self._grafted, rows)
         for module in self._modes:
             if module.training is not training:
                 raise UsageError(
@@ -93,15 +104,9 @@ class Hosted:
                     f"{'training' if module.training else 'eval'} mode while its layer is not: {_INSTEAD}"
                 )
 
-    def _bring_back(self) -> None:
-        """Has what something has moved, or put another tensor in the place of, lie in shared memory again."""
-        places = self._places_in(self._grafted)
-        move(self._grafted, places)
-        self._take(self._grafted, places)
-
-    def _places_in(self, grafted: Grafted) -> List[Tuple[torch.Tensor, Entry]]:
+    def _rows(self, grafted: Grafted) -> List[Row]:
         """The module's tensors, each with its place in a memory file."""
-        places: List[Tuple[torch.Tensor, Entry]] = []
+        rows: List[Row] = []
         seen: Dict[int, str] = {}
         for entry, kind in _entries(grafted):
             table, name = _table(self.module, entry.name, kind)
@@ -119,8 +124,8 @@ class Hosted:
                     f"{other} and {entry.name} of the host are one tensor, which cannot lie in two places of the "
                     f"daemon's memory: {_INSTEAD}"
                 )
-            places.append((tensor, entry))
-        return places
+            rows.append((table, name, tensor, entry))
+        return rows
 
     # coming back with the daemon, as a seed does
 
@@ -134,9 +139,7 @@ class Hosted:
             return False
         if arrival.grafted is not None:
             try:
-                places = self._places_in(arrival.grafted)
-                move(arrival.grafted, places)
-                self._take(arrival.grafted, places)
+                self._move_to(arrival.grafted)
                 return True
             except ConnectionLost:
                 raise

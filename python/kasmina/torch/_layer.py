@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple, Union
 
 import torch
 from torch import nn
@@ -11,21 +12,25 @@ from torch.nn.modules import module as _module
 
 from .._lane import Lane
 from .._layer import Layer
+from .._room import Room
 from .._session import Client
-from ..errors import ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
+from ..errors import ArenaFull, ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
 from . import _ops
+from ._alone import elsewhere
 from ._alphas import Alphas, value_of
+from ._export import Exporting
 from ._function import run
-from ._future import Pending, submit
+from ._future import Pending, own, submit
 from ._host import PLACES, Hosted, handing_over
+from ._repeat import Repeats
 from ._return import Return, Returning
 from ._seed import Seed
-from ._state import Stateful
+from ._state import Stateful, check_dtype
 
 _BLENDS = ("convex", "residual", "multiply")
 
 
-class SeededLayer(Returning, Stateful, nn.Module):
+class SeededLayer(Returning, Stateful, Exporting, nn.Module):
     """A module of yours, the host, with ``seeds`` slots into which kernels are grafted while training runs.
 
     ``blend`` says how the kernels' outputs meet the host's: ``convex`` (1 - A) h + sum w k(x), ``residual``
@@ -38,8 +43,8 @@ class SeededLayer(Returning, Stateful, nn.Module):
     Without a live seed (a kernel, and an alpha above 0 or learnt, or a kernel in training) calling it is calling the
     host, here. If a seed fails in a pass
     it is left out of that pass, ``last_failures`` names it and a ``SeedFailureWarning`` is given once. If the
-    daemon dies, a pass under way raises ``ConnectionLost``; until it is back the layer is its host alone. Then
-    the next call runs the seeds again, with the parameters as they are here. It is the host alone too while the
+    daemon dies, a forward under way is the host's, the backward of a forward that it has run raises
+    ``ConnectionLost``, and until it is back the layer is its host alone. Then the next call runs the seeds again, with the parameters as they are here. It is the host alone too while the
     daemon shuts down, and passes that were run before can still have their backward.
     """
 
@@ -60,6 +65,7 @@ class SeededLayer(Returning, Stateful, nn.Module):
         super().__init__()
         if blend not in _BLENDS:
             raise UsageError(f"blend is one of {', '.join(_BLENDS)}, not {blend!r}")
+        check_dtype(dtype)
         if host not in PLACES:
             raise UsageError(f"a host runs in the {' or in the '.join(PLACES)}, not in {host!r}")
         self._input_shape: Optional[Tuple[int, ...]] = None
@@ -100,8 +106,12 @@ class SeededLayer(Returning, Stateful, nn.Module):
         self._warned: Set[Tuple[int, str]] = set()
         self._random = torch.empty((), dtype=torch.int64)
         self._passes = [0, 0]
+        self._repeats = Repeats(self.name)
         # The latest pass of submit, and on which lane: what was before it is done when it is.
         self._submitted: Optional[Tuple[Lane, int]] = None
+        # The same of all passes, and what whoever publishes one holds, and whoever changes what the next one is.
+        self._published: List[Optional[Tuple[Lane, int]]] = [None]
+        self._changing = threading.RLock()
         self._handle = _ops.register(self)
         self.alphas = Alphas()
         self.seeds = nn.ModuleList(Seed(self, index) for index in range(seeds))
@@ -145,6 +155,12 @@ class SeededLayer(Returning, Stateful, nn.Module):
                 self._hosted = None
                 self._refresh()
 
+    def add_module(self, name: str, module: Optional[nn.Module]) -> None:
+        """As of any module; another host is used from then on."""
+        super().add_module(name, module)
+        if name == "host":
+            self.host = module
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if (
             self._quiet
@@ -160,8 +176,13 @@ class SeededLayer(Returning, Stateful, nn.Module):
             return self._host(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor = None, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[assignment]
         """The host's output, blended with the live seeds'. Further arguments are the host's."""
+        if x is None:
+            raise UsageError(
+                f"layer {self.name!r} is called with its input as the first argument, which its kernels are given too, "
+                f"not with {', '.join(f'{name}=' for name in kwargs) or 'nothing'}: layer(x, …)"
+            )
         if torch.compiler.is_compiling():
             return self._traced(x, *args, **kwargs)
         if self._input_shape is None and isinstance(x, torch.Tensor):
@@ -178,6 +199,8 @@ class SeededLayer(Returning, Stateful, nn.Module):
         if not self.remote.client.connected:
             self._go_on_alone()
             return h
+        if not isinstance(h, torch.Tensor):
+            self._refuse_output(h)
         self._passes[0] += 1
         if x.dtype is self.dtype and h.dtype is self.dtype:
             self._check(x, h)
@@ -193,12 +216,16 @@ class SeededLayer(Returning, Stateful, nn.Module):
         if own_x is None:
             return self._host(x, *args, **kwargs)
         self._passes[0] += 1
-        return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None))
+        if not torch.is_autocast_enabled("cpu"):
+            return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None))
+        dtype = self._hosted.type_under_autocast(x)  # type: ignore[union-attr]
+        return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None)).to(dtype)
 
     def _for_daemon(self, x: torch.Tensor, args: Any, kwargs: Any) -> Optional[torch.Tensor]:
         """The input for a daemon that runs the host; None where this call is the host's own, here."""
-        if self._unhosted:
-            self._hand_over()
+        if self._unhosted and self._input_shape is not None:
+            # What is saved for a backward meanwhile is not the caller's, whose checkpoint may count it.
+            elsewhere(self._hand_over)
         if not self._runs():
             return None
         if not self.remote.client.connected:
@@ -211,8 +238,16 @@ class SeededLayer(Returning, Stateful, nn.Module):
             )
         own_x = x if x.dtype is self.dtype else self._cast(x, x)[0]
         self._check(own_x, own_x)
-        assert self._hosted is not None
-        self._hosted.settle(self.training)
+        hosted = self._hosted
+        assert hosted is not None
+        if tuple(x.shape[1:]) != self._input_shape:
+            raise UsageError(
+                f"the host of layer {self.name!r} was handed to the daemon for inputs of {list(self._input_shape or ())} "
+                f"without the batch, and this one is of {list(x.shape[1:])}: make the layer with "
+                'host="trainer", whose host takes any'
+            )
+        with self._changing:
+            hosted.settle(self.training)
         return own_x
 
     def submit(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Pending:
@@ -222,6 +257,13 @@ class SeededLayer(Returning, Stateful, nn.Module):
         gives what calling the layer would, recorded for autograd if gradients are enabled now. Hooks of the
         layer do not run.
         """
+        begun = self._submit(x, args, kwargs, True)
+        assert isinstance(begun, Pending)
+        return begun
+
+    def _submit(self, x: torch.Tensor, args: Any, kwargs: Any, waits: bool) -> Union[Pending, Callable[[], Pending]]:
+        """``submit``. Without ``waits`` it may give what publishes the pass, or raises ``ArenaFull`` and may be called
+        again."""
         if self._input_shape is None:
             self.input_shape = tuple(x.shape[1:])
         if self._arrived:
@@ -233,29 +275,51 @@ class SeededLayer(Returning, Stateful, nn.Module):
         if self.host_place == "daemon":
             own_x = self._for_daemon(x, args, kwargs)
             if own_x is None or not x.numel():
-                return Pending(self, x, self._host(x, *args, **kwargs), None)
+                return Pending(self, x, own(self._host(x, *args, **kwargs), x), None)
+            if torch.is_autocast_enabled("cpu"):
+                cast = self._hosted.type_under_autocast(x)  # type: ignore[union-attr]
         else:
-            h = own_h = self._host(x, *args, **kwargs)
+            h = own_h = own(self._host(x, *args, **kwargs), x)
             runs = self._runs()
-            if not runs or not self.remote.client.connected or not x.numel() or not h.numel():
+            is_empty = isinstance(h, torch.Tensor) and not (x.numel() and h.numel())
+            if not runs or not self.remote.client.connected or is_empty:
                 if runs and not self.remote.client.connected:
                     self._go_on_alone()
                 return Pending(self, x, h, None)
+            if not isinstance(h, torch.Tensor):
+                self._refuse_output(h)
             cast = None if x.dtype is self.dtype and h.dtype is self.dtype else h.dtype
             own_x, own_h = (x, h) if cast is None else self._cast(x, h)
             self._check(own_x, own_h)
-        begun: List[Pending] = []
-        self._guarded(lambda: None, lambda: begun.append(submit(self, own_x, own_h, cast)))
-        if not begun:
-            return Pending(self, x, self._host(x, *args, **kwargs) if own_h is None else h, None)
-        started = begun[0]._started
-        assert started is not None
-        self._submitted = started.lane, started._sequence
-        return begun[0]
+
+        def publish() -> Pending:
+            begun = self._guarded(lambda: None, lambda: submit(self, own_x, own_h, cast, waits))
+            if begun is None:
+                return Pending(self, x, own(self._host(x, *args, **kwargs), x) if own_h is None else h, None)
+            assert begun._started is not None
+            self._submitted = begun._started.lane, begun._started._sequence
+            return begun
+
+        if waits:
+            return publish()
+        return publish
 
     async def forward_async(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Calls the layer; the event loop goes on while the daemon computes."""
-        return await self.submit(x, *args, **kwargs)
+        begun = self._submit(x, args, kwargs, False)
+        return await (begun if isinstance(begun, Pending) else await self._room_for(begun))
+
+    async def _room_for(self, publish: Callable[[], Pending]) -> Pending:
+        """What ``publish`` gives, as soon as the arena has room; the event loop goes on meanwhile."""
+        room = Room(self.remote.client.wait_for_room_s)
+        while True:
+            try:
+                return publish()
+            except ArenaFull as full:
+                pause = room.pause_for(full)
+            import asyncio
+
+            await asyncio.sleep(pause)
 
     def stats(self) -> Dict[str, Any]:
         """How many passes were ``synchronous`` (calls) and ``asynchronous`` (``submit``, ``forward_async``), those
@@ -295,12 +359,15 @@ class SeededLayer(Returning, Stateful, nn.Module):
         return len(self._live) > len(self._learnt) or any(value_of(alpha) > 0.0 for _, alpha in self._learnt)
 
     def _guarded(self, alone: Callable[[], Any], compute: Callable[[], Any]) -> Any:
-        """What ``compute`` gives, or ``alone`` where the daemon has run nothing of it and will not."""
+        """What ``compute`` gives, or ``alone`` where the daemon gives nothing: it is gone, or about to leave."""
         try:
             return compute()
         except ConnectionLost as lost:
             self._go_on_alone()
-            if lost.in_flight:
+            # A host in the daemon may have counted this pass in its running statistics, which lie in shared memory:
+            # run here it would count it again.
+            hosted = lost.in_flight and self.host_place == "daemon" and self.training
+            if hosted and next(self._host.buffers(), None) is not None:
                 raise
             return alone()
         except SessionError as refused:
@@ -310,6 +377,12 @@ class SeededLayer(Returning, Stateful, nn.Module):
                 raise
             self._go_on_alone("is shutting down")
             return alone()
+
+    def _refuse_output(self, h: Any) -> None:
+        raise UsageError(
+            f"the host of layer {self.name!r}, a {type(self._host).__name__}, returns a {type(h).__name__}, and a kernel's "
+            "output is blended with one tensor: wrap the host in a module that returns that alone"
+        )
 
     def _cast(self, x: torch.Tensor, h: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         if not torch.is_autocast_enabled("cpu"):
@@ -353,7 +426,7 @@ class SeededLayer(Returning, Stateful, nn.Module):
         self._unhosted = bool(seeds) and self.host_place == "daemon" and hosted is None
         # Where the daemon is to run the host and does not, it runs no seed either.
         is_ready = self.host_place == "trainer" or (hosted is not None and hosted.present)
-        self._grafted = [seed for seed in seeds if seed.present] if is_ready else []
+        self._grafted = [seed for seed in seeds if seed._is_here] if is_ready else []
         self._live = [seed for seed in self._grafted if seed._blends]
         learnt = [(seed.index, seed.alpha_parameter) for seed in self._live]
         self._learnt = [(index, parameter) for index, parameter in learnt if parameter is not None]
@@ -372,11 +445,18 @@ class SeededLayer(Returning, Stateful, nn.Module):
             lane, sequence = self._submitted
             if not lane.finished(sequence):
                 return
-        try:
-            for seed in self._loading:
-                seed._finish()
-        except ConnectionLost:
-            self._go_on_alone()
+        with self._changing:
+            try:
+                for seed in self._loading:
+                    seed._finish()
+            except ConnectionLost:
+                self._go_on_alone()
+
+    def _settle_published(self) -> None:
+        """Before a seed's tensors are others, under ``_changing``: calls of other threads are done in the daemon."""
+        if self._published[0] is not None:
+            (lane, sequence), self._published[0] = self._published[0], None
+            lane.wait(sequence)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
         if x.device.type != "cpu" or h.device.type != "cpu":

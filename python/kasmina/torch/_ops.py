@@ -18,8 +18,8 @@ from .._layout import WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from ..errors import ConnectionLost, TicketError, UsageError
 from ._alone import Alone, elsewhere
 from ._alphas import alphas_of
-from ._function import recorded, tensors_of
-from ._pass import Pass, part, running, wanted
+from ._function import once, recorded, tensors_of, wanted_of
+from ._pass import Pass, part, running
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -43,8 +43,7 @@ def blend(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> tor
     alphas, tensors = alphas_of(layer), tensors_of(layer)
     want = -1
     if recorded(x, h, alphas, tensors):
-        trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
-        want = wanted(layer, x.requires_grad, *trains)
+        want = wanted_of(layer, x, alphas, tensors)
     y, _ = torch.ops.kasmina.blend(x, [] if h is None else [h], alphas, tensors, layer._handle, want)
     return y
 
@@ -105,7 +104,8 @@ def _blend(
         if not h:
             layer._hosted.settle(layer.training)
         # A copy of x: the compiler may put something else where it lay before the backward has read it.
-        held = Pass(layer, x, h[0] if h else None, max(want, 0), alphas, copy=want > 0)
+        with layer._changing:
+            held = Pass(layer, x, h[0] if h else None, max(want, 0), alphas, copy=want > 0)
         y = held.settle(h[0] if h else None)
         return y.clone() if h and y is h[0] else y
 
@@ -176,7 +176,7 @@ def _blend_backward(
     if want & WANT_GRAD_PARAMETERS:
         found.append(_whole(passed, gradients.parameters, gradient_bytes))
     if alphas:
-        found.append(torch.tensor(gradients.alphas or [0.0] * alphas))
+        found.append(torch.tensor(gradients.alphas or [0.0] * alphas, dtype=torch.float32))
     return found
 
 
@@ -185,7 +185,7 @@ def _whole(passed: Pass, block: Any, gradient_bytes: int) -> torch.Tensor:
     live = passed.live()
     if block is not None and len(live) == len(passed.ran):
         return block
-    whole = torch.zeros(gradient_bytes // 4)
+    whole = torch.zeros(gradient_bytes // 4, dtype=torch.float32)
     start = read = 0
     for ran in passed.ran:
         count = ran.grafted.gradient_bytes // 4
@@ -235,6 +235,25 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _gradients(ctx: Any, grad: torch.Tensor, _: Any) -> Any:
+    # Enabled by create_graph=True alone; code that a compiler made is differentiated once anyway.
+    twice = torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _is_traced(grad)
+    if not twice:
+        return _gradients_of(ctx, grad)
+    with torch.no_grad():
+        grad_x, grads_h, weights, grads, *rest = _gradients_of(ctx, grad)
+    marked = iter(once(_layer(ctx.handle).name, [grad_x, *grads_h, *weights, *grads]))
+    grad_x, grads_h, weights, grads = (
+        next(marked), [next(marked) for _ in grads_h], [next(marked) for _ in weights], [next(marked) for _ in grads]
+    )
+    return (grad_x, grads_h, weights, grads, *rest)
+
+
+def _is_traced(tensor: torch.Tensor) -> bool:
+    """Whether it stands for another in a compiler's trace."""
+    return type(tensor) is not torch.Tensor
+
+
+def _gradients_of(ctx: Any, grad: torch.Tensor) -> Any:
     token, *tensors = ctx.saved_tensors
     h = [tensors.pop(0)] if ctx.needs_h else []
     layer, want = _layer(ctx.handle), max(ctx.want, 0)

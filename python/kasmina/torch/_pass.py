@@ -11,7 +11,6 @@ import torch
 from .._lane import Completion, Lane
 from .._layer import Entry, Grafted, Ticket, dims, failures_of
 from .._layout import (
-    BACKWARD,
     DTYPE_CODES,
     FORWARD,
     TAKE_TICKET,
@@ -20,6 +19,8 @@ from .._layout import (
     WANT_GRAD_INPUT,
     WANT_GRAD_PARAMETERS,
 )
+from .._room import Room
+from ..errors import SessionError
 from ._alphas import given
 from ._arena import copied, in_arena, owning_tensor
 
@@ -78,12 +79,13 @@ class Pass:
 
     ``h`` is the host's output, or None where the daemon runs the host. ``want`` are the flags of the gradients that
     will be asked for; 0 takes no ticket. With ``copy`` the daemon reads a copy of x even where x lies in shared memory,
-    so that nobody can write to it meanwhile. ``alphas`` are the learnt blend factors. A pass that dies under way gives
+    so that nobody can write to it meanwhile. With ``waits`` it is
+    waited for room in the arena here, as long as the session wants that. ``alphas`` are the learnt blend factors. A pass that dies under way gives
     back what it took.
     """
 
     __slots__ = ("layer", "remote", "shape", "want", "ran", "learnt", "hosted", "factor", "completion", "ticket",
-                 "train", "_output", "_sequence", "_held", "_target", "__weakref__")
+                 "train", "again", "_output", "_sequence", "_held", "_target", "_submission", "_room", "__weakref__")
 
     def __init__(
         self,
@@ -93,11 +95,14 @@ class Pass:
         want: int,
         alphas: Sequence[torch.Tensor] = (),
         copy: bool = False,
+        waits: bool = True,
     ) -> None:
         self._sequence = -1
         self.layer = layer
         self.shape = tuple(x.shape)
         self.want = want
+        for seed in layer._grafted:
+            seed._settle_places()
         self.ran = running(layer)
         #: The seeds whose blend factors were given.
         self.learnt = [index for index, _ in layer._learnt] if alphas else []
@@ -113,25 +118,40 @@ class Pass:
         flags = TRAIN if self.train else 0
         if want:
             flags |= want | TAKE_TICKET
-        factors, extra = self._give(alphas)
-        offset, block = copied(client, x.detach()) if copy else in_arena(client, x.detach())
-        # Where x lies in the arena it is the tensor itself that must live on.
-        self._held = x if block is None else block
+        number = int(layer._random.random_(0, _I64_MAX)) if layer.training else 0
+        #: The blend factors of the forward that this one repeats, of seeds on a schedule.
+        self.again = layer._repeats.of(number, layer._moving) if layer._moving or layer._repeats.first else None
         self._output = layer._hosted.output_of(x) if h is None else tuple(h.shape)
         out_bytes = math.prod(self._output) * x.element_size()
-        self._target = client._allocate(out_bytes)
-        self._sequence = client._lane.begin(
+
+        def allocate() -> Any:
+            place = copied(client, x.detach()) if copy else in_arena(client, x.detach())
+            return (*self._give(alphas), *place, client._allocate(out_bytes))
+
+        self._room = Room(client.wait_for_room_s)
+        factors, extra, offset, block, self._target = self._room.allocated(allocate) if waits else allocate()
+        # Where x lies in the arena it is the tensor itself that must live on.
+        self._held = x if block is None else block
+        self._submission: Optional[Tuple[Any, ...]] = (
             (self._held, self._target, factors),
             FORWARD,
             flags,
             self.remote.number,
             DTYPE_CODES[self.remote.dtype],
             0,
-            int(layer._random.random_(0, _I64_MAX)) if layer.training else 0,
+            number,
             (offset, x.numel() * x.element_size(), self._target.offset, out_bytes, 0, 0, 0, 0, 0, 0, 0, 0),
             dims(self.shape, self._output),
             extra,
         )
+        self._begin()
+
+    def _begin(self) -> None:
+        assert self._submission is not None
+        lane = self.lane
+        self._sequence = lane.begin(*self._submission)
+        # Into a list: an attribute of a module is set through a search of its tables.
+        self.layer._published[0] = lane, self._sequence
 
     def __del__(self) -> None:
         if self._sequence >= 0:
@@ -139,9 +159,11 @@ class Pass:
 
     def _give(self, alphas: Sequence[torch.Tensor]) -> Tuple[Any, Tuple[int, int, int, int]]:
         """The block of the blend factors that are given, and what the submission says of it."""
-        if not alphas:
+        if not alphas and not self.again:
             return None, (0, 0, 0, 0)
         values = given(self.layer, self.remote.seeds, alphas)
+        for index, alpha in (self.again or {}).items():
+            values[index] = alpha
         client = self.remote.client
         block = client._allocate(values.nbytes)
         client._array(block, values.dtype, values.shape)[...] = values
@@ -179,25 +201,52 @@ class Pass:
         """Whether the daemon is done. Never waits."""
         return self._sequence < 0 or self.lane.finished(self._sequence)
 
+    def until_room(self) -> Optional[float]:
+        """How long to wait before ``begin_again``, in seconds, where the daemon is done and had no room for the pass,
+        and that is waited out."""
+        return self._room.pause(self.refusal())
+
+    def refusal(self) -> Optional[str]:
+        """The code by which the daemon has refused it, as far as that has come."""
+        return self.lane.refusal(self._sequence) if self._sequence >= 0 else None
+
+    def begin_again(self) -> None:
+        """Publishes it anew, after a refusal."""
+        self.lane.abandon(self._sequence, self.remote.number)
+        self._sequence = -1
+        self._begin()
+
     def complete(self, deadline: Optional[float] = None) -> Completion:
         """Waits for the daemon. Raises its refusal, or ``TimeoutError`` and the pass goes on."""
         if self.completion is None:
             layer = self.layer
+            while True:
+                try:
+                    completion = self.lane.finish(self._sequence, self.remote.number, deadline)
+                except SessionError as refusal:
+                    self._sequence = -1
+                    self._room.wait(refusal, deadline)
+                    self._begin()
+                except BaseException as error:
+                    if deadline is None or not isinstance(error, TimeoutError):
+                        self._sequence = -1
+                    raise
+                else:
+                    break
             try:
-                completion = self.lane.finish(self._sequence, self.remote.number, deadline)
-            except TimeoutError:
+                self._sequence, self._submission = -1, None
+                if completion.ticket:
+                    self.ticket = Ticket(self.remote, completion.ticket, self._held)
+            except BaseException:  # a signal's handler's
+                if completion.ticket and self.ticket is None:
+                    self.lane.release(self.remote.number, completion.ticket)
                 raise
-            except BaseException:
-                self._sequence = -1
-                raise
-            self._sequence = -1
-            if completion.ticket:
-                self.ticket = Ticket(self.remote, completion.ticket, self._held)
             self._held = None
             self.completion = completion
             # First, because a failure has the daemon asked, which has counted this pass already.
             if layer._moving:
-                layer._note_moving(completion.live_mask, self.train)
+                # The daemon counts no step of a schedule where the blend factor was given, which is the repetition's.
+                layer._note_moving(completion.live_mask, self.train and not self.again)
             if completion.failed_mask or layer.last_failures:
                 layer._note_failures(failures_of(completion))
         return self.completion
@@ -210,7 +259,7 @@ class Pass:
         if h is not None and self.is_h:
             return h
         dtype = getattr(torch, self.remote.dtype) if h is None else h.dtype
-        out = owning_tensor(client, target, dtype, math.prod(self._output)).view(self._output)
+        out = owning_tensor(client, target, dtype, self._output)
         if h is not None and layer.blend == "multiply":
             self.factor = out.clone() if client._heap.crowded else out
             return h * self.factor
@@ -261,18 +310,18 @@ class Pass:
         if want & WANT_GRAD_ALPHAS:
             to_alphas = client._allocate(seeds * 4)
             places[10:12] = to_alphas.offset, seeds * 4
-        number = self.ticket.spend()
-        completion = client._lane.run(BACKWARD, want, remote.number, 0, number, 0, tuple(places), extra=extra)
-        self.ticket.held = held = straight_held = None  # x and the gradients may go now
+        blocks = held, straight_held, grad, to_x, to_parameters, to_alphas
+        completion = self.ticket.run_backward(want, tuple(places), extra, blocks)
+        blocks = held = straight_held = None  # the gradients may go now
         if completion.failed_mask:
             layer._note_failures(failures_of(completion))
         crowded = client._heap.crowded
         grad_x = block = None
         if to_x is not None:
-            grad_x = owning_tensor(client, to_x, grad.dtype, x_elements).view(self.shape)
+            grad_x = owning_tensor(client, to_x, grad.dtype, self.shape)
             grad_x = grad_x.clone() if crowded else grad_x
         if to_parameters is not None and parameter_bytes:
-            block = owning_tensor(client, to_parameters, torch.float32, parameter_bytes // 4)
+            block = owning_tensor(client, to_parameters, torch.float32, (parameter_bytes // 4,))
             block = block.clone() if crowded else block
         alphas: List[float] = []
         if to_alphas is not None:

@@ -203,12 +203,16 @@ class Returning(nn.Module):
     remote: Layer
     _alone: bool
     _arrived: bool
+    _changing: Any
     _quiet: bool
     _return: Optional[Return]
     _refresh: Any
 
     def _go_on_alone(self, why: str = "is gone") -> None:
         connection = self.remote.client
+        if connection.forked:
+            # No daemon is gone: this process must not train the host alone.
+            connection.refuse_fork()
         if why == "is gone" and connection.connected:
             return  # a ticket of before has failed, and the layer has come back meanwhile
         self._alone = True
@@ -221,6 +225,14 @@ class Returning(nn.Module):
                 stacklevel=4,
             )
 
+    @property
+    def _there(self) -> Layer:
+        """The layer in the daemon that is there now, whether or not a call has taken over what came back: whom to ask."""
+        came = self._return
+        if came is not None and came.remote is not None and came.remote.client.connected:
+            return came.remote
+        return self.remote
+
     def _restoration(self, connection: Connection) -> Return:
         return Return(self, connection)
 
@@ -232,6 +244,12 @@ class Returning(nn.Module):
 
     def _take_over(self) -> None:
         """Puts what has come back from the daemon's death into its place. Waits for nothing."""
+        with self._changing:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        if not self._arrived:
+            return  # another thread has
         self._arrived = False
         came = self._return
         if came is None or came.remote is None or not came.remote.client.connected:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, NamedTupl
 import torch
 from torch import nn
 
-from .._layer import Grafted, Layer, check_alpha
+from .._layer import Entry, Grafted, Layer, check_alpha
 from .._life import Schedule
 from ..errors import ConnectionLost, KasminaError, KernelError, SeedFailureWarning, UsageError
 from ._alphas import Learning, value_of
 from ._life import Living, Way, Wish
-from ._shared import Shared, move, shared_tensor
+from ._shared import Places, Row, Shared, move, shared_tensor
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -37,8 +37,8 @@ class Seed(Living, Learning, Shared):
 
     #: What belongs to the seed even where a parameter of its kernel has the same name.
     _OWN = frozenset(
-        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_fossil", "_grafted", "_left", "_loading", "_look_at",
-         "_refused", "_returns", "_role", "_tensors", "_unloaded", "_way"}
+        {"alpha", "alpha_grad", "index", "load_error", "_alpha", "_entries", "_fossil", "_grafted", "_left", "_loading", "_look_at",
+         "_places", "_refused", "_returns", "_role", "_tensors", "_unloaded", "_way"}
     )
 
     def __init__(self, layer: SeededLayer, index: int) -> None:
@@ -55,6 +55,9 @@ class Seed(Living, Learning, Shared):
         self._look_at = 0.0
         self._grafted: Optional[Grafted] = None
         self._tensors: List[nn.Parameter] = []
+        # Its kernel's parameters and buffers, also after the daemon has given that up.
+        self._entries: List[Entry] = []
+        self._places: Optional[Places] = None
         # What a checkpoint says of a kernel that did not come back with the daemon, whose weights are here still.
         self._left: Optional[Dict[str, Any]] = None
         #: Whether its kernel could not be grafted from a checkpoint, which says so once and not for each tensor.
@@ -101,6 +104,7 @@ class Seed(Living, Learning, Shared):
         check_alpha(alpha)
         if train and schedule is not None:
             raise UsageError("a kernel that learns behind its layer has no schedule: blend it when it has learnt")
+        before = layer.input_shape
         if input_shape is not None:
             layer.input_shape = tuple(int(size) for size in input_shape)
         if layer.input_shape is None:
@@ -113,13 +117,17 @@ class Seed(Living, Learning, Shared):
         self.load_error = None
         role = "train" if train else "blend"
         layer._settle_submitted()
-        with layer._owning(self.index):
-            if not wait:
-                layer.remote.begin_graft(self.index, kernel, layer.input_shape, role=role)
-                self._loading = Loading(str(kernel), float(alpha), role, schedule, on_live)
-            else:
-                grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape, role=role)
-                self._loading = None
+        try:
+            with layer._owning(self.index):
+                if not wait:
+                    layer.remote.begin_graft(self.index, kernel, layer.input_shape, role=role)
+                    self._loading = Loading(str(kernel), float(alpha), role, schedule, on_live)
+                else:
+                    grafted = layer.remote.graft(self.index, kernel, 0.0, layer.input_shape, role=role)
+                    self._loading = None
+        except BaseException:
+            layer.input_shape = before  # a wrong one would spoil the next graft
+            raise
         if wait:
             self._settle(grafted, Loading(str(kernel), float(alpha), role, schedule, on_live))
         else:
@@ -155,7 +163,8 @@ class Seed(Living, Learning, Shared):
         way = Way.of(record["way"]) if record.get("way") else None
         fossil = record.get("fossil")
         is_anew = self.kernel != record["kernel"] or self._role != role or self._loading is not None
-        if is_anew or (self._fossil is not None and self._fossil != fossil):
+        is_anew = is_anew or (self._fossil is not None and self._fossil != fossil)
+        if is_anew:
             self.graft(record["kernel"], alpha, train=role == "train")
         elif self._fossil is None and self._wish() != Wish(alpha, None, None):
             self.alpha = alpha
@@ -169,21 +178,24 @@ class Seed(Living, Learning, Shared):
             self._layer._refresh()
         elif record.get("learnt"):
             self.learn_alpha(alpha)
-        for entry, tensor in zip(self._grafted.parameters, self._tensors):  # type: ignore[union-attr]
+        # As load_state_dict does of any module, what was here already keeps whether it is trained.
+        for entry, tensor in zip(self._grafted.parameters, self._tensors) if is_anew else ():  # type: ignore[union-attr]
             if entry.requires_grad:
                 tensor.requires_grad_(entry.name not in record["frozen"])
 
     def _settle(self, grafted: Grafted, asked: Loading) -> None:
-        self._clear()
-        self._register(grafted)
-        self._role = asked.role
-        if asked.schedule is not None:
-            self.blend(asked.schedule, asked.alpha)
-        else:
-            if asked.alpha != 0:
-                self._weigh(asked.alpha)
-            self._alpha = asked.alpha
-        self._layer._refresh()
+        with self._layer._changing:
+            self._layer._settle_published()
+            self._clear()
+            self._register(grafted)
+            self._role = asked.role
+            if asked.schedule is not None:
+                self.blend(asked.schedule, asked.alpha)
+            else:
+                if asked.alpha != 0:
+                    self._weigh(asked.alpha)
+                self._alpha = asked.alpha
+            self._layer._refresh()
         self._layer._tell_copies()
         if asked.on_live is not None:
             asked.on_live(self)
@@ -214,23 +226,30 @@ class Seed(Living, Learning, Shared):
         seconds the seed then refuses the kernel; by default as long as the daemon's ``engine.embargo`` says."""
         layer = self._layer
         layer._settle_submitted()
-        with layer._owning(self.index):
-            try:
-                layer.remote.prune(self.index, embargo)
-            except ConnectionLost:
-                # The kernel is gone with the daemon; that it does not come back is for this side to see to.
-                if not layer.client.reconnects:
-                    raise
-                layer.remote.begun.pop(self.index, None)
-        self._loading = None
-        self._clear()
-        layer._refresh()
+        with layer._changing:
+            layer._settle_published()
+            with layer._owning(self.index):
+                try:
+                    layer.remote.prune(self.index, embargo)
+                except ConnectionLost:
+                    # The kernel is gone with the daemon; that it does not come back is for this side to see to.
+                    if not layer.client.reconnects:
+                        raise
+                    layer.remote.begun.pop(self.index, None)
+            self._loading = None
+            self._clear()
+            layer._refresh()
         layer._tell_copies()
 
     @property
     def present(self) -> bool:
         """Whether the seed has a kernel that is in the daemon: it has one and is not present while it is on its way
         back after the daemon's death."""
+        return self._is_here and self._layer.remote.client.connected
+
+    @property
+    def _is_here(self) -> bool:
+        """The same, as far as its layer has noticed."""
         return self._grafted is not None and self._grafted.client is self._layer.remote.client
 
     @property
@@ -278,21 +297,34 @@ class Seed(Living, Learning, Shared):
     @property
     def state(self) -> str:
         """Where the seed stands, as the daemon says: ``dormant``, ``blending``, ``holding`` and so on."""
-        return self._layer.remote.seed_state(self.index)["state"]
+        return self._layer._there.seed_state(self.index)["state"]
 
     def stats(self) -> Dict[str, Any]:
         """The seed's numbers: executions, successes, failures by kind, success_rate, mean_us, p50_us, p99_us,
         asynchronous_passes, synchronous_passes."""
-        return self._layer.remote.stats(self.index)
+        return self._layer._there.stats(self.index)
 
-    def series(self, after: int = 0) -> Dict[str, List[float]]:
+    def series(self, after: int = 0) -> Dict[str, List[Any]]:
         """The last training passes, the oldest first: ``step`` (the layer's training forwards, from 1), ``alpha``,
-        ``latency_us``. Those after the step ``after``."""
-        return self._layer.remote.series(self.index, after)
+        ``latency_us``, ``output_norm``, and of one in ``engine.gradient_norm_every`` ``gradient_norm``, of all its
+        parameters together; norms that were not measured are None. Those after the step ``after``."""
+        return self._layer._there.series(self.index, after)
 
     def last_error(self) -> Optional[Dict[str, Any]]:
         """The most recent failure: ``code`` and ``message``."""
-        return self._layer.remote.last_error(self.index)
+        return self._layer._there.last_error(self.index)
+
+    def train(self, mode: bool = True) -> Seed:
+        """As of any module. A kernel runs in the mode of its layer: one of its own is warned of."""
+        layer = self.__dict__.get("_layer")
+        if self._grafted is not None and layer is not None and layer.training is not mode:
+            warnings.warn(
+                f"seed {self.index} of layer {layer.name!r} runs in {'training' if layer.training else 'eval'} mode, as "
+                "its layer does, whatever its own is: change the layer's",
+                UserWarning,
+                stacklevel=3,
+            )
+        return super().train(mode)
 
     def forward(self, *_: Any) -> Any:
         """A seed does not run by itself: call its layer."""
@@ -315,6 +347,8 @@ class Seed(Living, Learning, Shared):
             owner, name = self._container(entry.name)
             owner._buffers[name] = shared_tensor(grafted, entry)
         self._grafted = grafted
+        self._entries = [*grafted.parameters, *grafted.buffers]
+        self._places = Places(grafted, self._rows(grafted))
 
     def _weigh(self, alpha: float) -> None:
         try:
@@ -383,12 +417,42 @@ class Seed(Living, Learning, Shared):
                     seed=self.index,
                     kernel=grafted.kernel,
                 )
-        tensors = list(zip(self._tensors, grafted.parameters))
+        rows = self._rows(grafted)
+        move(grafted, [(tensor, entry) for _, _, tensor, entry in rows])
+        self._grafted = grafted
+        self._places = Places(grafted, rows)
+
+    def _settle_places(self) -> None:
+        """Before a pass: the daemon reads the values that the parameters and buffers have here."""
+        assert self._places is not None and self._grafted is not None
+        if not self._places.kept():
+            self._places = self._places.brought_back(self._rows(self._grafted))
+
+    def _rows(self, grafted: Grafted) -> List[Row]:
+        """The kernel's parameters and buffers, each with its place."""
+        rows: List[Row] = []
+        for entry, was in zip(grafted.parameters, self._tensors):
+            owner, name = self._container(entry.name)
+            rows.append((owner._parameters, name, owner._parameters.get(name), entry))
+            if rows[-1][2] is not was:
+                raise self._amiss(entry.name, "is gone" if rows[-1][2] is None else "is another tensor")
         for entry in grafted.buffers:
             owner, name = self._container(entry.name)
-            tensors.append((owner._buffers[name], entry))
-        move(grafted, tensors)
-        self._grafted = grafted
+            rows.append((owner._buffers, name, owner._buffers.get(name), entry))
+            if rows[-1][2] is None:
+                raise self._amiss(entry.name, "is gone")
+        for _, _, tensor, entry in rows:
+            if tuple(tensor.shape) != entry.shape or str(tensor.dtype) != f"torch.{entry.dtype}":
+                raise self._amiss(entry.name, f"is of {list(tensor.shape)}, {str(tensor.dtype)[6:]}")
+        return rows
+
+    def _amiss(self, name: str, how: str) -> UsageError:
+        return UsageError(
+            f"{name} of seed {self.index} of layer {self._layer.name!r} {how}: something has put another tensor in the "
+            "place of what was grafted (functional_call, weight_norm, prune, an assignment), which the daemon does not "
+            "read. Write into the tensor that was there (copy_) and put that back, or graft the kernel again",
+            seed=self.index,
+        )
 
     def _container(self, dotted: str) -> Any:
         *path, name = dotted.split(".")
@@ -405,7 +469,8 @@ class Seed(Living, Learning, Shared):
         self._parameters.clear()
         self._buffers.clear()
         self._modules.clear()
-        self._tensors = []
+        self._tensors, self._entries = [], []
+        self._places = None
         self._grafted = self._left = None
         self._way = self._fossil = self._returns = None
         self._alpha, self._role, self._unloaded = 0.0, "blend", False

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from ._seed import Seed
 
 _FORMAT = 1
+#: The element types that kernels compute in.
+_OF_KERNELS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", default=None)
 
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
-    {"client", "last_failures", "remote", "_alone", "_arrived", "_copies", "_grafted", "_handle", "_host", "_hosted",
-     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_quiet", "_random", "_return", "_submitted",
+    {"client", "last_failures", "remote", "_alone", "_arrived", "_changing", "_copies", "_grafted", "_handle", "_host", "_hosted",
+     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_published", "_quiet", "_random", "_repeats", "_return", "_submitted",
      "_unhosted", "_warned"}
 )
 #: Children that do as well.
@@ -50,7 +52,10 @@ class Stateful(nn.Module):
     dtype: torch.dtype
     name: str
     seeds: Any
+    alphas: Any
+    remote: Any
     _open: Callable[..., None]
+    _refresh: Callable[[], None]
     _settle_submitted: Callable[[], None]
 
     def get_extra_state(self) -> torch.Tensor:
@@ -136,10 +141,16 @@ class Stateful(nn.Module):
                     "the daemon and cannot be cast: cast the model before grafting, prune its seeds first, or run "
                     "it under torch.autocast"
                 )
+            check_dtype(probe.dtype)
             self._settle_submitted()
-            seeds, shape, remote = len(self.seeds), self.input_shape, self.remote
+            seeds, alphas, remote = self.seeds, self.alphas, self.remote
             self.dtype = probe.dtype
-            self._open(self.client, seeds, shape)
+            self._open(self.client, len(seeds), self.input_shape)
+            # Others hold them.
+            self.seeds, self.alphas = seeds, alphas
+            for seed in seeds:
+                seed._clear()
+            self._refresh()
             remote.close()
         return super()._apply(fn, recurse)
 
@@ -149,6 +160,10 @@ class Stateful(nn.Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made._revive(copy.deepcopy(self.__getstate__(), memo), self.client)
+        # For whoever else is copied with it: an optimizer has the copy's parameters then.
+        for ours, theirs in ((self.seeds, made.seeds), (self.alphas, made.alphas)):
+            named = dict(theirs.named_parameters())
+            memo.update({id(each): named[name] for name, each in ours.named_parameters() if name in named})
         self.__dict__.setdefault("_copies", weakref.WeakSet()).add(made)
         return made
 
@@ -220,3 +235,10 @@ def _kernels(seeds: Any) -> Tuple[Optional[str], ...]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).split(".")[-1]
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises for an element type that no kernel has."""
+    if dtype not in _OF_KERNELS:
+        names = ", ".join(map(_name, _OF_KERNELS))
+        raise UsageError(f"kernels compute in {names}, not in {_name(dtype)}: make or cast the layer to one of those")

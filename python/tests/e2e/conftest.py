@@ -1,9 +1,11 @@
 """A real kasminad for each test that asks for one, on a folder of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -78,6 +80,11 @@ class Daemon:
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def stopped(self):
+        """Whether every thread of it is: one that was sent SIGSTOP still runs for a moment."""
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return {task.read_text().rsplit(")", 1)[1].split()[0] for task in tasks} == {"T"}
+
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(20)
@@ -85,6 +92,38 @@ class Daemon:
     def terminate(self):
         self.process.terminate()
         return self.process.wait(30)
+
+    def close(self):
+        """Ends it if it still runs, and removes what it left."""
+        if self.process.poll() is None:
+            self.kill()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def on_disk(daemon):
+    """The kernels in its SQLite tier. Never makes the file: the daemon may not have come to it yet."""
+    path = daemon.folder / "state" / "cache.sqlite"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
+            return [row[0] for row in file.execute("SELECT id FROM kernels")]
+    except sqlite3.OperationalError as error:
+        assert "no such table" in str(error) or "unable to open" in str(error), error
+        return []
+
+
+@contextlib.contextmanager
+def daemons(kernels, **options):
+    """Starts daemons, each in a folder of its own; they end with the context."""
+    with contextlib.ExitStack() as started:
+
+        def begin(kernels=kernels, kind=Daemon, **more):
+            # Sockets have short names, and pytest's own folders have long ones.
+            daemon = kind(tempfile.mkdtemp(prefix="kasmina-"), kernels, **options, **more)
+            started.callback(daemon.close)
+            return daemon
+
+        yield begin
 
 
 @pytest.fixture(scope="session")
@@ -128,20 +167,8 @@ def serve():
 @pytest.fixture
 def start(kernels):
     """Starts daemons; what still runs at the end is killed."""
-    started = []
-
-    def begin(kernels=kernels, **options):
-        # Sockets have short names, and pytest's own folders have long ones.
-        daemon = Daemon(tempfile.mkdtemp(prefix="kasmina-"), kernels, **options)
-        started.append(daemon)
-        return daemon
-
-    yield begin
-    for daemon in started:
-        if daemon.process.poll() is None:
-            daemon.kill()
-        daemon.log.close()
-        shutil.rmtree(daemon.folder)
+    with daemons(kernels) as begin:
+        yield begin
 
 
 @pytest.fixture

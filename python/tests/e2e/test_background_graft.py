@@ -1,6 +1,7 @@
 """Grafts that nobody waits for: training goes on, and the kernel joins it when it is ready."""
 
 import shutil
+import threading
 
 import kasmina
 import pytest
@@ -181,3 +182,36 @@ def test_a_later_graft_takes_an_earlier_ones_place(slow):
         for _ in range(20):
             step(layer, optimizer)
         assert seed.kernel == "mlp"
+
+
+@pytest.mark.parametrize("gradients", (False, True))
+def test_threads_that_call_a_layer_while_kernels_come_and_go(client, gradients):
+    layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, input_shape=TOKENS[1:])
+    x = torch.randn(TOKENS)
+    failed, over = [], threading.Event()
+
+    def work():
+        while not over.is_set():
+            try:
+                with torch.set_grad_enabled(gradients):
+                    y = layer(x)
+                if gradients:
+                    torch.autograd.grad(y.sum(), list(layer.host.parameters()))
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(30):
+            layer.seeds[0].graft(("mlp", "drop", "attention")[n % 3], alpha=0.5, wait=False)
+            settled(lambda: layer.seeds[0].loading is None)
+            if n % 5 == 4:
+                layer.seeds[0].prune(embargo=0)
+                layer.seeds[0].graft("mlp", alpha=0.5)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert failed == [] and layer.seeds[0].load_error is None

@@ -1,14 +1,12 @@
 """Two daemons that share a Redis: what one has forgotten everywhere, the other forgets too."""
 
-import sqlite3
-
 import kasmina
 import pytest
 import torch
 from torch import nn
 
 import kasmina.torch
-from .conftest import settled
+from .conftest import on_disk, settled
 from .modules import TOKENS
 from .servers import Redis
 
@@ -23,11 +21,6 @@ def redis():
 def resident(daemon):
     with daemon.operator() as operator:
         return [entry["kernel"] for entry in operator.cache()["kernels"]]
-
-
-def on_disk(daemon):
-    with sqlite3.connect(daemon.folder / "state" / "cache.sqlite") as file:
-        return [row[0] for row in file.execute("SELECT id FROM kernels")]
 
 
 def in_redis(server):

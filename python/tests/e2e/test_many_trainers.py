@@ -75,7 +75,8 @@ def test_thirty_two_trainers_of_eight_seeds_train_at_once_as_plain_pytorch_does(
     assert sum(result["passes"] for result in results) == 32 * 2 * 5
     assert seen["sessions"] > 8 and seen["seeds"] > 64, f"several processes at once: {seen}"
     settled(lambda: empty(daemon))
-    settled(lambda: daemon.descriptors() == descriptors)
+    # The one before may still have had its socket when they were counted.
+    settled(lambda: daemon.descriptors() <= descriptors)
     totals = daemon.status()["totals"]
     assert totals["forward_passes"] - passes["forward_passes"] == 32 * 5
     assert totals["compute_us"] > passes["compute_us"] and totals["supply_waits"] == 0

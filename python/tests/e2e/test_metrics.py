@@ -183,6 +183,29 @@ def test_sessions_and_passes_are_counted_and_outlive_their_session(start):
     assert status == 200 and text.endswith("# EOF\n")
 
 
+def test_offers_and_plans_that_passes_make_are_counted(start, kernels):
+    daemon = start(settings=LISTEN)
+    artifact = (kernels / "mlp.pt2").read_bytes()
+    with daemon.connect() as client:
+        offered = [client.offer(artifact) for _ in range(3)]
+        for _ in range(2):
+            with pytest.raises(kasmina.KernelError):
+                client.offer(b"this is no archive")
+        counted = scrape(daemon)
+        of = {result: counted[f'kasmina_offers_total{{result="{result}"}}'] for result in ("taken_in", "known", "refused", "failed")}
+        assert of == {"taken_in": 1, "known": 2, "refused": 2, "failed": 0}
+        layer = kasmina.torch.SeededLayer(torch.nn.Linear(8, 8), client, name="layer", seeds=1)
+        layer.seeds[0].graft(offered[0], alpha=0.5, input_shape=TOKENS[1:])
+        assert scrape(daemon)["kasmina_pass_plans_total"] == 0
+        for _ in range(3):
+            layer(torch.randn(TOKENS))
+        planned = scrape(daemon)["kasmina_pass_plans_total"]
+        assert planned == 2, "the kernel and its blend, for a shape that the layer had not had"
+        layer.seeds[0].graft("mlp", alpha=0.5)
+        layer(torch.randn(TOKENS))
+        assert scrape(daemon)["kasmina_pass_plans_total"] == planned, "the next was planned before it ran"
+
+
 def test_a_daemon_that_drains_lives_and_is_not_ready(start, tmp_path):
     folder = tmp_path / "m"
     daemon = start(settings=f'[metrics]\nlisten = "unix:{folder}/metrics.sock"\nsocket_mode = "0600"\n')

@@ -140,6 +140,16 @@ def test_states_refusals_and_what_a_ticket_holds(daemon, client):
         layer.graft(0, "attention", 0.0, TOKENS[1:], role="train")
     assert refused.value.code == "seed.transition"
     assert (layer.seed_state(0)["kernel"], layer.forward(x).blend_weight) == ("mlp", 0.25)
+    # A host has no blend factor that anything could move.
+    running = layer.grafted[layer.host]
+    for verb, kernel in (("graft", "attention"), ("begin_graft", "attention"), ("blend", None)):
+        asked = layer._graft(layer.host, kernel, TOKENS[1:], None, "blend") if kernel else {"seed": layer.host}
+        with pytest.raises(kasmina.KasminaError) as refused:
+            client.request(verb, layer=layer.number, **asked, schedule=kasmina.Schedule("linear", 4).wire())
+        assert refused.value.code == ("seed.schedule" if kernel else "seed.role"), refused.value
+        assert "is the host" in str(refused.value) and refused.value.seed == layer.host
+    state = layer.seed_state(layer.host)
+    assert (state["state"], state["kernel"]) == ("holding", running.kernel) and layer.forward(x).blend_weight == 0.25
     with pytest.raises(kasmina.KasminaError) as refused:
         client.open_layer("wide", 64, host=True)
     assert refused.value.code == "session.quota"

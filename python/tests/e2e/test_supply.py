@@ -2,7 +2,6 @@
 
 import json
 import os
-import sqlite3
 import subprocess
 
 import kasmina
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from .conftest import BINARY, settled
+from .conftest import BINARY, on_disk, settled
 from .faults import ALONE
 from .modules import TOKENS
 from .proxy import Proxy
@@ -33,11 +32,6 @@ def told(daemon, *arguments):
 def resident(daemon):
     with daemon.operator() as operator:
         return {entry["kernel"]: entry for entry in operator.cache()["kernels"]}
-
-
-def on_disk(daemon):
-    with sqlite3.connect(daemon.folder / "state" / "cache.sqlite") as file:
-        return {row[0] for row in file.execute("SELECT id FROM kernels")}
 
 
 def layered(client, kernel):
@@ -85,12 +79,12 @@ def test_clear_empties_memory_and_with_tiers_the_disk(daemon):
     with daemon.connect() as client:
         layer = layered(client, "mlp")
         told(daemon, "warm", "attention")
-        settled(lambda: "attention" in resident(daemon) and on_disk(daemon) == {"mlp", "attention"})
+        settled(lambda: "attention" in resident(daemon) and set(on_disk(daemon)) == {"mlp", "attention"})
         cleared = tool(daemon, "clear")
         assert "dropped  attention" in cleared.stdout and "in use   mlp" in cleared.stdout, cleared
-        assert on_disk(daemon) == {"mlp", "attention"} and resident(daemon).keys() == {"mlp"}
+        assert set(on_disk(daemon)) == {"mlp", "attention"} and resident(daemon).keys() == {"mlp"}
         tool(daemon, "clear", "--tiers")
-        assert on_disk(daemon) == set()
+        assert set(on_disk(daemon)) == set()
         x = torch.randn(TOKENS)
         assert not torch.equal(layer(x), layer.host(x)), "what a seed uses goes on"
 
@@ -100,7 +94,7 @@ def test_why_tells_where_a_kernel_is_and_came_from(daemon):
     assert "in memory   no" in page and "loads       none" in page and "no copy" in page, page
     with daemon.connect() as client:
         layer = layered(client, "mlp")
-        settled(lambda: on_disk(daemon) == {"mlp"})
+        settled(lambda: set(on_disk(daemon)) == {"mlp"})
         page = told(daemon, "why", "mlp")
         for part in ("in memory   ", "of layer stage2.mlp, holding", "sqlite      ", "from directory in ", "validate ", "plan ", "pass        archive.readable"):
             assert part in page, (part, page)

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -161,17 +160,11 @@ def test_threads_submit_and_wait(layers):
     assert failed == []
 
 
-def is_stopped(pid):
-    """Whether every thread of a process is."""
-    states = [task.read_text().rsplit(")", 1)[1].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return set(states) == {"T"}
-
-
 def test_a_daemon_that_dies_before_it_has_looked(daemon, layers):
     x = torch.randn(TOKENS, requires_grad=True)
     layers[0](x)
     daemon.process.send_signal(19)  # stopped: it will not answer
-    settled(lambda: is_stopped(daemon.process.pid))
+    settled(daemon.stopped)
     pending = layers[0].submit(x)
     with pytest.raises(TimeoutError):
         pending.result(timeout=0.01)

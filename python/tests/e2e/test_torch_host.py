@@ -206,8 +206,10 @@ def test_autocast_computes_in_the_layers_own_type(client):
     x = torch.randn(shape)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x.bfloat16())
-    assert y.dtype is torch.float32
-    close(y, plain(x.bfloat16().float()), "output")
+    # Rounded once, to what the module itself gives there.
+    assert y.dtype is torch.bfloat16
+    assert torch.equal(y, layer(x.bfloat16().float()).bfloat16())
+    close(y.float(), plain(x.bfloat16().float()), "output", 1e-2)
     y.sum().backward()
 
 
@@ -248,6 +250,7 @@ def test_a_daemon_killed_before_it_looks_costs_no_step(daemon):
         layer, plain, shape = pair(client, ("mlp",), "convex", (0.5,), module=Attention, host="daemon")
         layer(torch.randn(shape)).sum().backward()
         daemon.process.send_signal(19)
+        settled(daemon.stopped)
         x = torch.randn(shape, requires_grad=True)
         pending = layer.submit(x)
         daemon.kill()

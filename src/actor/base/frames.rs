@@ -7,7 +7,10 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::wire::{FrameBuffer, FrameKind, WireError, try_send};
+use crate::{
+    failpoint::{self, Failpoint},
+    wire::{FrameBuffer, FrameKind, WireError, try_send},
+};
 
 /// Bytes read at a time.
 const CHUNK: usize = 4096;
@@ -55,11 +58,17 @@ impl Frames {
     /// # Errors
     /// [`WireError::Closed`] when the client is gone.
     pub async fn send(&mut self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), WireError> {
+        // A build that may die in the middle of a frame sends it in two.
+        let half = if failpoint::ENABLED { frame.len() / 2 } else { frame.len() };
         let mut sent = 0;
         while sent < frame.len() {
             let with = if sent == 0 { descriptors } else { &[] };
-            let attempt = || try_send(self.stream.as_fd(), &frame[sent..], with);
+            let end = if sent < half { half } else { frame.len() };
+            let attempt = || try_send(self.stream.as_fd(), &frame[sent..end], with);
             sent += self.stream.async_io(Interest::WRITABLE, attempt).await.map_err(|_| WireError::Closed)?;
+            if sent == half {
+                failpoint::reached(Failpoint::ReplyHalfSent);
+            }
         }
         Ok(())
     }

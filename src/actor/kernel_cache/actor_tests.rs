@@ -154,6 +154,7 @@ fn bench(plan: WarmPlan) -> Bench {
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
+        offers: Arc::default(),
         unconfirmed: Arc::default(),
         warming: Arc::new(Warming::of(&plan)),
         warm_plan: Arc::new(plan),

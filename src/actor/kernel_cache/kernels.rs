@@ -47,6 +47,13 @@ impl Kernels {
         let _ = self.device.evict(id, &Evictor::Session { session });
     }
 
+    /// The same when the session is over, whose lane and loads may not have let go of it yet.
+    pub async fn withdraw_late(&self, id: &KernelId, session: SessionId) {
+        // Another session that uses it has offered it too, and sees to it.
+        let is_ours = || self.holders.of(id).iter().all(|(_, holder)| holder.session == session);
+        let _ = self.device.evict_wait(id, &Evictor::Session { session }, is_ours).await;
+    }
+
     /// The actor, for all else.
     pub fn cache(&self) -> &Handle<KernelCache> {
         &self.cache

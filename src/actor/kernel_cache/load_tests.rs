@@ -138,6 +138,7 @@ pub(super) fn bench(name: Option<&str>) -> Bench {
         pinned: Arc::new(Mutex::new(BTreeSet::new())),
         flights: Arc::new(SingleFlight::default()),
         loads: Arc::default(),
+        offers: Arc::default(),
         unconfirmed: Arc::default(),
         warming: Arc::default(),
         warm_plan: Arc::new(WarmPlan::default()),

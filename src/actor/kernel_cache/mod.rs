@@ -24,7 +24,7 @@ use actix::{
 pub use holders::{HeldKernel, Holder, Holders};
 pub use kernels::Kernels;
 pub use loads::LoadLog;
-pub use offers::OfferKernel;
+pub use offers::{OfferCounts, OfferKernel};
 pub use parts::{KernelCacheParts, KernelLease};
 use tokio::sync::oneshot;
 pub use unconfirmed::Unconfirmed;

@@ -1,6 +1,9 @@
 //! Offers, with a real validator, a real tier below, and an origin that nobody is to ask.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     OfferKernel,
@@ -12,7 +15,7 @@ use crate::{
     digest::Digest,
     fault::Fault as _,
     id::{KernelId, SessionId},
-    wire::{Arena, Block, MIN_ARENA_BYTES},
+    wire::{Arena, Block, MIN_ARENA_BYTES, OffersReport},
 };
 
 /// An arena with an artifact at the start of its heap.
@@ -82,6 +85,8 @@ async fn the_same_artifact_is_judged_once() {
     let again = bench.parts.get(name.clone()).await.unwrap();
     assert!(Arc::ptr_eq(&held, &again));
     assert_eq!(bench.parts.loads.of(&name, 8).len(), 1);
+    let offers = bench.parts.measure(Duration::from_secs(60)).await.offers;
+    assert_eq!(offers, OffersReport { taken_in: 2, known: 1, ..OffersReport::default() });
     let by = Evictor::Session { session: SessionId(3) };
     assert!(bench.parts.device.evict(&name, &by).is_err(), "it is in use");
     drop((held, again));
@@ -118,4 +123,6 @@ async fn what_breaks_a_rule_or_is_no_block_of_the_heap_is_refused() {
     let refused = bench.parts.offer(offer).await.unwrap_err();
     assert_eq!(refused.code(), "kernel.rejected");
     assert!(refused.to_string().contains("validator.max_artifact_bytes"), "{refused}");
+    let offers = bench.parts.measure(Duration::from_secs(60)).await.offers;
+    assert_eq!(offers, OffersReport { refused: 8, ..OffersReport::default() });
 }

@@ -16,9 +16,12 @@ use crate::{
     actor::{ActorError, JudgeArtifact},
     digest::Digest,
     engine::Kernel,
+    failpoint::{self, Failpoint},
+    fault::{ErrorClass, Fault as _},
     id::KernelId,
+    telemetry::Counter,
     validation::Metadata,
-    wire::{Arena, Block, LoadReport},
+    wire::{Arena, Block, LoadReport, OffersReport},
 };
 
 /// Where such a kernel was found, for reports.
@@ -34,12 +37,49 @@ pub struct OfferKernel {
     pub block: Block,
 }
 
+/// What offers have come to.
+#[derive(Debug, Default)]
+pub struct OfferCounts {
+    taken_in: Counter,
+    known: Counter,
+    refused: Counter,
+    failed: Counter,
+}
+
+impl OfferCounts {
+    fn count(&self, result: &Result<(Digest, bool), ActorError>) {
+        let counter = match result {
+            Ok((_, true)) => &self.known,
+            Ok((_, false)) => &self.taken_in,
+            Err(error) if matches!(error.class(), ErrorClass::Invalid | ErrorClass::Corrupt) => &self.refused,
+            Err(_) => &self.failed,
+        };
+        counter.increment();
+    }
+
+    pub(super) fn report(&self) -> OffersReport {
+        OffersReport {
+            taken_in: self.taken_in.get(),
+            known: self.known.get(),
+            refused: self.refused.get(),
+            failed: self.failed.get(),
+        }
+    }
+}
+
 impl KernelCacheParts {
     /// Takes the artifact over; its digest, by which [`KernelId::offered`] names the kernel.
-    pub(super) async fn offer(
+    pub(super) async fn offer(&self, offer: OfferKernel) -> Result<Digest, ActorError> {
+        let result = self.consider(offer).await;
+        self.offers.count(&result);
+        result.map(|(digest, _)| digest)
+    }
+
+    /// The same, and whether it was in memory already.
+    async fn consider(
         &self,
         OfferKernel { arena, block }: OfferKernel,
-    ) -> Result<Digest, ActorError> {
+    ) -> Result<(Digest, bool), ActorError> {
         let limit = self.max_offer_bytes;
         if block.bytes > limit {
             return Err(ActorError::OfferTooLarge { bytes: block.bytes, limit });
@@ -50,14 +90,16 @@ impl KernelCacheParts {
         let copying = tokio::task::spawn_blocking(move || copied(&arena, block));
         let (bytes, digest) =
             copying.await.map_err(|_| ActorError::Lost { what: "copying the artifact" })??;
+        failpoint::reached(Failpoint::OfferCopied);
         let id = KernelId::offered(&digest);
         // The trainers of one model offer the same, each of its ranks.
-        if self.device.hold(&id).is_none() {
+        let is_known = self.device.hold(&id).is_some();
+        if !is_known {
             let (parts, offered) = (self.clone(), id.clone());
             let judged = self.flights.run(&id, move || async move { parts.take_in(offered, bytes).await });
             self.resident(&id, &judged.await?).await?;
         }
-        Ok(digest)
+        Ok((digest, is_known))
     }
 
     async fn take_in(&self, id: KernelId, bytes: Arc<[u8]>) -> Result<Loaded, ActorError> {

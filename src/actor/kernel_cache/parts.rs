@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Holders, LoadLog, Unconfirmed, WarmPlan, Warming, loads};
+use super::{Holders, LoadLog, OfferCounts, Unconfirmed, WarmPlan, Warming, loads};
 use crate::{
     actor::{ActorError, JudgeArtifact, Validator, base::Handle},
     cache::{
@@ -64,6 +64,8 @@ pub struct KernelCacheParts {
     pub flights: Arc<SingleFlight<KernelId, Result<Loaded, ActorError>>>,
     /// The last loads.
     pub loads: Arc<LoadLog>,
+    /// What offers have come to.
+    pub offers: Arc<OfferCounts>,
     /// What the origin has not vouched for.
     pub unconfirmed: Arc<Unconfirmed>,
     /// How far warming has come.

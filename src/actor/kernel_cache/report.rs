@@ -60,6 +60,7 @@ impl KernelCacheParts {
                 confirmations: below.confirmations,
             },
             fleet: self.fleet.as_ref().map(|fleet| fleet_report(fleet.stats())),
+            offers: self.offers.report(),
             stale: below.stale,
             negatives: below.negatives,
             writes_skipped: below.writes_skipped,

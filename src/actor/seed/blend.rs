@@ -2,10 +2,11 @@
 
 use actix::{ActorFutureExt as _, Handler, Message, ResponseActFuture, WrapFuture as _};
 
-use super::{Seed, SeedParts, Way};
+use super::{Recovery, Seed, SeedParts, Way};
 use crate::{
     actor::ActorError,
     engine::{Alpha, EngineError, transition},
+    failpoint::{self, Failpoint},
     id::Generation,
     wire::{EventKind, ScheduleSpec, SeedReply, SeedState},
 };
@@ -68,15 +69,18 @@ impl Handler<SetSeedAlpha> for Seed {
             Ok(alpha) => alpha,
             Err(error) => return refused(error),
         };
-        if self.state == SeedState::Fossilized {
-            let (from, to) = (self.state, SeedState::Holding);
+        let is_fossil = self.recovery.as_ref().is_some_and(Recovery::is_fossil);
+        if is_fossil || self.state == SeedState::Fossilized {
+            let (from, to) = (SeedState::Fossilized, SeedState::Holding);
             return refused(EngineError::Transition { from, to });
         }
         if let Some(recovery) = &mut self.recovery {
             recovery.come_back_with(alpha);
-            return Box::pin(actix::fut::ok(self.reply()));
-        }
-        if self.occupant.is_none() {
+            // What it was to come back with may be on its way to the lane already; this goes after it.
+            if !recovery.is_attaching() {
+                return Box::pin(actix::fut::ok(self.reply()));
+            }
+        } else if self.occupant.is_none() {
             return refused(self.no_kernel());
         }
         let lane = self.parts.lane.clone();
@@ -121,8 +125,13 @@ impl Handler<BlendSeed> for Seed {
             Ok(from) => from.or(in_training),
             Err(error) => return refused(error),
         };
-        let (lane, number) = (self.parts.lane.clone(), self.number());
-        let begun = async move { lane.blend(layer, seed, schedule, number, from).await };
+        let (parts, number) = (self.parts.clone(), self.number());
+        let begun = async move {
+            if in_training.is_some() {
+                parts.plan_for_blending().await?;
+            }
+            parts.lane.blend(layer, seed, schedule, number, from).await
+        };
         Box::pin(begun.into_actor(self).map(move |begun, seed, _| {
             seed.alpha = begun?.get();
             seed.way = Some(Way { number, target: schedule.target });
@@ -181,6 +190,7 @@ impl Handler<FossilizeSeed> for Seed {
         let fixed = async move { lane.set_alpha(layer, seed, whole).await };
         Box::pin(fixed.into_actor(self).map(move |fixed, seed, _| {
             fixed?;
+            failpoint::reached(Failpoint::Fossilized);
             // Where it was unloaded meanwhile, this fails and names both states.
             seed.step(SeedState::Fossilized, "its trainer fossilizes it")?;
             (seed.alpha, seed.frozen) = (whole.get(), freeze);

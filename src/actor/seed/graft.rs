@@ -12,6 +12,7 @@ use super::{
 use crate::{
     actor::{ActorError, Holder, ReweighKernel},
     engine::{Alpha, Course, EngineError, Holdings, LiveSeed, PlanKey, Schedule, is_active, transition},
+    failpoint::{self, Failpoint},
     id::{Generation, KernelId},
     tensor::{DType, Shape},
     wire::{EventKind, GraftReply, GraftRole, ScheduleSpec, SeedState, SharedMemory},
@@ -88,6 +89,7 @@ impl SeedParts {
     ) -> Result<Prepared, ActorError> {
         let SeedParts { session, layer, seed, .. } = *self;
         let lease = self.kernels.get(&graft.kernel, Holder { session, layer, seed, generation }).await?;
+        failpoint::reached(Failpoint::GraftLoaded);
         let (kernel, backend, config) = (Arc::clone(&*lease), self.backend.clone(), self.config.clone());
         let dims = [TRIAL_BATCH].into_iter().chain(graft.input_shape.iter().copied());
         let key = PlanKey {
@@ -121,13 +123,17 @@ impl SeedParts {
                     shared
                 }
             };
+            failpoint::reached(Failpoint::GraftMemoryMade);
             let memory = KeptMemory { shared, _share: share };
             let held = SeedMemory { kept: memory.clone(), _lease: lease };
-            let live = Arc::new(LiveSeed::new(kernel, Arc::new(held), generation)?);
+            let shared = backend.share(Arc::new(held)).map_err(EngineError::of_kernel(kernel.id()))?;
+            let live = Arc::new(LiveSeed::new(kernel, shared, generation)?);
             Ok((live, memory))
         });
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
+        // No pass is to make plans because of a swap.
+        self.plan_ahead(live.kernel(), graft.role).await?;
         // Planning has made the kernel heavier; a cache that cannot be asked learns of it when it next looks for room.
         let plan_us = Some(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         let _ = self.kernels.cache().order(ReweighKernel { kernel: graft.kernel.clone(), plan_us }).await;
@@ -185,13 +191,18 @@ impl Seed {
     /// come back is to be taken out of the lane first.
     fn begin(&mut self, graft: &GraftSeed) -> Result<(u64, bool), ActorError> {
         self.may_take(graft)?;
+        failpoint::reached(Failpoint::GraftBegun);
         self.epoch = self.number();
         (self.load, self.background) = (Some((graft.kernel.clone(), self.epoch)), None);
         // A trainer that grafts does not wait for the kernel before.
         let is_stray = self.recovery.take().is_some_and(|recovery| recovery.is_attaching());
         // A kernel that runs goes on running while the next one is made ready beside it.
-        if self.state != SeedState::Loading && !is_active(self.state) {
-            self.step(SeedState::Loading, "its trainer grafts a kernel")?;
+        if !is_active(self.state) {
+            // What was a fossil is not to come back any more.
+            self.frozen = false;
+            if self.state != SeedState::Loading {
+                self.step(SeedState::Loading, "its trainer grafts a kernel")?;
+            }
         }
         Ok((self.epoch, is_stray))
     }
@@ -221,11 +232,15 @@ impl Seed {
                 return Box::pin(actix::fut::err(error));
             }
         };
+        failpoint::reached(Failpoint::GraftReady);
         self.parts.counters.keep_series(self.parts.config.series_length);
         let (parts, live, role) = (self.parts.clone(), prepared.live.clone(), graft.role.into());
+        self.takeovers += 1;
         let attached =
             async move { parts.lane.attach(parts.layer, parts.seed, live, alpha, role, course).await };
         Box::pin(attached.into_actor(self).map(move |attached, seed, _| {
+            seed.takeovers -= 1;
+            failpoint::reached(Failpoint::GraftAttached);
             let settled = attached.and_then(|()| seed.settle(&graft, Generation(epoch), prepared, course));
             settled.inspect_err(|error| seed.load_failed(epoch, error, &graft))
         }))
@@ -262,6 +277,7 @@ impl Seed {
             self.step(SeedState::Loading, "its trainer grafts a kernel")?;
         }
         let before = self.kernel().cloned().filter(|_| is_active(self.state));
+        self.before = before.clone().map(|kernel| (self.generation, kernel));
         let Prepared { live, memory, tables } = prepared;
         let memory_bytes = live.kernel().memory_bytes() as u64;
         self.load = self.load.take().filter(|(_, epoch)| Generation(*epoch) != generation);
@@ -269,6 +285,8 @@ impl Seed {
         self.attempts.renew();
         self.occupant = Some(Occupant {
             graft: graft.clone(),
+            kernel: Arc::downgrade(live.kernel()),
+            digest: live.kernel().digest(),
             memory: memory.clone(),
             tables: tables.clone(),
             memory_bytes,
@@ -277,6 +295,7 @@ impl Seed {
         if let Some(before) = before {
             self.tell(EventKind::KernelSwapped { before });
         }
+        failpoint::reached(Failpoint::GraftSettled);
         let Tables { parameters, buffers, buffers_offset, gradient_bytes } = tables;
         let reply = GraftReply {
             layer: self.parts.layer,

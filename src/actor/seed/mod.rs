@@ -1,8 +1,10 @@
 //! One seed: its state, its kernel, its blend factor. Loads kernels and puts them into its slot of the lane, and
 //! moves along the life that `docs/lifecycle.md` describes.
 
+mod ahead;
 mod blend;
 mod embargo;
+mod export;
 mod graft;
 mod memory;
 mod prune;
@@ -11,13 +13,14 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use actix::{Actor, ActorContext as _, Context, Handler, Message, MessageResult};
 
 pub(super) use self::blend::SeedReached;
 pub use self::{
     blend::{BlendSeed, FossilizeSeed, HoldSeed, SetSeedAlpha},
+    export::ExportSeed,
     graft::{BeginGraft, FinishGraft, GraftSeed, Grafted},
     prune::PruneSeed,
 };
@@ -32,7 +35,8 @@ use super::{ActorError, Kernels, LaneLink, Teller, base::StopActor};
 use crate::{
     backend::Backend,
     clock::Clock,
-    engine::{EngineConfig, SeedCounters, SessionLedger, transition},
+    digest::Digest,
+    engine::{EngineConfig, Kernel, SeedCounters, SessionLedger, transition},
     id::{Generation, KernelId, LayerId, SeedIndex, SessionId},
     wire::{ErrorReply, Event, EventKind, LoadingReport, RecoveryReport, SeedReply, SeedState},
 };
@@ -70,6 +74,10 @@ pub struct SeedParts {
 struct Occupant {
     /// How it was asked for.
     graft: GraftSeed,
+    /// The kernel itself, as long as something runs it.
+    kernel: Weak<Kernel>,
+    /// SHA-256 of its artifact.
+    digest: Digest,
     /// Its memory file, which outlives an unloading.
     memory: KeptMemory,
     /// What lies in it.
@@ -111,6 +119,11 @@ pub struct Seed {
     embargoes: Embargoes,
     recovery: Option<Recovery>,
     attempts: Attempts,
+    /// Commands that give the slot in the lane to somebody else and are not answered yet. Until they are, nothing that
+    /// comes back may be put there: it would come after what the trainer asked for.
+    takeovers: u32,
+    /// What ran before, which the lane may have taken out before it was replaced.
+    before: Option<(Generation, KernelId)>,
 }
 
 impl Seed {
@@ -133,6 +146,8 @@ impl Seed {
             embargoes: Embargoes::default(),
             recovery: None,
             attempts: Attempts::default(),
+            takeovers: 0,
+            before: None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use actix::{ActorFutureExt as _, Handler, Message, ResponseActFuture, WrapFuture as _};
 
-use super::{Seed, SeedParts};
+use super::{Seed, SeedParts, recovery::Recovery};
 use crate::{
     actor::ActorError,
     clock::whole_ms,
@@ -25,13 +25,22 @@ impl Handler<PruneSeed> for Seed {
 
     fn handle(&mut self, PruneSeed { embargo }: PruneSeed, _: &mut Self::Context) -> Self::Result {
         let embargo = embargo.unwrap_or(self.parts.config.embargo);
-        let pruned: Vec<KernelId> = [self.kernel(), self.coming()].into_iter().flatten().cloned().collect();
+        let (loading, returning) = (self.load.as_ref(), self.recovery.as_ref());
+        let all = [self.kernel(), loading.map(|(kernel, _)| kernel), returning.map(Recovery::kernel)];
+        let mut pruned: Vec<KernelId> = Vec::new();
+        for kernel in all.into_iter().flatten() {
+            if !pruned.contains(kernel) {
+                pruned.push(kernel.clone());
+            }
+        }
         self.epoch = self.number();
         (self.load, self.background, self.recovery) = (None, None, None);
         let SeedParts { layer, seed, ref lane, .. } = self.parts;
         let lane = lane.clone();
+        self.takeovers += 1;
         let detached = async move { lane.detach(layer, seed).await };
         Box::pin(detached.into_actor(self).map(move |result, seed, _| {
+            seed.takeovers -= 1;
             result?;
             seed.pruned(&pruned, embargo)?;
             Ok(seed.reply())
@@ -42,7 +51,8 @@ impl Handler<PruneSeed> for Seed {
 impl Seed {
     /// Takes note that the slot is empty.
     fn pruned(&mut self, kernels: &[KernelId], embargo: Duration) -> Result<(), ActorError> {
-        self.way = None;
+        // The lane may have taken it out itself, just before.
+        (self.way, self.recovery) = (None, None);
         let kernel = kernels.first().cloned();
         match self.state {
             SeedState::Dormant => {}

@@ -1,7 +1,10 @@
 //! Coming back: a kernel that was unloaded after failures in a row is tried again, in the memory that its trainer
 //! knows and with the values that are there.
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, WrapFuture as _};
 
@@ -10,7 +13,8 @@ use crate::{
     actor::ActorError,
     backoff::Jitter,
     clock::whole_ms,
-    engine::{Alpha, Course, EngineError, Role, is_active},
+    engine::{Alpha, Course, EngineError, Role, is_active, transition},
+    failpoint::{self, Failpoint},
     id::{Generation, KernelId},
     wire::{ErrorReply, EventKind, RecoveryReport, SeedState},
 };
@@ -48,6 +52,9 @@ impl Attempts {
     }
 }
 
+/// How long an attempt stands back for what the trainer has asked the lane for.
+const STAND_BACK: Duration = Duration::from_millis(10);
+
 /// How far an attempt is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -72,6 +79,10 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
+    pub(super) fn occupant(&self) -> &Occupant {
+        &self.occupant
+    }
+
     pub(super) fn kernel(&self) -> &KernelId {
         &self.occupant.graft.kernel
     }
@@ -81,9 +92,14 @@ impl Recovery {
         self.stage == Stage::Attaching
     }
 
+    /// Whether it comes back as part of its layer, whose blend factor nobody sets.
+    pub(super) fn is_fossil(&self) -> bool {
+        self.state == SeedState::Fossilized
+    }
+
     /// The trainer has set another blend factor meanwhile.
     pub(super) fn come_back_with(&mut self, alpha: Alpha) {
-        if self.state != SeedState::Fossilized {
+        if !self.is_fossil() {
             (self.alpha, self.course) = (alpha, None);
         }
         if self.state == SeedState::Blending {
@@ -112,6 +128,11 @@ impl Handler<UnloadSeed> for Seed {
     fn handle(&mut self, message: UnloadSeed, context: &mut Self::Context) {
         let UnloadSeed { generation, error, alpha, course } = message;
         if generation != self.generation || !is_active(self.state) {
+            // It was taken out just before another kernel came into its place: that goes on, and this is told.
+            if let Some((_, kernel)) = self.before.take_if(|(before, _)| *before == generation) {
+                let error = ErrorReply::from_fault(&error).about(&kernel);
+                self.tell_of(Some(kernel), EventKind::Unloaded { error });
+            }
             return;
         }
         let Some(occupant) = self.occupant.take() else { return };
@@ -133,6 +154,7 @@ impl Handler<UnloadSeed> for Seed {
         if let Err(error) = self.step(SeedState::ErrorRecovery, "too many of its passes failed in a row") {
             tracing::error!(%error, "a seed was unloaded in a state that has no kernel");
         }
+        failpoint::reached(Failpoint::Unloaded);
         self.wait(context);
     }
 }
@@ -160,10 +182,15 @@ impl Seed {
             return self.give_up();
         };
         let delay = policy.backoff.delay(attempt, &mut Jitter::from_process());
+        let Some(recovery) = &mut self.recovery else { return };
+        recovery.attempt = attempt;
+        self.come_back_after(delay, context);
+    }
+
+    fn come_back_after(&mut self, delay: Duration, context: &mut Context<Self>) {
         let (number, until) = (self.number(), self.parts.clock.now() + delay);
         let Some(recovery) = &mut self.recovery else { return };
-        (recovery.attempt, recovery.number) = (attempt, number);
-        recovery.stage = Stage::Waiting { until };
+        (recovery.number, recovery.stage) = (number, Stage::Waiting { until });
         context.run_later(delay, move |seed, context| {
             if seed.waits_for(number) {
                 seed.come_back(context);
@@ -189,6 +216,10 @@ impl Seed {
 
     /// Loads the kernel again and puts it into the lane.
     fn come_back(&mut self, context: &mut Context<Self>) {
+        if self.takeovers > 0 {
+            return self.come_back_after(STAND_BACK, context);
+        }
+        failpoint::reached(Failpoint::RecoveryLoading);
         let number = self.number();
         let Some(recovery) = &mut self.recovery else { return };
         (recovery.number, recovery.stage) = (number, Stage::Loading);
@@ -213,9 +244,14 @@ impl Seed {
     }
 
     fn put_back(&mut self, number: u64, prepared: Prepared, context: &mut Context<Self>) {
+        if self.takeovers > 0 {
+            return self.come_back_after(STAND_BACK, context);
+        }
         let SeedParts { layer, seed, ref lane, .. } = self.parts;
         let Some(recovery) = &mut self.recovery else { return };
         recovery.stage = Stage::Attaching;
+        let kernel = prepared.live.kernel();
+        (recovery.occupant.kernel, recovery.occupant.digest) = (Arc::downgrade(kernel), kernel.digest());
         let in_training = recovery.state == SeedState::Training;
         let role = if in_training { Role::Straight } else { Role::Blended };
         let (lane, alpha, course) = (lane.clone(), recovery.alpha, recovery.course);
@@ -225,17 +261,28 @@ impl Seed {
             if !seed.waits_for(number) {
                 return;
             }
-            if let Err(error) = attached.and_then(|()| seed.returned(number)) {
-                seed.failed_again(&error, context);
+            match attached {
+                Ok(()) => seed.returned(number, context),
+                Err(error) => seed.failed_again(&error, context),
             }
         }));
     }
 
     /// Takes note that the kernel runs again.
-    fn returned(&mut self, number: u64) -> Result<(), ActorError> {
-        let Some(Recovery { occupant, state, alpha, course, attempt, .. }) = self.recovery.take() else {
-            return Ok(());
-        };
+    fn returned(&mut self, number: u64, context: &mut Context<Self>) {
+        let Some(recovery) = self.recovery.take() else { return };
+        if let Err(error) = self.go_on(number, recovery) {
+            // What the seed does not know of must not run.
+            tracing::error!(%error, "a kernel came back to a seed that cannot have it");
+            let SeedParts { layer, seed, ref lane, .. } = self.parts;
+            let lane = lane.clone();
+            context.spawn(async move { lane.detach(layer, seed).await }.into_actor(self).map(|_, _, _| ()));
+        }
+    }
+
+    fn go_on(&mut self, number: u64, recovery: Recovery) -> Result<(), ActorError> {
+        let Recovery { occupant, state, alpha, course, attempt, .. } = recovery;
+        transition(self.state, if state == SeedState::Fossilized { SeedState::Holding } else { state })?;
         (self.occupant, self.generation) = (Some(occupant), Generation(number));
         (self.alpha, self.failure) = (alpha.get(), None);
         self.attempts.successes_then = self.parts.counters.successes();
@@ -245,6 +292,7 @@ impl Seed {
             self.arrive(SeedState::Holding, None, reason)?;
         }
         self.arrive(state, course, reason)?;
+        failpoint::reached(Failpoint::RecoveryReturned);
         self.tell(EventKind::Recovered { attempt });
         Ok(())
     }

@@ -36,6 +36,8 @@ fn entries(weights: &[Weight], layout: &PackedLayout, start: u64, buffers: bool)
         shape: slot.shape.clone(),
         offset: start + slot.offset_bytes as u64,
         requires_grad: weight.requires_grad && !buffers,
+        aliases: weight.aliases.clone(),
+        persistent: weight.persistent,
     };
     with_slots.map(entry).collect()
 }

@@ -18,6 +18,7 @@ use crate::{
         Events, Scope,
         base::{Frames, StopActor},
     },
+    failpoint::{self, Failpoint},
     wire::{ErrorReply, FrameKind, Peer, Reply, Request, Watch, WireError, decode, encode},
 };
 
@@ -30,6 +31,7 @@ pub async fn serve_session(
     peer: Peer,
     events: Events,
 ) {
+    failpoint::reached(Failpoint::Connected);
     let mut frames = Frames::new(stream);
     let watches = tokio::select! {
         // The session's end of this channel is dropped with it, even while a peer does not read its reply.
@@ -63,7 +65,10 @@ async fn converse(frames: &mut Frames, session: &Addr<Session>) -> Option<Watch>
         let served = match payload {
             Ok(Some(payload)) => match decode(&payload) {
                 Ok(Request::Watch(watch)) if is_first => return Some(watch),
-                Ok(request) => serve(frames, session, request).await,
+                Ok(request) => {
+                    failpoint::reached(Failpoint::FrameReceived);
+                    serve(frames, session, request).await
+                }
                 Err(error) => refuse(frames, &error).await,
             },
             Ok(None) | Err(WireError::Closed) => return None,
@@ -88,7 +93,16 @@ async fn serve(frames: &mut Frames, session: &Addr<Session>, request: Request) -
     let Answer { frame, descriptors, memory } = answer;
     let owned = descriptors.iter().map(OwnedFd::as_fd);
     let all: Vec<BorrowedFd<'_>> = memory.iter().map(|memory| memory.file()).chain(owned).collect();
-    frames.send(&frame, &all).await
+    failpoint::reached(Failpoint::ReplyReady);
+    if !all.is_empty() {
+        failpoint::reached(Failpoint::DescriptorsReady);
+    }
+    frames.send(&frame, &all).await?;
+    failpoint::reached(Failpoint::ReplySent);
+    if !all.is_empty() {
+        failpoint::reached(Failpoint::DescriptorsSent);
+    }
+    Ok(())
 }
 
 async fn refuse(frames: &mut Frames, error: &WireError) -> Result<(), WireError> {

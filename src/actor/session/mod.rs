@@ -1,6 +1,7 @@
 //! A session: one trainer's connection, its layers, its lane.
 
 mod connection;
+mod export;
 mod hints;
 mod layers;
 mod life;
@@ -26,7 +27,9 @@ use crate::{
     backend::Backend,
     clock::Clock,
     engine::{EngineConfig, LaneEvent, SessionLedger, Turns},
+    failpoint::{self, Failpoint},
     id::{KernelId, LayerId, SeedIndex, SessionId},
+    record::Recorder,
     wire::{
         Arena, ErrorReply, Event, EventKind, Peer, RecentReport, SeedReport, SessionLimits, SessionReport,
     },
@@ -59,6 +62,8 @@ pub struct SessionParts {
     pub ledger: Arc<SessionLedger>,
     /// Where its passes take turns with those of other sessions.
     pub turns: Arc<Turns>,
+    /// Where its failing passes are recorded, if anywhere.
+    pub recorder: Option<Arc<Recorder>>,
     /// Microseconds that each side spins before it sleeps.
     pub spin_us: u32,
     /// Where it leaves its lane's numbers.
@@ -151,6 +156,7 @@ impl Actor for Session {
     type Context = Context<Self>;
 
     fn stopped(&mut self, _: &mut Self::Context) {
+        failpoint::reached(Failpoint::SessionEnding);
         let (id, supervisor) = (self.parts.id, self.parts.supervisor.clone());
         tracing::info!(session = %id, client = self.client, "session closed");
         self.layers.stop_seeds();
@@ -264,7 +270,9 @@ impl Handler<ReportSession> for Session {
             arena_bytes: self.arena_bytes,
             saved_bytes: gauges.map_or(0, |gauges| gauges.saved_bytes()),
             passes: gauges.map_or(0, |gauges| gauges.forwards() + gauges.backwards()),
+            refused_passes: gauges.map_or(0, |gauges| gauges.refusals()),
             supply_waits: gauges.map_or(0, |gauges| gauges.supply_waits().get()),
+            pass_plans: gauges.map_or(0, |gauges| gauges.pass_plans()),
             held_bytes: self.parts.ledger.held().bytes,
             compute_us: gauges.map_or(0, |gauges| micros(gauges.computed())),
             turn_wait_us: gauges.map_or(0, |gauges| micros(gauges.waited())),

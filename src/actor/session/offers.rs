@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use actix::{ActorFutureExt as _, WrapFuture as _};
+use tokio::sync::oneshot;
 
 use super::{
     Session,
@@ -10,6 +11,7 @@ use super::{
 };
 use crate::{
     actor::{ActorError, OfferKernel},
+    failpoint::{self, Failpoint},
     id::KernelId,
     wire::{Block, Offer, OfferReply},
 };
@@ -36,14 +38,32 @@ impl Session {
     pub(super) fn offer(&mut self, offer: Offer) -> Result<Served, ActorError> {
         let arena = self.arena.clone().ok_or(ActorError::Greeting { verb: "offer" })?;
         let Offer { offset, bytes } = offer;
-        let cache = self.parts.kernels.cache().clone();
-        let offered = async move { cache.ask(OfferKernel { arena, block: Block { offset, bytes } }).await };
+        let (kernels, id) = (self.parts.kernels.clone(), self.parts.id);
+        let (told, offered) = oneshot::channel();
+        let (noted, is_noted) = oneshot::channel::<()>();
+        // On its own, because it comes to an end where the session does so first; nobody then knows of the kernel.
+        actix::spawn(async move {
+            let offer = OfferKernel { arena, block: Block { offset, bytes } };
+            let result = kernels.cache().ask(offer).await.map_err(ActorError::from).and_then(|digest| digest);
+            let kept = result.as_ref().ok().map(KernelId::offered);
+            // A session that is gone is told nothing.
+            let _ = told.send(result);
+            if let Some(kernel) = kept
+                && is_noted.await.is_err()
+            {
+                kernels.withdraw_late(&kernel, id).await;
+            }
+        });
         Ok(Box::pin(offered.into_actor(self).map(|result, session, _| {
-            let reply = result.map_err(ActorError::from).and_then(|digest| digest).map(|digest| {
+            let result = result.unwrap_or(Err(ActorError::Lost { what: "the offer" }));
+            let reply = result.map(|digest| {
+                failpoint::reached(Failpoint::OfferKept);
                 let kernel = KernelId::offered(&digest);
                 if let Some(earliest) = session.offers.enter(kernel.clone()) {
                     session.parts.kernels.withdraw(&earliest, session.parts.id);
                 }
+                // Withdrawn with the session from now on.
+                let _ = noted.send(());
                 OfferReply { kernel, digest }
             });
             Answer::plain(reply.map_err(|error| refusal(&error)))
@@ -52,9 +72,13 @@ impl Session {
 
     /// Has what nobody uses leave memory: with the session nobody is left who knows its names.
     pub(super) fn withdraw_offers(&mut self) {
-        for id in std::mem::take(&mut self.offers).0 {
-            self.parts.kernels.withdraw(&id, self.parts.id);
-        }
+        let (offers, kernels, session) =
+            (std::mem::take(&mut self.offers).0, self.parts.kernels.clone(), self.parts.id);
+        actix::spawn(async move {
+            for id in offers {
+                kernels.withdraw_late(&id, session).await;
+            }
+        });
     }
 }
 

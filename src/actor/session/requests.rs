@@ -16,7 +16,8 @@ use crate::{
     actor::{
         ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seed, SeedParts, SetSeedAlpha,
     },
-    engine::{LaneLimits, LaneParts, LayerSpec},
+    engine::{EngineError, LaneLimits, LaneParts, LayerSpec},
+    failpoint::{self, Failpoint},
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
     wire::{
@@ -104,6 +105,13 @@ impl Handler<Serve> for Session {
         {
             return answered(Err::<Empty, _>(refusal(&ActorError::Draining)));
         }
+        // A refusal of a graft says which it was.
+        let graft = match &request {
+            Request::Graft(graft) | Request::BeginGraft(graft) => {
+                Some((graft.layer, graft.seed, graft.kernel.clone()))
+            }
+            _ => None,
+        };
         let served = match request {
             Request::Hello(hello) => self.hello(&hello, context),
             // The connection takes it where it is allowed, which is at its very beginning.
@@ -129,10 +137,15 @@ impl Handler<Serve> for Session {
             Request::LastError(seed) => self.last_error(seed),
             Request::Prefetch(prefetch) => self.prefetch(prefetch.kernels, context),
             Request::Offer(offer) => self.offer(offer),
+            Request::Export(export) => self.export(export),
         };
         served.unwrap_or_else(|error| {
             tracing::debug!(session = %self.parts.id, verb, code = error.code(), %error, "request refused");
-            answered(Err::<Empty, _>(refusal(&error)))
+            let refused = match graft {
+                Some((layer, seed, kernel)) => refusal(&error).at(layer, seed).about(&kernel),
+                None => refusal(&error),
+            };
+            answered(Err::<Empty, _>(refused))
         })
     }
 }
@@ -166,6 +179,7 @@ impl Session {
         let arena_bytes =
             hello.arena_bytes.clamp(MIN_ARENA_BYTES, limits.max_arena_bytes.max(MIN_ARENA_BYTES));
         let (lane, doorbell) = DaemonLane::serve(arena_bytes)?;
+        failpoint::reached(Failpoint::ArenaMade);
         let arena = lane.arena().clone();
         let parts = LaneParts {
             session: self.parts.id,
@@ -177,9 +191,11 @@ impl Session {
                 turns: self.parts.turns.clone(),
                 spin: Duration::from_micros(self.parts.spin_us.into()),
             },
+            recorder: self.parts.recorder.clone(),
         };
         let (link, events) = LaneLink::start(parts)?;
         Self::listen(events, context.address());
+        failpoint::reached(Failpoint::LaneStarted);
         // Printable and short, since it ends up in logs and tables.
         self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
         // Said once, for a session is greeted once.
@@ -211,6 +227,7 @@ impl Session {
             let what = "seeds in a layer (limits.max_seeds_per_layer)";
             return Err(ActorError::Quota { what, limit: most as u64 });
         }
+        failpoint::reached(Failpoint::LayerOpening);
         let id = self.layers.number();
         let seeds =
             vec![(); usize::from(open.seeds) + host].iter().map(|()| SeedSlot::default()).collect::<Vec<_>>();
@@ -270,16 +287,25 @@ impl Session {
         Ok(actor)
     }
 
-    /// A host does not train behind itself, whatever its graft says.
-    fn role(&self, layer: LayerId, seed: SeedIndex, asked: GraftRole) -> GraftRole {
-        if self.layers.is_host(layer, seed) { GraftRole::Blend } else { asked }
+    /// Whom a graft is for, and what is asked there.
+    fn grafting(&mut self, graft: Graft) -> Result<(Addr<Seed>, GraftSeed), ActorError> {
+        let Graft { layer, seed, kernel, alpha, input_shape, dtype, mut role, schedule } = graft;
+        if self.layers.is_host(layer, seed) {
+            if schedule.is_some() {
+                let what = format!("slot {seed} of layer {layer} is the host, which has no blend factor");
+                return Err(EngineError::Schedule { reason: format!("{what}: graft it without one") }.into());
+            }
+            // It does not train behind itself, whatever its graft says.
+            role = GraftRole::Blend;
+        }
+        let actor = self.seed(layer, seed)?;
+        Ok((actor, GraftSeed { kernel, alpha, input_shape, dtype, role, schedule }))
     }
 
     fn graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role, schedule } = graft;
-        let actor = self.seed(layer, seed)?;
-        let role = self.role(layer, seed, role);
-        let message = GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role, schedule };
+        let (layer, seed) = (graft.layer, graft.seed);
+        let (actor, message) = self.grafting(graft)?;
+        let kernel = message.kernel.clone();
         let grafted = async move { actor.send(message).await };
         Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
             let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
@@ -291,13 +317,12 @@ impl Session {
     }
 
     fn begin_graft(&mut self, graft: Graft) -> Result<Served, ActorError> {
-        let Graft { layer, seed, kernel, alpha, input_shape, dtype, role, schedule } = graft;
-        let actor = self.seed(layer, seed)?;
-        let role = self.role(layer, seed, role);
-        let message =
-            BeginGraft(GraftSeed { kernel: kernel.clone(), alpha, input_shape, dtype, role, schedule });
+        let (layer, seed) = (graft.layer, graft.seed);
+        let (actor, message) = self.grafting(graft)?;
+        let kernel = message.kernel.clone();
         Ok(self.later(async move {
-            let begun = actor.send(message).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
+            let begun =
+                actor.send(BeginGraft(message)).await.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
             begun.map(|()| Empty {}).map_err(|error| refusal(&error).at(layer, seed).about(&kernel))
         }))
     }

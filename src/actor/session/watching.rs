@@ -1,10 +1,15 @@
 //! A connection that watches: one request, and from then on events.
 
+use std::time::Duration;
+
 use crate::{
     actor::{Events, Scope, base::Frames},
     fault::Fault,
     wire::{Empty, ErrorReply, FrameKind, Reply, WireError, encode},
 };
+
+/// How long a watcher may leave an event unread in its socket before its place is given to another.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells a connection what happens until it is closed. It says nothing more itself; whoever does is cut off.
 pub async fn serve_watcher(frames: &mut Frames, events: &Events, scope: Scope) {
@@ -31,7 +36,10 @@ pub async fn serve_watcher(frames: &mut Frames, events: &Events, scope: Scope) {
             }
         };
         let told = match encode(FrameKind::Event, 0, &*event) {
-            Ok(frame) => frames.send(&frame, &[]).await,
+            Ok(frame) => {
+                let sent = tokio::time::timeout(PATIENCE, frames.send(&frame, &[])).await;
+                sent.unwrap_or(Err(WireError::Closed))
+            }
             Err(error) => Err(error),
         };
         if told.is_err() {

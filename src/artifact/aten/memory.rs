@@ -343,7 +343,8 @@ mod tests {
     #[test]
     fn state_is_not_turned_but_its_views_are() {
         let tensor = HostTensor::from_values([2, 3].into(), &[0.0f32; 6]).unwrap();
-        let buffers = [NamedTensor { name: "table".into(), tensor, shared: false }];
+        let (aliases, persistent) = (Vec::new(), true);
+        let buffers = [NamedTensor { name: "table".into(), tensor, shared: false, aliases, persistent }];
         let mut lowering =
             Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());
         let buffer = lowering.buffer(0).unwrap();

@@ -45,6 +45,8 @@ fn lowered(name: &str, arguments: &str, dtype: DType, n: usize) -> Result<Graph,
         name: name.into(),
         tensor: HostTensor::from_values([4].into(), &[value; 4]).expect("four values"),
         shared: false,
+        aliases: Vec::new(),
+        persistent: true,
     };
     let buffers = [statistic("running_mean", 0.0), statistic("running_var", 1.0)];
     let mut lowering = Lowering::new(&[], &buffers, Mode::Train, Limits::default(), &ReadLimits::default());

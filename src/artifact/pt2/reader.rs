@@ -14,18 +14,18 @@ use crate::artifact::{
     ArtifactError, DeclaredInput, Module, NamedTensor, Parameter, ReadLimits,
     module::{self, Format, ModuleType},
     pickled::{self, Pickled},
-    storage::{Storages, View},
+    storage::{Place, Places, Storages, View},
     zip::Archive,
 };
 
 /// The schema's major version that is understood.
 const MAJOR: u64 = 8;
 
-/// Reads a PT2 archive.
+/// Reads a PT2 archive, and where its tensors lie.
 ///
 /// # Errors
 /// [`ArtifactError`] naming the file and what is wrong with it.
-pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
+pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<(Module, Places), ArtifactError> {
     if archive.contains("byteorder") && archive.text("byteorder", 64, "bytes")?.trim() != "little" {
         return Err(ArtifactError::rejected(
             "byteorder",
@@ -69,6 +69,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         same_buffers: HashMap::new(),
         storages_of_buffers: Vec::new(),
         storages_of_others: Vec::new(),
+        places: Places::default(),
     };
     let mut bindings = Vec::new();
     let mut declared = Vec::new();
@@ -96,7 +97,7 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
     let ops = ops.filter(|name| !is_assertion(name)).map(str::to_owned).collect();
     let shapes = declared.iter().map(|(declared, _)| declared.clone()).collect();
     let sizes = declared.into_iter().map(|(_, symbols)| symbols).collect();
-    Ok(Module {
+    let module = Module {
         format: Format::Pt2,
         parameters: reader.parameters,
         buffers: reader.buffers,
@@ -105,8 +106,10 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         declared: Some(shapes),
         program: module::Program::Pt2(Program::new(place.to_owned(), program, bindings, sizes)),
         limits: *limits,
-        archive_bytes: archive.bytes().len(),
-    })
+        archive: archive.bytes().clone(),
+        copied_bytes: 0,
+    };
+    Ok((module, reader.places))
 }
 
 fn json<'t, T: serde::Deserialize<'t>>(place: &str, text: &'t str) -> Result<T, ArtifactError> {
@@ -160,6 +163,7 @@ struct Reader<'a, 'b> {
     storages_of_buffers: Vec<String>,
     /// The storages of all other tensors.
     storages_of_others: Vec<String>,
+    places: Places,
 }
 
 /// What an input may look like: the shape without symbols, and the symbols.
@@ -199,7 +203,8 @@ impl Reader<'_, '_> {
             let view = view(name, meta)?;
             let tensor = self.storages.tensor(&file, &view)?;
             let at = format!("{file} {:?} {:?} {}", view.sizes, view.strides, view.offset);
-            return Ok(Pickled { tensor, requires_grad: meta.requires_grad, at, storage: file });
+            let place = Place { within: None, file: file.clone(), view };
+            return Ok(Pickled { tensor, requires_grad: meta.requires_grad, at, storage: file, place });
         }
         Err(ArtifactError::malformed(name, "the archive holds no such tensor"))
     }
@@ -213,12 +218,16 @@ impl Reader<'_, '_> {
     ) -> Result<Binding, ArtifactError> {
         Ok(match spec {
             InputSpec::Parameter { arg, parameter_name } => {
-                let Pickled { tensor, at, requires_grad, storage } = self.tensor(parameter_name)?;
+                let Pickled { tensor, at, requires_grad, storage, place } = self.tensor(parameter_name)?;
                 let index = match self.by_place.get(&at) {
-                    Some(&index) => index,
+                    Some(&index) => {
+                        self.parameters[index].aliases.push(parameter_name.clone());
+                        index
+                    }
                     None => {
-                        let name = parameter_name.clone();
-                        self.parameters.push(Parameter { name, tensor, requires_grad });
+                        let (name, aliases) = (parameter_name.clone(), Vec::new());
+                        self.parameters.push(Parameter { name, tensor, requires_grad, aliases });
+                        self.places.parameters.push(place);
                         self.by_place.insert(at, self.parameters.len() - 1);
                         self.storages_of_others.push(storage);
                         self.parameters.len() - 1
@@ -226,13 +235,17 @@ impl Reader<'_, '_> {
                 };
                 Binding::Parameter(arg.name.clone(), index)
             }
-            InputSpec::Buffer { arg, buffer_name } => {
-                let Pickled { tensor, at, storage, .. } = self.tensor(buffer_name)?;
+            InputSpec::Buffer { arg, buffer_name, persistent } => {
+                let Pickled { tensor, at, storage, place, .. } = self.tensor(buffer_name)?;
                 // One tensor under two names is one buffer.
                 let index = *self.same_buffers.entry(at).or_insert(self.buffers.len());
                 if index == self.buffers.len() {
-                    self.buffers.push(NamedTensor { name: buffer_name.clone(), tensor, shared: false });
+                    let (name, aliases, persistent) = (buffer_name.clone(), Vec::new(), *persistent);
+                    self.buffers.push(NamedTensor { name, tensor, shared: false, aliases, persistent });
+                    self.places.buffers.push(place);
                     self.storages_of_buffers.push(storage);
+                } else {
+                    self.buffers[index].aliases.push(buffer_name.clone());
                 }
                 Binding::Buffer(arg.name.clone(), index)
             }

@@ -237,13 +237,28 @@ pub(super) struct UserArgument {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum InputSpec {
-    Parameter { arg: Name, parameter_name: String },
-    Buffer { arg: Name, buffer_name: String },
-    TensorConstant { arg: Name, tensor_constant_name: String },
+    Parameter {
+        arg: Name,
+        parameter_name: String,
+    },
+    Buffer {
+        arg: Name,
+        buffer_name: String,
+        #[serde(default = "yes")]
+        persistent: bool,
+    },
+    TensorConstant {
+        arg: Name,
+        tensor_constant_name: String,
+    },
     UserInput(UserArgument),
     ConstantInput(serde::de::IgnoredAny),
     CustomObj(serde::de::IgnoredAny),
     Token(serde::de::IgnoredAny),
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Debug, Deserialize)]

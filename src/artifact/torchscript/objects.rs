@@ -8,7 +8,7 @@ use crate::{
         ArtifactError, ModuleType, NamedTensor, Parameter,
         pickle::{Document, Item, ItemId},
         pickled::{self, Pickled},
-        storage::Storages,
+        storage::{Places, Storages},
     },
     tensor::HostTensor,
 };
@@ -36,6 +36,8 @@ pub(super) enum Attribute {
 pub(super) struct Object {
     pub(super) class: String,
     pub(super) attributes: HashMap<String, Attribute>,
+    /// Whether it has parameters or buffers, or a module below it has.
+    pub(super) has_weights: bool,
 }
 
 /// The tree, flat, and what it holds.
@@ -45,6 +47,7 @@ pub(super) struct Tree {
     pub(super) parameters: Vec<Parameter>,
     pub(super) buffers: Vec<NamedTensor>,
     pub(super) types: Vec<ModuleType>,
+    pub(super) places: Places,
 }
 
 /// Builds the tree; the root is object 0.
@@ -104,6 +107,7 @@ impl TreeReader<'_, '_, '_> {
     /// Reads an object and everything below it.
     pub(super) fn object(&mut self, id: ItemId, path: &str, depth: usize) -> Result<u32, ArtifactError> {
         if let Some(&known) = self.known.get(&id) {
+            self.reach_again(known, path, depth)?;
             return Ok(known);
         }
         if depth > self.nesting {
@@ -120,7 +124,8 @@ impl TreeReader<'_, '_, '_> {
         self.spend_name(path.len() + 2 * class_name.len())?;
         let index = self.tree.objects.len() as u32;
         self.known.insert(id, index);
-        self.tree.objects.push(Object { class: class_name.clone(), attributes: HashMap::new() });
+        let object = Object { class: class_name.clone(), attributes: HashMap::new(), has_weights: false };
+        self.tree.objects.push(object);
         self.tree.types.push(ModuleType { path: path.to_owned(), class: plain_class(&class_name) });
         let class = self.sources.class(&class_name);
         let class = class.ok_or_else(|| {
@@ -145,19 +150,58 @@ impl TreeReader<'_, '_, '_> {
                 continue;
             }
             let attribute = self.attribute(value, key, path, class, depth)?;
-            let before = self.tree.objects[index as usize].attributes.insert(key.to_owned(), attribute);
+            let object = &mut self.tree.objects[index as usize];
+            object.has_weights |= matches!(attribute, Attribute::Parameter(_) | Attribute::Buffer(_));
+            let before = object.attributes.insert(key.to_owned(), attribute);
             if before.is_some() {
                 return self.malformed(format!("module {path:?} has two attributes {key:?}"));
             }
         }
         for (key, value) in modules {
             let child = self.object(value, &join(path, key), depth + 1)?;
-            let attributes = &mut self.tree.objects[index as usize].attributes;
-            if attributes.insert(key.to_owned(), Attribute::Module(child)).is_some() {
+            let has_weights = self.tree.objects[child as usize].has_weights;
+            let object = &mut self.tree.objects[index as usize];
+            object.has_weights |= has_weights;
+            if object.attributes.insert(key.to_owned(), Attribute::Module(child)).is_some() {
                 return self.malformed(format!("module {path:?} has two attributes {key:?}"));
             }
         }
         Ok(index)
+    }
+
+    /// Gives the tensors of a module that is there under another path their other names.
+    fn reach_again(&mut self, known: u32, path: &str, depth: usize) -> Result<(), ArtifactError> {
+        // Without weights nothing has a name, however often it is reached.
+        if !self.tree.objects[known as usize].has_weights {
+            return Ok(());
+        }
+        if depth > self.nesting {
+            return Err(ArtifactError::limit(self.place, "levels of modules", self.nesting));
+        }
+        self.spend_name(path.len())?;
+        let mut modules = Vec::new();
+        let mut tensors = Vec::new();
+        for (key, attribute) in &self.tree.objects[known as usize].attributes {
+            match attribute {
+                Attribute::Module(child) => modules.push((join(path, key), *child)),
+                Attribute::Parameter(_) | Attribute::Buffer(_) => {
+                    tensors.push((join(path, key), attribute.clone()));
+                }
+                _ => {}
+            }
+        }
+        // A map has no order of its own, and equal archives are to give equal modules.
+        modules.sort_unstable();
+        tensors.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, tensor) in tensors {
+            self.spend_name(name.len())?;
+            match tensor {
+                Attribute::Parameter(index) => self.tree.parameters[index].aliases.push(name),
+                Attribute::Buffer(index) => self.tree.buffers[index].aliases.push(name),
+                _ => {}
+            }
+        }
+        modules.into_iter().try_for_each(|(path, child)| self.reach_again(child, &path, depth + 1))
     }
 
     fn attribute(
@@ -192,15 +236,19 @@ impl TreeReader<'_, '_, '_> {
             Item::Call { function, arguments } => match self.document.global(*function) {
                 Some(("torch._utils", _)) => {
                     let name = join(path, key);
-                    let Pickled { tensor, requires_grad, at, storage } =
+                    let Pickled { tensor, requires_grad, at, storage, place } =
                         pickled::tensor(self.place, self.document, self.storages, id, "data")?;
                     self.spend_name(name.len())?;
                     if class.parameters.contains(key) {
                         let new = self.tree.parameters.len();
                         let index = *self.tied.entry(at).or_insert(new);
                         if index == new {
-                            self.tree.parameters.push(Parameter { name, tensor, requires_grad });
+                            let aliases = Vec::new();
+                            self.tree.parameters.push(Parameter { name, tensor, requires_grad, aliases });
+                            self.tree.places.parameters.push(place);
                             self.storages_of_others.push(storage);
+                        } else {
+                            self.tree.parameters[index].aliases.push(name);
                         }
                         Attribute::Parameter(index)
                     } else if class.buffers.contains(key) {
@@ -208,8 +256,13 @@ impl TreeReader<'_, '_, '_> {
                         let new = self.tree.buffers.len();
                         let index = *self.same_buffers.entry(at).or_insert(new);
                         if index == new {
-                            self.tree.buffers.push(NamedTensor { name, tensor, shared: false });
+                            let (aliases, persistent) = (Vec::new(), true);
+                            let buffer = NamedTensor { name, tensor, shared: false, aliases, persistent };
+                            self.tree.buffers.push(buffer);
+                            self.tree.places.buffers.push(place);
                             self.storages_of_buffers.push(storage);
+                        } else {
+                            self.tree.buffers[index].aliases.push(name);
                         }
                         Attribute::Buffer(index)
                     } else {

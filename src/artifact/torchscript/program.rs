@@ -174,7 +174,7 @@ impl Program {
     pub(crate) fn constants(&self) -> Vec<(String, &HostTensor)> {
         let numbered = self.constants.iter().enumerate();
         let mut all: Vec<_> = numbered.map(|(n, tensor)| (format!("constants.pkl {n}"), tensor)).collect();
-        for Object { class, attributes } in &self.objects {
+        for Object { class, attributes, .. } in &self.objects {
             let mut attributes: Vec<_> = attributes.iter().collect();
             attributes.sort_unstable_by_key(|(name, _)| *name);
             for (name, attribute) in attributes {

@@ -12,15 +12,15 @@ use crate::artifact::{
     ArtifactError, Format, Module, ReadLimits, module,
     pickle::{self, Item},
     pickled,
-    storage::Storages,
+    storage::{Places, Storages},
     zip::Archive,
 };
 
-/// Reads a TorchScript archive.
+/// Reads a TorchScript archive, and where its tensors lie.
 ///
 /// # Errors
 /// [`ArtifactError`] naming the file and what is wrong with it.
-pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module, ArtifactError> {
+pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<(Module, Places), ArtifactError> {
     if archive.contains("byteorder") && archive.text("byteorder", 64, "bytes")?.trim() != "little" {
         return Err(ArtifactError::rejected(
             "byteorder",
@@ -51,12 +51,12 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         name_bytes: 0,
     };
     reader.object(data.root(), "", 0)?;
-    let Tree { objects, parameters, mut buffers, mut types } = reader.tree;
+    let Tree { objects, parameters, mut buffers, mut types, places } = reader.tree;
     pickled::note_shared(&mut buffers, &reader.storages_of_buffers, &reader.storages_of_others);
     types.sort();
     let constants = constants(archive, &mut storages, limits)?;
     let ops = sources.ops();
-    Ok(Module {
+    let module = Module {
         format: Format::TorchScript,
         parameters,
         buffers,
@@ -65,8 +65,10 @@ pub(crate) fn read(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Module,
         declared: None,
         program: module::Program::TorchScript(Program { sources, objects, constants }),
         limits: *limits,
-        archive_bytes: archive.bytes().len(),
-    })
+        archive: archive.bytes().clone(),
+        copied_bytes: 0,
+    };
+    Ok((module, places))
 }
 
 fn sources(archive: &Archive<'_>, limits: &ReadLimits) -> Result<Sources, ArtifactError> {

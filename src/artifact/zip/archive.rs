@@ -10,15 +10,16 @@ use super::{
 };
 use crate::artifact::{ArtifactError, ReadLimits};
 
-const LOCAL: u32 = 0x0403_4b50;
+pub(super) const LOCAL: u32 = 0x0403_4b50;
 const DESCRIPTOR: u32 = 0x0807_4b50;
-const HAS_DESCRIPTOR: u16 = 1 << 3;
+pub(super) const HAS_DESCRIPTOR: u16 = 1 << 3;
 
 /// A zip archive in memory; names are relative to the one folder that torch puts everything into.
 pub(crate) struct Archive<'a> {
-    bytes: &'a Arc<[u8]>,
-    files: HashMap<String, (Record, usize)>,
-    names: Vec<String>,
+    pub(super) bytes: &'a Arc<[u8]>,
+    /// What the directory says of each, and where its bytes begin.
+    pub(super) files: HashMap<String, (Record, usize)>,
+    pub(super) names: Vec<String>,
 }
 
 fn damaged(reason: impl Into<String>) -> ArtifactError {
@@ -125,7 +126,7 @@ impl<'a> Archive<'a> {
         Ok(Some(block))
     }
 
-    fn packed(&self, name: &str) -> Result<(&Record, &'a [u8]), ArtifactError> {
+    pub(super) fn packed(&self, name: &str) -> Result<(&Record, &'a [u8]), ArtifactError> {
         let (record, data) =
             self.files.get(name).ok_or_else(|| ArtifactError::malformed(name, "the file is missing"))?;
         let packed = data

@@ -3,10 +3,10 @@
 use super::fields::Fields;
 use crate::artifact::{ArtifactError, ReadLimits};
 
-const END: u32 = 0x0605_4b50;
+pub(super) const END: u32 = 0x0605_4b50;
 const END64: u32 = 0x0606_4b50;
 const LOCATOR64: u32 = 0x0706_4b50;
-const CENTRAL: u32 = 0x0201_4b50;
+pub(super) const CENTRAL: u32 = 0x0201_4b50;
 const END_BYTES: usize = 22;
 const ZIP64_EXTRA: u16 = 1;
 
@@ -20,6 +20,8 @@ pub(super) struct Record {
     pub(super) packed_bytes: usize,
     pub(super) bytes: usize,
     pub(super) header: usize,
+    /// Where the directory itself speaks of it.
+    pub(super) entry: usize,
 }
 
 /// Every file of the directory, and where the directory starts.
@@ -107,7 +109,8 @@ pub(super) fn read(bytes: &[u8], limits: &ReadLimits) -> Result<Directory, Artif
         .ok_or_else(|| damaged("its directory starts past its end"))?;
     let mut records = Vec::new();
     for index in 0..end.entries {
-        records.push(record(&mut fields, index, limits)?);
+        let entry = end.position - fields.remaining();
+        records.push(record(&mut fields, index, entry, limits)?);
     }
     if fields.remaining() != 0 {
         return Err(damaged("its directory has more entries than it says"));
@@ -115,7 +118,12 @@ pub(super) fn read(bytes: &[u8], limits: &ReadLimits) -> Result<Directory, Artif
     Ok(Directory { records, start: end.start })
 }
 
-fn record(fields: &mut Fields<'_>, index: usize, limits: &ReadLimits) -> Result<Record, ArtifactError> {
+fn record(
+    fields: &mut Fields<'_>,
+    index: usize,
+    entry: usize,
+    limits: &ReadLimits,
+) -> Result<Record, ArtifactError> {
     let mut parse = || {
         let signature = fields.u32()?;
         fields.take(4)?;
@@ -157,7 +165,7 @@ fn record(fields: &mut Fields<'_>, index: usize, limits: &ReadLimits) -> Result<
     if !deflated && bytes != packed_bytes {
         return Err(damaged(format!("{name:?} is stored with two different sizes")));
     }
-    Ok(Record { name: name.to_owned(), flags, deflated, crc, packed_bytes, bytes, header })
+    Ok(Record { name: name.to_owned(), flags, deflated, crc, packed_bytes, bytes, header, entry })
 }
 
 /// Replaces saturated 32-bit fields by those of the zip64 extra field, in its fixed order.

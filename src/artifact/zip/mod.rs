@@ -7,6 +7,7 @@
 mod archive;
 mod directory;
 mod fields;
+mod replace;
 
 pub(super) use archive::Archive;
 

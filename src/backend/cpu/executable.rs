@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     batch_norm, contraction, conv, elementwise,
-    memory::{Bounds, Memory, Shared},
+    memory::{Memory, Shared},
     movement, pick,
     pool::Pool,
     pooling,
@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     backend::{
-        Bindings, Executable, MemoryNeeds, Region, RunContext, RunError,
-        plan::{Plan, Step, StepKind},
+        Bindings, Executable, MemoryNeeds, Queue, Region, RunContext, RunError,
+        plan::{Bounds, Plan, Step, StepKind},
     },
     graph::Op,
     tensor::{ALIGNMENT_BYTES, DType},
@@ -70,9 +70,14 @@ impl Executable for CpuExecutable {
         size_of::<Self>() + inner
     }
 
-    fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError> {
+    fn run(
+        &self,
+        _queue: &mut dyn Queue,
+        bindings: &Bindings<'_>,
+        context: &RunContext,
+    ) -> Result<(), RunError> {
         let memory = Memory { bindings, constants: self.constants.region() };
-        self.bounds.check(&memory)?;
+        self.bounds.check("cpu", true, |home| memory.block(home))?;
         let threads = context.threads.clamp(1, self.pool.threads());
         for (done, step) in self.plan.steps.iter().enumerate() {
             if context.deadline.is_some_and(|deadline| Instant::now() >= deadline) {

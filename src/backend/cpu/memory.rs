@@ -2,10 +2,10 @@
 
 use crate::{
     backend::{
-        Bindings, Region, RunError,
-        plan::{Home, Place, Plan, Scratch},
+        Bindings, Region,
+        plan::{Home, Place, Scratch, block},
     },
-    tensor::{ALIGNMENT_BYTES, DType, Layout},
+    tensor::{DType, Layout},
 };
 
 /// A Rust type whose every bit pattern is a value, as raw memory is read.
@@ -41,55 +41,6 @@ unsafe impl Plain for u8 {
     const DTYPES: &'static [DType] = &[DType::U8, DType::Bool];
 }
 
-/// How much of each block a plan touches, and how it must be aligned.
-#[derive(Debug)]
-pub(super) struct Bounds(Vec<(Home, usize, usize)>);
-
-impl Bounds {
-    pub(super) fn of(plan: &Plan) -> Self {
-        let mut bounds: Vec<(Home, usize, usize)> =
-            vec![(Home::Workspace, plan.needs.workspace_bytes, ALIGNMENT_BYTES)];
-        let places = plan.steps.iter().flat_map(|step| step.inputs.iter().chain(&step.outputs));
-        // A view of nothing may begin behind the end of its block, and nobody reads it.
-        let touched = |place: &&Place| place.home != Home::Constants && !place.layout.shape().contains(&0);
-        for place in places.filter(touched) {
-            let (end, align) = (place.end_bytes(), place.dtype.size_bytes());
-            match bounds.iter_mut().find(|(home, _, _)| *home == place.home) {
-                Some((_, bytes, alignment)) => {
-                    *bytes = (*bytes).max(end);
-                    *alignment = (*alignment).max(align);
-                }
-                None => bounds.push((place.home, end, align)),
-            }
-        }
-        Self(bounds)
-    }
-
-    /// Bytes of memory that they take.
-    pub(super) fn held_bytes(&self) -> usize {
-        self.0.capacity() * size_of::<(Home, usize, usize)>()
-    }
-
-    /// Checks every block that the plan touches.
-    pub(super) fn check(&self, memory: &Memory<'_>) -> Result<(), RunError> {
-        for &(home, needed_bytes, alignment) in &self.0 {
-            let region = memory.block(home);
-            if region.len_bytes() < needed_bytes {
-                let actual_bytes = region.len_bytes();
-                return Err(RunError::RegionTooSmall {
-                    name: format!("{home:?}"),
-                    needed_bytes,
-                    actual_bytes,
-                });
-            }
-            if needed_bytes > 0 && !region.start().addr().is_multiple_of(alignment) {
-                return Err(RunError::Misaligned { name: format!("{home:?}"), needed_bytes: alignment });
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A strided operand: the elements from its first to its last, and how to walk them.
 #[derive(Clone, Copy)]
 pub(super) struct Strided<'a, T> {
@@ -97,7 +48,7 @@ pub(super) struct Strided<'a, T> {
     pub(super) layout: &'a Layout,
 }
 
-/// The blocks of one run. Only for bindings that [`Bounds::check`] has accepted.
+/// The blocks of one run. Only for bindings that [`Bounds::check`](crate::backend::plan::Bounds::check) has accepted.
 #[derive(Clone, Copy)]
 pub(super) struct Memory<'a> {
     pub(super) bindings: &'a Bindings<'a>,
@@ -105,22 +56,8 @@ pub(super) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    fn block(&self, home: Home) -> Region<'a> {
-        let at =
-            |regions: &'a [Region<'a>], n: u32| regions.get(n as usize).copied().unwrap_or(Region::EMPTY);
-        match home {
-            Home::Input(n) => at(self.bindings.inputs, n),
-            Home::Output(n) => at(self.bindings.outputs, n),
-            Home::GradOutput(n) => at(self.bindings.grad_outputs, n),
-            Home::GradInput(n) => at(self.bindings.grad_inputs, n),
-            Home::Parameters => self.bindings.parameters,
-            Home::GradParameters => self.bindings.grad_parameters,
-            Home::Buffers => self.bindings.buffers,
-            Home::BufferUpdates => self.bindings.buffer_updates,
-            Home::Saved => self.bindings.saved,
-            Home::Workspace => self.bindings.workspace,
-            Home::Constants => self.constants,
-        }
+    pub(super) fn block(&self, home: Home) -> Region<'a> {
+        if home == Home::Constants { self.constants } else { block(self.bindings, home) }
     }
 
     /// A contiguous operand.

@@ -15,11 +15,20 @@ use crate::{
 /// How values are gathered into one.
 trait Gather<T>: Copy + Sync {
     const START: T;
+    /// What two gatherings give together.
     fn join(a: T, b: T) -> T;
+    /// A gathering and one value more.
+    #[inline(always)]
+    fn take(sum: T, value: T) -> T {
+        Self::join(sum, value)
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Total;
+
+#[derive(Clone, Copy)]
+struct Squares;
 
 #[derive(Clone, Copy)]
 struct Largest;
@@ -39,6 +48,18 @@ impl<T: Real> Gather<T> for Total {
     }
 }
 
+impl<T: Real> Gather<T> for Squares {
+    const START: T = T::ZERO;
+    #[inline(always)]
+    fn join(a: T, b: T) -> T {
+        a + b
+    }
+    #[inline(always)]
+    fn take(sum: T, value: T) -> T {
+        sum + value * value
+    }
+}
+
 impl<T: Real> Gather<T> for Largest {
     const START: T = T::NEG_INFINITY;
     #[inline(always)]
@@ -52,6 +73,7 @@ pub(super) fn run<T: Real + Plain>(run: &Run<'_>, reduction: Reduction, dims: &[
     match reduction {
         Reduction::Sum if out.dtype == DType::I64 => gather::<i64, Total>(run, dims),
         Reduction::Sum => gather::<T, Total>(run, dims),
+        Reduction::SumOfSquares => gather::<T, Squares>(run, dims),
         Reduction::Amax => gather::<T, Largest>(run, dims),
         Reduction::Mean => {
             gather::<T, Total>(run, dims);
@@ -107,21 +129,21 @@ fn add<T: Plain, G: Gather<T>>(from: Strided<'_, T>, shape: &Shape, to: &Layout,
                 |Span { len, firsts: [i, o], .. }| match steps {
                     [1, 0] => y[o] = G::join(y[o], along::<T, G>(&from.data[i..i + len])),
                     // One element that is read again and again, as an expanded operand has it.
-                    [0, 0] => (0..len).for_each(|_| y[o] = G::join(y[o], from.data[i])),
+                    [0, 0] => (0..len).for_each(|_| y[o] = G::take(y[o], from.data[i])),
                     [step, 0] => {
                         y[o] = from.data[i..]
                             .iter()
                             .step_by(step)
                             .take(len)
-                            .fold(y[o], |sum, &v| G::join(sum, v));
+                            .fold(y[o], |sum, &v| G::take(sum, v));
                     }
                     [1, 1] => {
                         for (y, &x) in y[o..o + len].iter_mut().zip(&from.data[i..i + len]) {
-                            *y = G::join(*y, x);
+                            *y = G::take(*y, x);
                         }
                     }
                     [s, t] => {
-                        (0..len).for_each(|n| y[o + n * t] = G::join(y[o + n * t], from.data[i + n * s]))
+                        (0..len).for_each(|n| y[o + n * t] = G::take(y[o + n * t], from.data[i + n * s]))
                     }
                 },
             );
@@ -136,10 +158,10 @@ fn along<T: Plain, G: Gather<T>>(x: &[T]) -> T {
     let mut chunks = x.chunks_exact(16);
     for chunk in &mut chunks {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = G::join(*lane, v);
+            *lane = G::take(*lane, v);
         }
     }
-    let rest = chunks.remainder().iter().fold(G::START, |sum, &v| G::join(sum, v));
+    let rest = chunks.remainder().iter().fold(G::START, |sum, &v| G::take(sum, v));
     lanes.into_iter().fold(rest, G::join)
 }
 

@@ -3,11 +3,13 @@
 //! Views cost nothing where the reader takes strides. A value that leaves the graph is computed where it
 //! has to end up. Everything else shares one workspace, by liveness.
 
+mod bounds;
 mod place;
 mod planner;
 mod widen;
 mod workspace;
 
+pub use bounds::{Bounds, block};
 pub use place::{Home, Place};
 pub use planner::{Plan, Scratch, Step, StepKind, Target, plan};
 pub use widen::widen;

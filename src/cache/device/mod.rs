@@ -136,6 +136,28 @@ impl<V: Clone> DeviceCache<V> {
         self.lock().evict(id, by)
     }
 
+    /// As [`evict`](Self::evict), but while it is leased, and for as long as `waits` says so whenever something has been
+    /// let go, waits for that to end.
+    ///
+    /// # Errors
+    /// As [`evict`](Self::evict).
+    pub async fn evict_wait(
+        &self,
+        id: &KernelId,
+        by: &Evictor,
+        mut waits: impl FnMut() -> bool,
+    ) -> Result<Option<u64>, CacheError> {
+        let listener = self.0.freed.listen();
+        loop {
+            // Made before trying, as in `admit_wait`.
+            let freed = listener.freed();
+            match self.evict(id, by) {
+                Err(CacheError::InUse { pinned: false, .. }) if waits() => freed.await,
+                result => return result,
+            }
+        }
+    }
+
     /// Puts all out that is neither leased nor pinned, and says what that was and weighed.
     pub fn clear(&self, by: &Evictor) -> Vec<(KernelId, u64)> {
         self.lock().clear(by)

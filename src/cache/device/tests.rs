@@ -411,6 +411,29 @@ async fn admission_that_waits_in_vain_says_who_is_in_the_way() {
     assert_eq!(*admitted.unwrap(), 50);
 }
 
+#[tokio::test]
+async fn eviction_waits_for_leases_as_long_as_it_is_to() {
+    let cache = shared(100);
+    let leases = [cache.admit(id(0), 60).unwrap(), cache.hold(&id(0)).unwrap()];
+    let waits = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.evict_wait(&id(0), &BY, || true).await }
+    });
+    for lease in leases {
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished() && cache.peek(&id(0)).is_some());
+        drop(lease);
+    }
+    assert_eq!(waits.await.unwrap(), Ok(Some(60)));
+    assert!(cache.peek(&id(0)).is_none());
+    let lease = cache.admit(id(1), 10).unwrap();
+    let refused = cache.evict_wait(&id(1), &BY, || false).await.unwrap_err();
+    assert!(matches!(refused, CacheError::InUse { holders: 1, .. }), "{refused}");
+    drop(lease);
+    cache.pin(&id(1), true);
+    assert!(cache.evict_wait(&id(1), &BY, || true).await.is_err(), "nobody waits for a pin to be drawn");
+}
+
 #[test]
 fn what_is_found_while_others_push_kernels_out_stays_until_it_is_let_go() {
     const ROUNDS: u64 = 20_000;

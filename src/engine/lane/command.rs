@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    engine::{Alpha, Course, EngineError, LayerSpec, LiveSeed, Role},
+    engine::{Alpha, Course, EngineError, LayerSpec, LiveSeed, PlanKey, Role},
     id::{Generation, LayerId, SeedIndex},
     wire::ScheduleSpec,
 };
@@ -101,6 +101,15 @@ pub enum LaneCommand {
         /// Whether there is such a slot, and it may have that role.
         answer: Answer<Result<(), EngineError>>,
     },
+    /// Tells what a layer's passes ask plans for, and what is in one of its slots.
+    Upcoming {
+        /// The layer.
+        layer: LayerId,
+        /// The slot.
+        seed: SeedIndex,
+        /// Both, or that there is no such slot.
+        answer: Answer<Result<Upcoming, EngineError>>,
+    },
     /// Tells what the lane holds.
     Snapshot {
         /// Its layers, tickets and bytes.
@@ -123,11 +132,21 @@ impl fmt::Debug for LaneCommand {
             Self::Blend { layer, seed, spec, .. } => write!(f, "Blend({layer}/{seed}, {spec:?})"),
             Self::Hold { layer, seed, .. } => write!(f, "Hold({layer}/{seed})"),
             Self::SetRole { layer, seed, role, .. } => write!(f, "SetRole({layer}/{seed}, {role:?})"),
+            Self::Upcoming { layer, seed, .. } => write!(f, "Upcoming({layer}/{seed})"),
             Self::Snapshot { .. } => f.write_str("Snapshot"),
             Self::Drain => f.write_str("Drain"),
             Self::Stop => f.write_str("Stop"),
         }
     }
+}
+
+/// What a layer's next passes will want of a seed, as far as its latest tell.
+#[derive(Clone, Debug)]
+pub struct Upcoming {
+    /// What the latest passes were, as a blended seed's plans depend on it, the latest first.
+    pub keys: Vec<PlanKey>,
+    /// What is live in the slot.
+    pub live: Option<Arc<LiveSeed>>,
 }
 
 /// What a lane holds at one moment.

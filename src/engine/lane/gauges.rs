@@ -23,6 +23,7 @@ pub struct LaneGauges {
     refusals: Counter,
     service: Histogram,
     supply_waits: Arc<Counter>,
+    pass_plans: Counter,
     passes: Histogram,
     computed_ns: Counter,
     waited_ns: Counter,
@@ -58,6 +59,7 @@ impl Default for LaneGauges {
             refusals: Counter::new(),
             service: Histogram::new(),
             supply_waits: Arc::default(),
+            pass_plans: Counter::new(),
             passes: Histogram::new(),
             computed_ns: Counter::new(),
             waited_ns: Counter::new(),
@@ -102,6 +104,11 @@ impl LaneGauges {
         &self.supply_waits
     }
 
+    /// Plans that passes have had to make or to wait for, because nobody had made them beside.
+    pub fn pass_plans(&self) -> u64 {
+        self.pass_plans.get()
+    }
+
     /// Time of passes from their turn to their end, refused ones included.
     pub fn passes(&self) -> &Histogram {
         &self.passes
@@ -139,6 +146,12 @@ impl LaneGauges {
         if !waited.is_zero() {
             self.waited_ns.add(ns(waited));
             self.recent.waiting.add_span(began.checked_sub(waited).unwrap_or(began), began);
+        }
+    }
+
+    pub(super) fn count_plans(&self, count: u64) {
+        if count > 0 {
+            self.pass_plans.add(count);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
     backend::Backend,
     engine::{EngineConfig, EngineError, QuotaLimits, SessionLedger, Turns, TurnsSettings},
     id::SessionId,
+    record::Recorder,
     wire::{DaemonLane, Waker},
 };
 
@@ -64,13 +65,16 @@ pub struct LaneParts {
     pub config: Arc<EngineConfig>,
     /// What the session may hold.
     pub limits: LaneLimits,
+    /// Where failing passes are recorded, if anywhere.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 impl LaneHandle {
     /// Starts a session's lane on a thread of its own.
     ///
     /// # Errors
-    /// [`EngineError::Thread`] when the system gives no thread.
+    /// [`EngineError::Thread`] when the system gives no thread, [`EngineError::Run`] when the device has no room for the
+    /// session's arena.
     pub fn start(parts: LaneParts, events: EventSink) -> Result<Self, EngineError> {
         // Bounded by `send`: a bounded channel would keep what waits in it when the lane ends, and with it
         // the live seeds inside, for as long as the handle lives; this one lets go of it.
@@ -79,7 +83,7 @@ impl LaneHandle {
         let gauges = Arc::new(LaneGauges::default());
         let waker = parts.lane.waker();
         let name = format!("lane-{}", parts.session);
-        let lane = LaneThread::new(parts, mailbox, stop.clone(), gauges.clone(), events);
+        let lane = LaneThread::new(parts, mailbox, stop.clone(), gauges.clone(), events)?;
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || lane.run())
@@ -99,6 +103,12 @@ impl LaneHandle {
         self.commands.send(command).map_err(|_| EngineError::LaneGone)?;
         self.waker.wake();
         Ok(())
+    }
+
+    /// How many commands wait.
+    #[cfg(test)]
+    pub fn queued(&self) -> usize {
+        self.commands.len()
     }
 
     /// The lane's numbers.

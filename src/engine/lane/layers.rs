@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot};
+use super::{LaneEvent, LaneLimits, LaneSnapshot, LayerSnapshot, Upcoming};
 use crate::{
-    backend::{Backend, Memory},
+    backend::{Backend, Shared},
     engine::{
         Alpha, Course, EngineConfig, EngineError, GradientSynchronizer, Holdings, LayerSpec, LiveSeed, Quota,
-        Reached, Role, SeedFailure, SessionLedger, Share,
+        Reached, Role, SeedFailure, SessionLedger, Share, Witness, pool::MAX_FREE_BYTES,
     },
+    failpoint::{self, Failpoint},
     id::{Generation, LayerId, SeedIndex},
     wire::{Backward, Completion, Forward, MAX_SEEDS, Release, ScheduleSpec},
 };
@@ -18,9 +19,11 @@ use crate::{
 pub(super) struct Layers {
     open: BTreeMap<LayerId, Layer>,
     quota: Quota,
+    plans_made: u64,
     ledger: Arc<SessionLedger>,
     backend: Arc<dyn Backend>,
     config: Arc<EngineConfig>,
+    witness: Option<Witness>,
 }
 
 #[derive(Debug)]
@@ -35,13 +38,20 @@ struct Layer {
 }
 
 impl Layers {
-    pub(super) fn new(backend: Arc<dyn Backend>, config: Arc<EngineConfig>, limits: &LaneLimits) -> Self {
+    pub(super) fn new(
+        backend: Arc<dyn Backend>,
+        config: Arc<EngineConfig>,
+        limits: &LaneLimits,
+        witness: Option<Witness>,
+    ) -> Self {
         Self {
             open: BTreeMap::new(),
             quota: Quota::of(limits.ledger.clone()),
+            plans_made: 0,
             ledger: limits.ledger.clone(),
             backend,
             config,
+            witness,
         }
     }
 
@@ -58,14 +68,17 @@ impl Layers {
             return Err(EngineError::Quota { what: "seeds of one layer", limit: MAX_SEEDS as u64 });
         }
         let entered = self.ledger.take(Holdings { layers: 1, ..Holdings::NONE })?;
-        let synchronizer = GradientSynchronizer::new(spec, self.backend.clone(), self.config.clone());
+        let mut synchronizer = GradientSynchronizer::new(spec, self.backend.clone(), self.config.clone());
+        self.witness.iter().for_each(|witness| synchronizer.record_with(witness.clone()));
         self.open.insert(id, Layer { synchronizer, _entered: entered, told: 0, steps: 0 });
+        failpoint::reached(Failpoint::LayerOpened);
         Ok(())
     }
 
     pub(super) fn close(&mut self, layer: LayerId) -> Result<(), EngineError> {
         let mut closed = self.open.remove(&layer).ok_or(EngineError::LayerUnknown { layer })?;
         closed.synchronizer.release_all(&mut self.quota);
+        failpoint::reached(Failpoint::LayerClosed);
         Ok(())
     }
 
@@ -96,11 +109,15 @@ impl Layers {
         number: u64,
         from: Option<Alpha>,
     ) -> Result<Alpha, EngineError> {
-        find(&mut self.open, layer)?.synchronizer.schedule(seed, spec, number, from)
+        let scheduled = find(&mut self.open, layer)?.synchronizer.schedule(seed, spec, number, from);
+        failpoint::reached(Failpoint::BlendScheduled);
+        scheduled
     }
 
     pub(super) fn hold(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Alpha, EngineError> {
-        find(&mut self.open, layer)?.synchronizer.hold(seed)
+        let held = find(&mut self.open, layer)?.synchronizer.hold(seed);
+        failpoint::reached(Failpoint::Held);
+        held
     }
 
     pub(super) fn detach(
@@ -109,7 +126,9 @@ impl Layers {
         seed: SeedIndex,
     ) -> Result<Option<Generation>, EngineError> {
         let layer = find(&mut self.open, layer)?;
-        Ok(layer.synchronizer.detach(seed)?.map(|live| live.generation()))
+        let detached = layer.synchronizer.detach(seed)?;
+        failpoint::reached(Failpoint::Detached);
+        Ok(detached.map(|live| live.generation()))
     }
 
     pub(super) fn set_alpha(
@@ -118,7 +137,9 @@ impl Layers {
         seed: SeedIndex,
         alpha: Alpha,
     ) -> Result<(), EngineError> {
-        find(&mut self.open, layer)?.synchronizer.set_alpha(seed, alpha)
+        let set = find(&mut self.open, layer)?.synchronizer.set_alpha(seed, alpha);
+        failpoint::reached(Failpoint::AlphaSet);
+        set
     }
 
     pub(super) fn set_role(
@@ -128,6 +149,16 @@ impl Layers {
         role: Role,
     ) -> Result<(), EngineError> {
         find(&mut self.open, layer)?.synchronizer.set_role(seed, role)
+    }
+
+    pub(super) fn upcoming(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Upcoming, EngineError> {
+        let synchronizer = &find(&mut self.open, layer)?.synchronizer;
+        Ok(Upcoming { keys: synchronizer.keys_in_use(), live: synchronizer.live(seed)?.cloned() })
+    }
+
+    /// Plans that passes have made or waited for since this was last asked.
+    pub(super) fn take_plans_made(&mut self) -> u64 {
+        std::mem::take(&mut self.plans_made)
     }
 
     pub(super) fn snapshot(&self) -> LaneSnapshot {
@@ -144,17 +175,27 @@ impl Layers {
         }
     }
 
+    /// After a pass of a layer: where all layers together keep too much for their next passes, the others let go of it.
+    pub(super) fn bound_idle(&mut self, latest: LayerId) {
+        let idle = self.open.values().map(|layer| layer.synchronizer.idle_bytes()).sum::<usize>();
+        if idle > MAX_FREE_BYTES {
+            let others = self.open.iter_mut().filter(|(id, _)| **id != latest);
+            others.for_each(|(_, layer)| layer.synchronizer.free_idle());
+        }
+    }
+
     /// Runs a forward pass; what there is to say of its result goes into the completion.
     pub(super) fn forward(
         &mut self,
         request: &Forward,
-        arena: &Arc<dyn Memory>,
+        arena: &Arc<Shared>,
         completion: &mut Completion,
         tell: &dyn Fn(LaneEvent),
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, request.layer)?;
         let report = layer.synchronizer.forward(request, arena, &mut self.quota);
         self.quota.settle();
+        self.plans_made += layer.synchronizer.take_plans_made();
         // Refused or not, it may have planned.
         layer
             .synchronizer
@@ -170,13 +211,19 @@ impl Layers {
         layer.failed(request.layer, &report.failures, completion, tell);
         if request.train {
             layer.steps += 1;
-            if layer.steps.is_multiple_of(self.config.series_every.into()) {
-                layer.synchronizer.sample(layer.steps, report.live_mask);
+            layer.synchronizer.note_step(layer.steps);
+            let (every, of_gradients) =
+                (u64::from(self.config.series_every), u64::from(self.config.gradient_norm_every));
+            if layer.steps.is_multiple_of(every) {
+                let measures = of_gradients > 0 && (layer.steps / every.max(1)).is_multiple_of(of_gradients);
+                layer.synchronizer.sample(layer.steps, &report, measures);
             }
             layer.synchronizer.advance(report.given_mask, |reached| {
+                failpoint::reached(Failpoint::ScheduleReached);
                 let Reached { seed, generation, number, alpha } = reached;
                 tell(LaneEvent::AlphaReached { layer: request.layer, seed, generation, number, alpha });
             });
+            failpoint::reached(Failpoint::ScheduleAdvanced);
         }
         Ok(())
     }
@@ -185,12 +232,13 @@ impl Layers {
     pub(super) fn backward(
         &mut self,
         request: &Backward,
-        arena: &Arc<dyn Memory>,
+        arena: &Arc<Shared>,
         completion: &mut Completion,
         tell: &dyn Fn(LaneEvent),
     ) -> Result<(), EngineError> {
         let layer = find(&mut self.open, request.layer)?;
         let report = layer.synchronizer.backward(request, arena, &mut self.quota);
+        self.plans_made += layer.synchronizer.take_plans_made();
         let report = report.inspect_err(|error| layer.refused(request.layer, error, tell))?;
         completion.live_mask = report.live_mask;
         layer.failed(request.layer, &report.failures, completion, tell);
@@ -199,7 +247,9 @@ impl Layers {
 
     /// Spends a ticket without a backward.
     pub(super) fn release(&mut self, request: &Release) -> Result<(), EngineError> {
-        find(&mut self.open, request.layer)?.synchronizer.release(request.ticket, &mut self.quota)
+        find(&mut self.open, request.layer)?.synchronizer.release(request.ticket, &mut self.quota)?;
+        failpoint::reached(Failpoint::Released);
+        Ok(())
     }
 }
 
@@ -208,9 +258,8 @@ impl Layer {
     fn refused(&mut self, layer: LayerId, error: &EngineError, tell: &dyn Fn(LaneEvent)) {
         let EngineError::Host { error } = error else { return };
         let Some((seed, live)) = self.synchronizer.host() else { return };
-        if self.told & bit(seed) == 0 {
-            self.told |= bit(seed);
-            let (kernel, generation) = (live.kernel().id().clone(), live.generation());
+        let (kernel, generation) = (live.kernel().id().clone(), live.generation());
+        if self.is_first_failure(seed) {
             tell(LaneEvent::SeedFailed { layer, seed, generation, kernel, error: (**error).clone() });
         }
     }
@@ -224,14 +273,18 @@ impl Layer {
         tell: &dyn Fn(LaneEvent),
     ) {
         for (n, failure) in failures.iter().enumerate() {
-            let SeedFailure { seed, kernel, generation, error, unloaded, alpha, course } = failure;
+            let SeedFailure { seed, kernel, generation, error, unloaded, is_current, alpha, course } =
+                failure;
             completion.set_failed(*seed, error.failure());
             if n == 0 {
                 completion.set_message(&error.to_string());
             }
-            let is_first = self.told & bit(*seed) == 0;
-            self.told |= bit(*seed);
+            if !is_current {
+                // Of a kernel that was replaced nothing is told: the first failure of its successor is.
+                continue;
+            }
             let (seed, generation) = (*seed, *generation);
+            let is_first = self.is_first_failure(seed);
             let error = error.clone();
             if *unloaded {
                 let (alpha, course) = (*alpha, *course);
@@ -241,6 +294,13 @@ impl Layer {
                 tell(LaneEvent::SeedFailed { layer, seed, generation, kernel, error });
             }
         }
+    }
+
+    /// Notes that a slot's present kernel has failed; whether it was for the first time.
+    fn is_first_failure(&mut self, seed: SeedIndex) -> bool {
+        let is_first = self.told & bit(seed) == 0;
+        self.told |= bit(seed);
+        is_first
     }
 }
 

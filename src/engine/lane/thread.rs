@@ -13,9 +13,11 @@ use crossbeam_channel::Receiver;
 
 use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneLimits, LaneParts, layers::Layers};
 use crate::{
-    backend::Memory,
-    engine::{EngineError, job::message_of, turns::Entrant},
+    backend::Shared,
+    engine::{EngineError, Witness, job::message_of, turns::Entrant},
+    failpoint::{self, Failpoint},
     fault::Fault,
+    id::LayerId,
     telemetry::step_path,
     wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
 };
@@ -33,7 +35,7 @@ struct Service {
     /// How long the submission under way has waited for its turn.
     waited: Duration,
     stop: Arc<AtomicBool>,
-    arena: Arc<dyn Memory>,
+    arena: Arc<Shared>,
     layers: Layers,
     gauges: Arc<LaneGauges>,
     events: EventSink,
@@ -47,15 +49,20 @@ impl LaneThread {
         stop: Arc<AtomicBool>,
         gauges: Arc<LaneGauges>,
         events: EventSink,
-    ) -> Self {
-        let arena: Arc<dyn Memory> = parts.lane.arena().clone();
-        let layers = Layers::new(parts.backend, parts.config, &parts.limits);
+    ) -> Result<Self, EngineError> {
+        let failed = EngineError::of_run("sharing the arena with the device");
+        let arena = Arc::new(parts.backend.share(parts.lane.arena().clone()).map_err(failed)?);
+        let witness = parts.recorder.map(|recorder| {
+            let (session, uid) = (parts.session, parts.limits.ledger.uid());
+            Witness { recorder, session, uid, step: 0 }
+        });
+        let layers = Layers::new(parts.backend, parts.config, &parts.limits, witness);
         let LaneLimits { ledger, turns, spin } = parts.limits;
         let turns = turns.join(ledger.uid());
         let (lane, waited) = (parts.lane, Duration::ZERO);
         let service =
             Service { lane, turns, waited, stop, arena, layers, gauges, events, is_draining: false };
-        Self { service, commands, spin }
+        Ok(Self { service, commands, spin })
     }
 
     /// Serves until the lane ends, frees everything, then tells why it ended.
@@ -69,18 +76,20 @@ impl LaneThread {
             LaneEnd::Request(error) => tracing::warn!(error = %error, "lane ended"),
             LaneEnd::Panicked { message } => tracing::error!(message, "lane panicked"),
         }
+        failpoint::reached(Failpoint::LaneEnding);
         let Self { service: Service { lane, turns, arena, layers, gauges, events, .. }, commands, .. } = self;
         // The mailbox goes first: a command that comes later is refused instead of forgotten.
         drop(commands);
         drop((turns, layers));
         drop((lane, arena));
         gauges.hold(0, 0);
+        failpoint::reached(Failpoint::LaneFreed);
         events(LaneEvent::Ended(end));
     }
 
     fn serve(&mut self) -> LaneEnd {
         loop {
-            let waited = self.service.lane.wait(self.spin, None);
+            let waited = self.service.next(self.spin);
             // Commands go first: what was sent before a submission was published is obeyed before it runs.
             while let Ok(command) = self.commands.try_recv() {
                 if matches!(command, LaneCommand::Stop) {
@@ -105,6 +114,16 @@ impl LaneThread {
 }
 
 impl Service {
+    /// What to do next. A turn that was kept for another pass, because the client said that there was one, goes back
+    /// before anything is waited for: it may have said so in vain.
+    fn next(&mut self, spin: Duration) -> Result<Wake<Submission>, WireError> {
+        if let Some(submission) = self.lane.poll()? {
+            return Ok(Wake::Item(submission));
+        }
+        self.turns.withdraw();
+        self.lane.wait(spin, None)
+    }
+
     fn obey(&mut self, command: LaneCommand) {
         let layers = &mut self.layers;
         match command {
@@ -122,6 +141,7 @@ impl Service {
             }
             LaneCommand::Hold { layer, seed, answer } => answer(layers.hold(layer, seed)),
             LaneCommand::SetRole { layer, seed, role, answer } => answer(layers.set_role(layer, seed, role)),
+            LaneCommand::Upcoming { layer, seed, answer } => answer(layers.upcoming(layer, seed)),
             LaneCommand::Snapshot { answer } => answer(layers.snapshot()),
             LaneCommand::Drain => self.is_draining = true,
             LaneCommand::Stop => {}
@@ -131,6 +151,7 @@ impl Service {
 
     /// Runs one submission and publishes its completion.
     fn answer(&mut self, submission: &Submission) -> Result<(), LaneEnd> {
+        failpoint::reached(Failpoint::SubmissionTaken);
         let start = Instant::now();
         let mut completion = Completion { sequence: submission.sequence, ..Completion::default() };
         let end = match submission.check(self.lane.arena().layout()) {
@@ -146,7 +167,9 @@ impl Service {
         completion.duration_ns = u64::try_from(work.as_nanos()).unwrap_or(u64::MAX);
         // Before it is published: whoever has seen a completion finds it counted.
         self.gauges.service().record_duration(time);
+        failpoint::reached(Failpoint::CompletionReady);
         self.lane.publish(&completion).map_err(ended_by)?;
+        failpoint::reached(Failpoint::CompletionRung);
         end
     }
 
@@ -164,12 +187,16 @@ impl Service {
                 self.turns.withdraw();
                 self.layers.release(request)
             }
-            Command::Forward(request) => self.pass(completion, |layers, arena, completion, tell| {
-                layers.forward(request, arena, completion, tell)
-            })?,
-            Command::Backward(request) => self.pass(completion, |layers, arena, completion, tell| {
-                layers.backward(request, arena, completion, tell)
-            })?,
+            Command::Forward(request) => {
+                self.pass(request.layer, completion, |layers, arena, completion, tell| {
+                    layers.forward(request, arena, completion, tell)
+                })?
+            }
+            Command::Backward(request) => {
+                self.pass(request.layer, completion, |layers, arena, completion, tell| {
+                    layers.backward(request, arena, completion, tell)
+                })?
+            }
         };
         let Err(error) = result else {
             match command {
@@ -190,17 +217,23 @@ impl Service {
     /// Runs a pass when its turn comes; an end of the lane where nobody needs it by then.
     fn pass(
         &mut self,
+        layer: LayerId,
         completion: &mut Completion,
-        run: impl FnOnce(&mut Layers, &Arc<dyn Memory>, &mut Completion, &EventSink) -> Result<(), EngineError>,
+        run: impl FnOnce(&mut Layers, &Arc<Shared>, &mut Completion, &EventSink) -> Result<(), EngineError>,
     ) -> Result<Result<(), EngineError>, LaneEnd> {
         let Self { lane, turns, stop, layers, arena, gauges, events, .. } = self;
         let is_stopped = || stop.load(Ordering::Acquire);
+        failpoint::reached(Failpoint::TurnBefore);
         let Some(turn) = turns.begin(|| is_stopped() || lane.is_gone()) else {
             refuse(completion, Status::Draining, "the session is being closed");
             return Err(if is_stopped() { LaneEnd::Stopped } else { LaneEnd::PeerGone });
         };
+        failpoint::reached(Failpoint::TurnBegun);
         let result = run(layers, arena, completion, events);
+        layers.bound_idle(layer);
+        gauges.count_plans(layers.take_plans_made());
         let used = turn.end(lane.has_next());
+        failpoint::reached(Failpoint::TurnEnded);
         self.waited = used.waited;
         gauges.passed(&used);
         Ok(result)

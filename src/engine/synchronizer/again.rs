@@ -6,12 +6,14 @@
 
 use super::{Assigned, GradientSynchronizer, Outcome, Setbacks, backward::Pass, blending::Blending};
 use crate::{
-    backend::{HostMemory, Memory as _, RunContext},
+    backend::{OwnMemory, RunContext, nothing},
     engine::{
         EngineError, Role,
-        job::{Direction, Job, within},
+        job::{Direction, Job, random_of},
+        target::there,
         ticket::{Ticket, blended},
     },
+    failpoint::{self, Failpoint},
 };
 
 impl GradientSynchronizer {
@@ -24,7 +26,7 @@ impl GradientSynchronizer {
         self.pool.give(take(&mut ticket.blend_saved));
     }
 
-    /// Gives a stripped ticket back what its backward reads.
+    /// Gives a ticket that was stripped back what its backward reads.
     ///
     /// A seed that fails now is lost: it gives zeros, and the others get the gradients that they would have without
     /// it in the blend.
@@ -37,15 +39,15 @@ impl GradientSynchronizer {
         ticket: &mut Ticket,
         setbacks: &mut Setbacks,
     ) -> Result<(), EngineError> {
-        let heavy = self.heavy(ticket.seeds.iter().map(|seed| &*seed.plans));
-        let mut left_to_send = heavy.saturating_sub(1);
-        let context =
-            RunContext { seed: ticket.rng_seed, deadline: Some(pass.deadline), threads: self.threads(heavy) };
+        if !self.recompute {
+            return Ok(());
+        }
+        let mut spread = self.spread(ticket.seeds.iter().map(|seed| &*seed.plans));
         let (input, output_bytes) = (ticket.input, pass.request.grad_output.bytes as usize);
         for (place, seed) in ticket.seeds.iter_mut().enumerate() {
+            let slot = usize::from(seed.seed.0);
             let (scratch, can_be_sent) = self.scratch_for(seed);
-            let is_sent_out = can_be_sent && left_to_send > 0 && self.is_heavy(&seed.plans);
-            left_to_send -= usize::from(is_sent_out);
+            let is_sent_out = spread.sends(can_be_sent, &seed.plans);
             let job = Job {
                 place,
                 role: seed.role,
@@ -58,18 +60,34 @@ impl GradientSynchronizer {
                 buffers: take(&mut seed.buffers),
                 scratch,
                 direction: Direction::Forward { output: self.pool.take(output_bytes) },
+                unordered: None,
+                measures: false,
                 config: self.config.clone(),
-                context,
+                context: RunContext {
+                    seed: random_of(ticket.rng_seed, slot),
+                    deadline: Some(pass.deadline),
+                    threads: spread.threads,
+                },
             };
-            self.jobs.push(Assigned { job, slot: usize::from(seed.seed.0), is_sent_out });
+            self.jobs.push(Assigned { job, slot, is_sent_out });
         }
         self.run_jobs(pass.deadline);
-        self.check_host()?;
-        self.gather_again(ticket, output_bytes, setbacks);
-        self.blend_again(pass, ticket, output_bytes)
+        self.check_host(true)?;
+        self.gather_again(pass, ticket, output_bytes, setbacks)?;
+        self.blend_again(pass, ticket, output_bytes)?;
+        failpoint::reached(Failpoint::RunAgain);
+        Ok(())
     }
 
-    fn gather_again(&mut self, ticket: &mut Ticket, output_bytes: usize, setbacks: &mut Setbacks) {
+    fn gather_again(
+        &mut self,
+        pass: &Pass<'_>,
+        ticket: &mut Ticket,
+        output_bytes: usize,
+        setbacks: &mut Setbacks,
+    ) -> Result<(), EngineError> {
+        let mut zeroed = Ok(());
+        let (input, rng_seed) = (ticket.input, ticket.rng_seed);
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, place, back } in outcomes.drain(..) {
             let Some(seed) = ticket.seeds.get_mut(place) else { continue };
@@ -85,18 +103,24 @@ impl GradientSynchronizer {
                     }
                     continue;
                 }
-                Some((done, _)) => {
+                Some((mut done, _)) => {
+                    let error = done.result.err().unwrap_or_else(|| Self::late(&seed.live));
+                    self.witness_job(slot, &mut done.job, &error, done.timing, true);
                     self.give_job(slot, done.job);
-                    done.result.err()
+                    error
                 }
-                None => None,
+                None => {
+                    let error = Self::late(&seed.live);
+                    self.witness_late(pass, (input, rng_seed), seed, &error, true);
+                    error
+                }
             };
-            let live = seed.live.clone();
-            setbacks.push((slot, live.clone(), error.unwrap_or_else(|| Self::late(&live))));
+            setbacks.push((slot, seed.live.clone(), error));
             seed.is_lost = true;
             if seed.role == Role::Blended {
                 seed.output = self.pool.take(output_bytes);
-                seed.output.region().zero();
+                let result = self.queue.zero(seed.output.region());
+                zeroed = zeroed.and(result.map_err(|error| seed.live.failed(error)));
             }
         }
         self.outcomes = outcomes;
@@ -105,6 +129,7 @@ impl GradientSynchronizer {
                 *factor = 0.0;
             }
         }
+        zeroed
     }
 
     /// Runs the blend again for what its gradient reads, into memory that nobody looks at.
@@ -121,14 +146,14 @@ impl GradientSynchronizer {
         ticket.blend_saved = self.pool.take(bytes);
         let output = self.pool.take(output_bytes);
         let Ticket { seeds, mix, blend, blend_saved, .. } = &*ticket;
-        let x = within(&**pass.arena, ticket.input);
+        let x = there(pass.arena, ticket.input);
         let blending = Blending { ran: seeds, mix, x, saved: blend_saved.region() };
-        let result = self.run_blend(blend, &blending, output.region());
+        let result = self.blender.run(&mut *self.queue, blend, &blending, output.region());
         self.pool.give(output);
         result
     }
 }
 
-fn take(memory: &mut HostMemory) -> HostMemory {
-    std::mem::replace(memory, HostMemory::new(0))
+fn take(memory: &mut OwnMemory) -> OwnMemory {
+    std::mem::replace(memory, nothing())
 }

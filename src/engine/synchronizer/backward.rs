@@ -9,13 +9,16 @@ use super::{
     blending::{Blending, OfOutputs},
 };
 use crate::{
-    backend::{HostMemory, Memory, RunContext},
+    backend::{OwnMemory, RunContext, Shared, nothing},
     engine::{
         EngineError, Quota, Role,
         blend::{self, BlendPlan, Factors},
-        job::{Direction, Job, Scratch, Target, within},
+        job::{Direction, Job, random_of},
+        scratch::Scratch,
+        target::{Target, there, within},
         ticket::{Ticket, TicketSeed, blended, mask},
     },
+    failpoint::{self, Failpoint},
     tensor::Shape,
     wire::{self, Blend, Block, Wants},
 };
@@ -23,7 +26,7 @@ use crate::{
 /// Gradients of x, in the order of the slots; the blend's own first.
 #[derive(Default)]
 struct OfInput {
-    summands: SmallVec<[HostMemory; 4]>,
+    summands: SmallVec<[OwnMemory; 4]>,
     /// A single kernel has written straight to where it belongs.
     is_written: bool,
 }
@@ -31,7 +34,7 @@ struct OfInput {
 /// A backward pass as its jobs see it.
 pub(super) struct Pass<'a> {
     pub(super) request: &'a wire::Backward,
-    pub(super) arena: &'a Arc<dyn Memory>,
+    pub(super) arena: &'a Arc<Shared>,
     pub(super) deadline: Instant,
 }
 
@@ -52,37 +55,52 @@ impl GradientSynchronizer {
     pub fn backward(
         &mut self,
         request: &wire::Backward,
-        arena: &Arc<dyn Memory>,
+        arena: &Arc<Shared>,
         quota: &mut Quota,
     ) -> Result<BackwardReport, EngineError> {
         let known = self.tickets.get(&request.ticket).ok_or_else(|| quota.missing(request.ticket))?;
         check(request, known, self.seeds())?;
+        failpoint::reached(Failpoint::BackwardFound);
         let mut ticket = self.tickets.remove(&request.ticket).expect("it was there a moment ago");
+        failpoint::reached(Failpoint::BackwardSpent);
         self.reclaim();
         let pass = Pass { request, arena, deadline: self.deadline() };
         let live_mask = mask(&ticket.seeds);
         let failures = self.backward_of(&pass, &mut ticket);
+        failpoint::reached(Failpoint::BackwardDone);
         self.recycle(ticket, quota);
         Ok(BackwardReport { live_mask, failures: failures? })
     }
 
     fn backward_of(&mut self, pass: &Pass<'_>, ticket: &mut Ticket) -> Result<Failures, EngineError> {
         let wire::Backward { grad_input, grad_parameters, grad_alphas, .. } = *pass.request;
-        for block in [grad_parameters, grad_alphas].into_iter().flatten() {
-            within(&**pass.arena, block).zero();
+        if let Some(block) = grad_alphas {
+            // These are the host's to write.
+            within(pass.arena, block).zero();
         }
         let (mut setbacks, mut of_input) = (Setbacks::new(), OfInput::default());
         if [grad_input, grad_parameters, grad_alphas].iter().any(Option::is_some) {
-            if self.recompute {
-                self.run_again(pass, ticket, &mut setbacks)?;
-            }
             let result = self
-                .gradients(pass, ticket, &mut of_input, &mut setbacks)
+                .prepare_blocks(pass)
+                .and_then(|()| self.run_again(pass, ticket, &mut setbacks))
+                .and_then(|()| self.gradients(pass, ticket, &mut of_input, &mut setbacks))
                 .and_then(|()| self.write_grad_input(pass, ticket, &of_input));
+            // Whatever came of it: nothing that was handed over must come after the completion.
+            let sent = self.send(pass.arena, [grad_input, grad_parameters]);
+            let result = result.and(sent);
             of_input.summands.into_iter().for_each(|memory| self.pool.give(memory));
             result?;
         }
-        Ok(self.settle(setbacks))
+        Ok(self.settle(setbacks, |_| true))
+    }
+
+    /// Has the device see what the backward is given, and zeros where a gradient of parameters may not come.
+    fn prepare_blocks(&mut self, pass: &Pass<'_>) -> Result<(), EngineError> {
+        let wire::Backward { grad_output, straight, grad_parameters, .. } = *pass.request;
+        self.bring(pass.arena, std::iter::once(grad_output).chain(straight))?;
+        let Some(block) = grad_parameters else { return Ok(()) };
+        let failed = EngineError::of_run("the gradients of parameters");
+        self.queue.zero(there(pass.arena, block)).map_err(failed)
     }
 
     /// All gradients but the sum of those of x.
@@ -97,16 +115,18 @@ impl GradientSynchronizer {
         let mut of_outputs = self.of_outputs(pass, ticket, &plan)?;
         of_input.summands.extend(of_outputs.input.take());
         if plan.backward.is_some() {
-            self.write_grad_alphas(pass, ticket);
+            self.write_grad_alphas(pass, ticket)?;
+            failpoint::reached(Failpoint::AlphasWritten);
         }
         if pass.request.grad_input.is_none() && pass.request.grad_parameters.is_none() {
             self.give_of_outputs(of_outputs);
+            ticket.seeds.iter().for_each(|seed| self.end_row(usize::from(seed.seed.0), &seed.live));
             return Ok(());
         }
         self.prepare_backward(pass, ticket, of_outputs, of_input.summands.is_empty());
         self.run_jobs(pass.deadline);
-        self.check_host()?;
-        self.gather_backward(pass, of_input, setbacks);
+        self.check_host(false)?;
+        self.gather_backward(pass, ticket, of_input, setbacks);
         Ok(())
     }
 
@@ -128,10 +148,10 @@ impl GradientSynchronizer {
         if self.blend == Blend::Multiply && count > 0 && ticket.wants.input {
             of.input = Some(self.pool.take(bytes));
         }
-        let (x, saved) = (within(&**pass.arena, ticket.input), ticket.blend_saved.region());
+        let (x, saved) = (there(pass.arena, ticket.input), ticket.blend_saved.region());
         let blending = Blending { ran: &ticket.seeds, mix: &ticket.mix, x, saved };
-        let grad_output = within(&**pass.arena, pass.request.grad_output);
-        let result = self.run_blend_backward(&**plan, &blending, grad_output, &of);
+        let grad_output = there(pass.arena, pass.request.grad_output);
+        let result = self.blender.run_backward(&mut *self.queue, &**plan, &blending, grad_output, &of);
         if result.is_err() || pass.request.grad_input.is_none() {
             of.input.take().into_iter().for_each(|memory| self.pool.give(memory));
         }
@@ -148,17 +168,18 @@ impl GradientSynchronizer {
         of.seeds.into_iter().chain(of.host).chain(of.input).for_each(|memory| self.pool.give(memory));
     }
 
-    fn write_grad_alphas(&self, pass: &Pass<'_>, ticket: &Ticket) {
-        let Some(block) = pass.request.grad_alphas else { return };
+    fn write_grad_alphas(&mut self, pass: &Pass<'_>, ticket: &Ticket) -> Result<(), EngineError> {
+        let Some(block) = pass.request.grad_alphas else { return Ok(()) };
         let alphas: Factors = blended(&ticket.seeds).map(|seed| seed.alpha).collect();
-        let (of_factors, of_rest) = self.of_factors(alphas.len());
+        let (of_factors, of_rest) = self.blender.of_factors(&mut *self.queue, alphas.len())?;
         let gradients = blend::alpha_gradients(self.blend, &alphas, &of_factors, of_rest);
-        let region = within(&**pass.arena, block);
+        let region = within(pass.arena, block);
         for (seed, gradient) in blended(&ticket.seeds).zip(gradients).filter(|(seed, _)| !seed.is_lost) {
             if let Some(part) = region.part(4 * usize::from(seed.seed.0), 4) {
                 part.write(&gradient.to_le_bytes());
             }
         }
+        Ok(())
     }
 
     /// Makes a job for each slot that has a gradient to give. `is_first` says that none of x is there yet.
@@ -169,10 +190,7 @@ impl GradientSynchronizer {
         of_outputs: OfOutputs,
         is_first: bool,
     ) {
-        let heavy = self.heavy(ticket.seeds.iter().map(|seed| &*seed.plans));
-        let mut left_to_send = heavy.saturating_sub(1);
-        let context =
-            RunContext { seed: ticket.rng_seed, deadline: Some(pass.deadline), threads: self.threads(heavy) };
+        let mut spread = self.spread(ticket.seeds.iter().map(|seed| &*seed.plans));
         let is_alone = is_first && ticket.seeds.iter().filter(|seed| seed.gives_input()).count() == 1;
         self.parameter_blocks(pass, ticket);
         let (mut of_seeds, mut of_host) = (of_outputs.seeds.into_iter(), of_outputs.host);
@@ -187,15 +205,17 @@ impl GradientSynchronizer {
                 self.give_target(grad_output);
                 continue;
             };
+            let slot = usize::from(seed.seed.0);
             let (scratch, can_be_sent) = self.scratch_for(seed);
-            let is_sent_out = can_be_sent && left_to_send > 0 && self.is_heavy(&seed.plans);
-            left_to_send -= usize::from(is_sent_out);
+            let is_sent_out = spread.sends(can_be_sent, &seed.plans);
             let grad_input = match pass.request.grad_input {
                 _ if !backward.gives_input => Target::Nowhere,
                 Some(block) if is_alone && !is_sent_out => Target::Arena(block),
                 _ => Target::Own(self.pool.take(ticket.input.bytes as usize)),
             };
             let grad_parameters = match self.blocks.get(place).copied().flatten() {
+                // Not announced: its plans have no such gradients.
+                _ if !ticket.wants.parameters => Target::Nowhere,
                 _ if seed.live.kernel().parameter_layout().total_bytes() == 0 => Target::Nowhere,
                 Some(block) if !is_sent_out => Target::Arena(block),
                 _ => Target::Own(self.pool.take(seed.live.kernel().parameter_layout().total_bytes())),
@@ -208,14 +228,20 @@ impl GradientSynchronizer {
                 plans: seed.plans.clone(),
                 arena: pass.arena.clone(),
                 input: ticket.input,
-                saved: std::mem::replace(&mut seed.saved, HostMemory::new(0)),
-                buffers: std::mem::replace(&mut seed.buffers, HostMemory::new(0)),
+                saved: std::mem::replace(&mut seed.saved, nothing()),
+                buffers: std::mem::replace(&mut seed.buffers, nothing()),
                 scratch,
                 direction: Direction::Backward { grad_output, grad_input, grad_parameters },
+                unordered: None,
+                measures: ticket.sampled.is_some() && pass.request.grad_parameters.is_some(),
                 config: self.config.clone(),
-                context,
+                context: RunContext {
+                    seed: random_of(ticket.rng_seed, slot),
+                    deadline: Some(pass.deadline),
+                    threads: spread.threads,
+                },
             };
-            self.jobs.push(Assigned { job, slot: usize::from(seed.seed.0), is_sent_out });
+            self.jobs.push(Assigned { job, slot, is_sent_out });
         }
     }
 
@@ -226,9 +252,9 @@ impl GradientSynchronizer {
         let attached = self.slots[usize::from(seed.seed.0)].attached.as_mut();
         let current = attached.filter(|attached| Arc::ptr_eq(&attached.live, &seed.live));
         let can_be_sent = current.as_ref().is_some_and(|attached| attached.executor.is_some());
-        let mut scratch =
-            current.and_then(|attached| attached.scratch.take()).unwrap_or_else(|| Box::new(Scratch::new()));
-        scratch.fit(&seed.live, &seed.plans);
+        let scratch = current.and_then(|attached| attached.scratch.take());
+        let mut scratch = scratch.unwrap_or_else(|| Box::new(Scratch::new(&*self.backend)));
+        scratch.fit(&*self.backend, &seed.live, &seed.plans);
         (scratch, can_be_sent)
     }
 
@@ -243,11 +269,22 @@ impl GradientSynchronizer {
         }
     }
 
-    fn gather_backward(&mut self, pass: &Pass<'_>, of_input: &mut OfInput, setbacks: &mut Setbacks) {
+    fn gather_backward(
+        &mut self,
+        pass: &Pass<'_>,
+        ticket: &Ticket,
+        of_input: &mut OfInput,
+        setbacks: &mut Setbacks,
+    ) {
+        let sampled = ticket.sampled;
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, place, back } in outcomes.drain(..) {
             let Some((done, _)) = back else {
-                setbacks.extend(self.current(slot).map(|live| (slot, live.clone(), Self::late(&live))));
+                if let Some(seed) = ticket.seeds.get(place) {
+                    let error = Self::late(&seed.live);
+                    self.witness_late(pass, (ticket.input, ticket.rng_seed), seed, &error, false);
+                    setbacks.push((slot, seed.live.clone(), error));
+                }
                 continue;
             };
             let mut job = done.job;
@@ -255,19 +292,20 @@ impl GradientSynchronizer {
                 continue;
             };
             let block = self.blocks.get(place).copied().flatten();
-            let to = block.map(|block| within(&**pass.arena, block));
-            match (&done.result, &*grad_parameters, to) {
+            let to = block.map(|block| there(pass.arena, block));
+            let given = match (&done.result, &*grad_parameters, to) {
                 (Ok(()), Target::Own(memory), Some(to)) => {
-                    if let Some(part) = memory.region().part(0, to.len_bytes()) {
-                        part.copy_to(to);
-                    }
+                    memory.region().part(0, to.len_bytes()).map_or(Ok(()), |part| self.queue.copy(part, to))
                 }
-                (Err(_), Target::Arena(_), Some(to)) => to.zero(),
-                _ => {}
-            }
-            match done.result {
+                (Err(_), Target::Arena(_), Some(to)) => self.queue.zero(to),
+                _ => Ok(()),
+            };
+            match done.result.and(given.map_err(|error| job.live.failed(error))) {
                 Ok(()) => {
-                    self.slots[slot].counters.end_row();
+                    self.end_row(slot, &job.live);
+                    if let Some(step) = sampled {
+                        self.slots[slot].counters.note_gradient(step, done.norm);
+                    }
                     match std::mem::replace(grad_input, Target::Nowhere) {
                         Target::Own(memory) if pass.request.grad_input.is_some() => {
                             of_input.summands.push(memory);
@@ -276,11 +314,16 @@ impl GradientSynchronizer {
                         target => *grad_input = target,
                     }
                 }
-                Err(error) => setbacks.push((slot, job.live.clone(), error)),
+                Err(error) => {
+                    self.witness_job(slot, &mut job, &error, done.timing, false);
+                    setbacks.push((slot, job.live.clone(), error));
+                }
             }
             self.give_job(slot, job);
+            failpoint::reached(Failpoint::GradientHalf);
         }
         self.outcomes = outcomes;
+        failpoint::reached(Failpoint::GradientWritten);
     }
 
     /// Adds the gradients of x up where they belong.
@@ -291,18 +334,20 @@ impl GradientSynchronizer {
         of_input: &OfInput,
     ) -> Result<(), EngineError> {
         let Some(block) = pass.request.grad_input else { return Ok(()) };
-        let to = within(&**pass.arena, block);
+        let to = there(pass.arena, block);
+        let failed = EngineError::of_run("the gradient of x");
         match of_input.summands.as_slice() {
-            [] if of_input.is_written => {}
-            [] => to.zero(),
-            [one] => {
-                if let Some(part) = one.region().part(0, to.len_bytes()) {
-                    part.copy_to(to);
-                }
+            [] if of_input.is_written => Ok(()),
+            [] => self.queue.zero(to).map_err(failed),
+            [one] => one
+                .region()
+                .part(0, to.len_bytes())
+                .map_or(Ok(()), |part| self.queue.copy(part, to).map_err(failed)),
+            several => {
+                let of = (&ticket.input_shape, ticket.dtype);
+                self.blender.run_sum(&mut *self.queue, several, of, to)
             }
-            several => self.run_sum(several, &ticket.input_shape, ticket.dtype, to)?,
         }
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Seeds whose blend factor is on its way: begun and ended by the control plane, moved on by training forwards.
 
-use super::GradientSynchronizer;
+use super::{ForwardReport, GradientSynchronizer};
 use crate::{
     engine::{Alpha, Course, EngineError, Role, Schedule},
     id::{Generation, SeedIndex},
@@ -92,9 +92,13 @@ impl GradientSynchronizer {
     }
 
     /// Takes a sample of each seed that ran in the layer's n-th training forward, before that moves blend factors on.
-    pub fn sample(&self, step: u64, live_mask: u64) {
-        let ran = self.slots.iter().enumerate().filter(|(index, _)| live_mask >> index & 1 == 1);
+    /// `measures` has the norms of gradients noted in them when its ticket is spent.
+    pub fn sample(&mut self, step: u64, report: &ForwardReport, measures: bool) {
+        let ran = self.slots.iter().enumerate().filter(|(index, _)| report.live_mask >> index & 1 == 1);
         ran.for_each(|(_, slot)| slot.counters.sample(step));
+        if let Some(ticket) = self.tickets.get_mut(&report.ticket) {
+            ticket.sampled = Some(step).filter(|_| measures);
+        }
     }
 
     /// The blend factor of a live seed that is not the host.

@@ -7,17 +7,21 @@ use smallvec::SmallVec;
 use super::{
     ForwardReport, GradientSynchronizer, Outcome, Setbacks,
     blending::Blending,
-    parts::{Given, Keys},
+    parts::{Given, Keys, Part, Parts},
 };
 use crate::{
-    backend::{HostMemory, Memory},
+    backend::{OwnMemory, Shared, nothing},
     engine::{
         EngineError, PlanKey, Quota, Role,
         blend::{self, BlendKey, BlendPlan, Factors, Mix},
-        job::{Direction, Job, within},
+        job::{Direction, Job},
+        norm::norm,
+        target::{there, within},
         ticket::{Ticket, TicketSeed, blended, mask},
     },
+    failpoint::{self, Failpoint},
     id::{SeedIndex, TicketId},
+    tensor::ALIGNMENT_BYTES,
     wire::{self, Blend},
 };
 
@@ -26,7 +30,7 @@ type Ran = SmallVec<[TicketSeed; 4]>;
 /// A pass as its jobs see it.
 pub(super) struct Pass<'a> {
     pub(super) request: &'a wire::Forward,
-    pub(super) arena: &'a Arc<dyn Memory>,
+    pub(super) arena: &'a Arc<Shared>,
     pub(super) deadline: Instant,
     pub(super) given: Given,
     keys: Keys,
@@ -58,11 +62,11 @@ impl GradientSynchronizer {
     pub fn forward(
         &mut self,
         request: &wire::Forward,
-        arena: &Arc<dyn Memory>,
+        arena: &Arc<Shared>,
         quota: &mut Quota,
     ) -> Result<ForwardReport, EngineError> {
         self.check_forward(request)?;
-        let given = self.given_alphas(request, &**arena)?;
+        let given = self.given_alphas(request, arena)?;
         if request.take_ticket {
             quota.check(0)?;
             if self.tickets.len() >= self.config.max_tickets_per_layer {
@@ -72,21 +76,39 @@ impl GradientSynchronizer {
         self.reclaim();
         let wants = if request.take_ticket { request.wants } else { wire::Wants::default() };
         let keys = Keys::new(request, wants);
+        self.note_in_use(keys.of(Role::Blended));
         let pass = Pass { request, arena, deadline: self.deadline(), given, keys };
         let mut setbacks = Setbacks::new();
-        self.prepare(&pass, &mut setbacks)?;
+        let parts = self.parts(&pass, &mut setbacks)?;
         if request.take_ticket {
-            let bytes = self.jobs.iter().map(|assigned| self.keeps_bytes(&assigned.job) as u64).sum();
-            if let Err(error) = quota.check(bytes) {
-                self.drop_jobs();
-                return Err(error);
-            }
+            // Before any of it is there.
+            quota.check(parts.iter().map(|part| self.keeps_bytes(part, request) as u64).sum())?;
         }
+        let result = self.run(&pass, wants, parts, setbacks, quota);
+        if result.is_err() {
+            // What has been handed over must not come after the completion.
+            let _ = self.queue.finish(None);
+        }
+        result
+    }
+
+    fn run(
+        &mut self,
+        pass: &Pass<'_>,
+        wants: wire::Wants,
+        parts: Parts,
+        mut setbacks: Setbacks,
+        quota: &mut Quota,
+    ) -> Result<ForwardReport, EngineError> {
+        self.bring(pass.arena, [pass.request.input])?;
+        self.prepare(pass, parts);
+        failpoint::reached(Failpoint::ForwardPrepared);
         self.run_jobs(pass.deadline);
-        self.check_host()?;
+        self.check_host(false)?;
         let mut ran = Ran::new();
-        self.gather(request, &mut ran, &mut setbacks);
-        self.finish(&pass, wants, ran, setbacks, quota)
+        self.gather(pass, &mut ran, &mut setbacks);
+        failpoint::reached(Failpoint::Committed);
+        self.finish(pass, wants, ran, setbacks, quota)
     }
 
     fn check_forward(&self, request: &wire::Forward) -> Result<(), EngineError> {
@@ -117,47 +139,68 @@ impl GradientSynchronizer {
         }
     }
 
-    /// How much of a job's memory goes into the ticket.
-    fn keeps_bytes(&self, job: &Job) -> usize {
-        let Direction::Forward { output } = &job.direction else { return 0 };
-        match job.role {
-            _ if self.recompute => job.buffers.len_bytes(),
-            Role::Straight => job.saved.len_bytes(),
-            Role::Blended | Role::Host => output.len_bytes() + job.saved.len_bytes(),
+    /// How much of a part's memory goes into the ticket.
+    fn keeps_bytes(&self, part: &Part, request: &wire::Forward) -> usize {
+        let whole = |bytes: usize| bytes.next_multiple_of(ALIGNMENT_BYTES);
+        let saved = || whole(part.plans.saved_bytes());
+        match part.role {
+            _ if self.recompute && part.plans.updates.is_empty() => 0,
+            _ if self.recompute => whole(part.live.buffers().len_bytes()),
+            Role::Straight => saved(),
+            Role::Blended | Role::Host => whole(request.output.bytes as usize) + saved(),
         }
     }
 
     /// Sorts what came back into those that ran and those that failed.
-    fn gather(&mut self, request: &wire::Forward, ran: &mut Ran, setbacks: &mut Setbacks) {
+    fn gather(&mut self, pass: &Pass<'_>, ran: &mut Ran, setbacks: &mut Setbacks) {
+        let request = pass.request;
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, back, .. } in outcomes.drain(..) {
-            let Some((done, ran_on)) = back else {
-                setbacks.extend(self.current(slot).map(|live| (slot, live.clone(), Self::late(&live))));
+            let Some((mut done, ran_on)) = back else {
+                if let Some((live, role, alpha)) = self.current(slot) {
+                    let error = Self::late(&live);
+                    let alpha = pass.given.get(slot).copied().flatten().unwrap_or(alpha);
+                    self.witness_forward(pass, slot, (&live, role, alpha), &error);
+                    setbacks.push((slot, live, error));
+                }
                 continue;
             };
-            if let Err(error) = done.result {
+            let committed = done.result.and_then(|()| self.commit(&mut done.job));
+            if let Err(error) = committed {
+                self.witness_job(slot, &mut done.job, &error, done.timing, false);
                 setbacks.push((slot, done.job.live.clone(), error));
                 self.give_job(slot, done.job);
                 continue;
             }
-            done.job.commit();
             let Job { live, plans, role, alpha, saved, buffers, scratch, direction, .. } = done.job;
             let Direction::Forward { mut output } = direction else { continue };
             self.take_back_scratch(slot, &live, scratch);
             let counters = &self.slots[slot].counters;
-            counters.succeeded(done.time, ran_on);
-            counters.note_pass(done.time, alpha);
+            counters.succeeded(done.timing.time, ran_on);
+            counters.note_pass(done.timing.time, alpha, done.norm);
             // Where a backward follows, the row of failures ends with its success.
             if !request.take_ticket || plans.backward.is_none() {
                 counters.end_row();
             }
             if role == Role::Straight {
-                self.pool.give(std::mem::replace(&mut output, HostMemory::new(0)));
+                self.pool.give(std::mem::replace(&mut output, nothing()));
             }
             let seed = SeedIndex(slot as u16);
             ran.push(TicketSeed { seed, live, plans, role, alpha, output, saved, buffers, is_lost: false });
         }
         self.outcomes = outcomes;
+    }
+
+    /// Makes a job's buffers the seed's own, before the pass goes on.
+    fn commit(&mut self, job: &mut Job) -> Result<(), EngineError> {
+        let committed = job.commit();
+        let ordered = self.queue.after(job.scratch.queue()).map_err(|error| job.live.failed(error));
+        let result = committed.and(ordered);
+        if result.is_err() {
+            // Its memory is somebody else's next.
+            let _ = job.scratch.queue().finish(None);
+        }
+        result
     }
 
     /// Blends and takes the ticket.
@@ -175,6 +218,7 @@ impl GradientSynchronizer {
         let given = pass.given.iter().enumerate().filter(|(_, alpha)| alpha.is_some());
         let given_mask = given.fold(0, |mask, (seed, _)| mask | 1 << seed);
         let result = self.blend(pass, wants, &ran, &mix);
+        failpoint::reached(Failpoint::Blended);
         let (ticket, saved_bytes) = match result {
             Ok((blend, blend_saved)) if request.take_ticket => {
                 let mut ticket = Ticket {
@@ -188,6 +232,7 @@ impl GradientSynchronizer {
                     dtype: request.dtype,
                     wants,
                     rng_seed: request.rng_seed,
+                    sampled: None,
                     bytes: 0,
                 };
                 if self.recompute {
@@ -197,6 +242,7 @@ impl GradientSynchronizer {
                 ticket.bytes = (held + ticket.blend_saved.len_bytes()) as u64;
                 let (id, bytes) = (quota.take(ticket.bytes), ticket.bytes);
                 self.tickets.insert(id, ticket);
+                failpoint::reached(Failpoint::TicketKept);
                 (id, bytes)
             }
             result => {
@@ -210,11 +256,15 @@ impl GradientSynchronizer {
                 (TicketId(0), 0)
             }
         };
-        let failures = self.settle(setbacks);
+        // What is not finite when it comes in is not finite when it goes out.
+        let is_finite = || !norm([(within(pass.arena, request.input), request.dtype)]).is_nan();
+        let is_its_own = |error: &EngineError| !matches!(error, EngineError::NonFinite { .. }) || is_finite();
+        let failures = self.settle(setbacks, is_its_own);
         Ok(ForwardReport {
             ticket,
-            blend_weight: blend::total_weight(&alphas),
-            alpha_total: alphas.iter().sum(),
+            blend_weight: blend::total_weight(&alphas) + 0.0,
+            // Of none at all the sum would be −0.
+            alpha_total: alphas.iter().sum::<f32>() + 0.0,
             live_mask,
             failures,
             saved_bytes,
@@ -230,7 +280,7 @@ impl GradientSynchronizer {
         wants: wire::Wants,
         ran: &Ran,
         mix: &Mix,
-    ) -> Result<(Arc<BlendPlan>, HostMemory), EngineError> {
+    ) -> Result<(Arc<BlendPlan>, OwnMemory), EngineError> {
         let request = pass.request;
         let key = BlendKey {
             blend: self.blend,
@@ -242,11 +292,15 @@ impl GradientSynchronizer {
             wants_factors: wants.alphas,
             wants_input: wants.input,
         };
-        let plan = self.blend_plan(key)?;
+        let plan = self.blender.plan(key)?;
         let saved = self.pool.take(plan.forward.needs().saved.total_bytes());
-        let (x, output) = (within(&**pass.arena, request.input), within(&**pass.arena, request.output));
+        let (x, output) = (there(pass.arena, request.input), there(pass.arena, request.output));
         let blending = Blending { ran, mix, x, saved: saved.region() };
-        match self.run_blend(&plan, &blending, output) {
+        let blended = match saved.lack() {
+            Some(lack) => Err(EngineError::of_run("the blend")(lack.clone())),
+            None => self.blender.run(&mut *self.queue, &plan, &blending, output),
+        };
+        match blended.and_then(|()| self.send(pass.arena, [Some(request.output)])) {
             Ok(()) => Ok((plan, saved)),
             Err(error) => {
                 self.pool.give(saved);

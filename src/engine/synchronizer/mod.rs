@@ -6,8 +6,10 @@ mod blending;
 mod course;
 mod fan_out;
 mod forward;
+mod in_use;
 mod parts;
 mod slot;
+mod witness;
 
 use std::{
     collections::HashMap,
@@ -18,25 +20,32 @@ use std::{
 use smallvec::SmallVec;
 
 use super::{
-    Alpha, Course, EngineConfig, EngineError, Held, LiveSeed, Quota, QuotaSpent, Role, SeedCounters, Whose,
-    blend::{BlendKey, BlendPlan},
+    Alpha, Course, EngineConfig, EngineError, Held, LiveSeed, PlanKey, Quota, QuotaSpent, Role, SeedCounters,
+    Whose,
     executor::SeedExecutor,
-    job::{Done, Job, Scratch, Target},
+    job::{Done, Job},
     pool::MemoryPool,
+    recent::Recent,
+    scratch::Scratch,
     stats::RanOn,
+    target::Target,
     ticket::Ticket,
 };
 use crate::{
-    backend::{Backend, Executable, HostMemory},
+    backend::{Backend, Queue},
+    failpoint::{self, Failpoint},
     id::{Generation, KernelId, LayerId, SeedIndex, TicketId},
-    tensor::{ALIGNMENT_BYTES, DType, Shape},
+    tensor::{DType, Shape},
     wire::{Blend, Block},
 };
+use blending::Blender;
 pub use course::Reached;
-use slot::{Attached, Slot};
+use slot::{Attached, REMEMBERED_PLANS, Slot};
+pub use witness::Witness;
 
-/// How long a seed's thread may take, past the time limit, to notice it.
+/// How long a seed's thread or stream may take, past the time limit, to come to its end.
 const GRACE: Duration = Duration::from_millis(50);
+
 /// A layer as its synchronizer is told of it.
 #[derive(Clone, Debug)]
 pub struct LayerSpec {
@@ -65,6 +74,8 @@ pub struct SeedFailure {
     pub error: EngineError,
     /// Whether the kernel was taken out, because too many passes failed in a row.
     pub unloaded: bool,
+    /// Whether the kernel was in its place when it failed, and not only in a ticket of before.
+    pub is_current: bool,
     /// Its blend factor.
     pub alpha: Alpha,
     /// The course that this was on.
@@ -117,7 +128,7 @@ type SumKey = (usize, Shape, DType);
 
 /// Owns a layer's live seeds and its tickets, and runs its passes.
 ///
-/// Threading: belongs to one thread, the session's lane; seeds run on that thread and on their own.
+/// Threading: belongs to one thread, the session's lane; seeds run on that thread and on their own, or on a device.
 #[derive(Debug)]
 pub struct GradientSynchronizer {
     id: LayerId,
@@ -131,12 +142,18 @@ pub struct GradientSynchronizer {
     slots: Vec<Slot>,
     tickets: HashMap<TicketId, Ticket>,
     pool: MemoryPool,
-    /// Factors of the blend and 1 − A, then their gradients, a cache line each.
-    scalars: HostMemory,
-    blends: Vec<(BlendKey, Arc<BlendPlan>)>,
-    sums: Vec<(SumKey, Arc<dyn Executable>)>,
-    blend_workspace: HostMemory,
+    /// Where all goes that is not a seed's: what the trainer sends and is sent, blends and sums.
+    queue: Box<dyn Queue>,
+    blender: Blender,
+    /// What is busy with jobs that came late and whose place is gone.
+    late: Vec<SeedExecutor>,
     generation: u64,
+    /// What the latest passes asked plans for, as many as a seed has plans at hand.
+    in_use: Recent<PlanKey, ()>,
+    /// Plans of kernels that passes have made or waited for, until somebody asks.
+    plans_made: u64,
+    /// Records failing passes, where they are recorded.
+    witness: Option<Box<Witness>>,
     /// Lists that are reused from pass to pass.
     jobs: Vec<Assigned>,
     outcomes: Vec<Outcome>,
@@ -166,7 +183,10 @@ impl GradientSynchronizer {
         let slots: Vec<Slot> =
             spec.counters.into_iter().map(|counters| Slot { counters, attached: None }).collect();
         Self {
-            scalars: HostMemory::new(2 * (slots.len() + 1) * ALIGNMENT_BYTES),
+            queue: backend.open_queue(true),
+            blender: Blender::new(slots.len(), backend.clone(), config.clone()),
+            late: Vec::new(),
+            pool: MemoryPool::new(backend.clone()),
             jobs: Vec::with_capacity(slots.len()),
             outcomes: Vec::with_capacity(slots.len()),
             blocks: Vec::with_capacity(slots.len()),
@@ -178,11 +198,10 @@ impl GradientSynchronizer {
             config,
             slots,
             tickets: HashMap::new(),
-            pool: MemoryPool::default(),
-            blends: Vec::new(),
-            sums: Vec::new(),
-            blend_workspace: HostMemory::new(0),
             generation: 0,
+            in_use: Recent::new(REMEMBERED_PLANS),
+            plans_made: 0,
+            witness: None,
         }
     }
 
@@ -204,9 +223,12 @@ impl GradientSynchronizer {
         let role = if is_host { Role::Host } else { self.seeds_role(seed, role)? };
         // The failures of the kernel before are not this one's.
         self.slot(seed)?.counters.end_row();
-        let mut newcomer = Attached::new(live, alpha, role);
+        let scratch = Scratch::new(&*self.backend);
+        let mut newcomer = Attached::new(live, alpha, role, scratch);
         let others = |(i, slot): (usize, &Slot)| i != usize::from(seed.0) && slot.attached.is_some();
-        if self.slots.iter().enumerate().any(others) {
+        if self.backend.is_asynchronous() {
+            newcomer.executor = Some(SeedExecutor::queued());
+        } else if self.slots.iter().enumerate().any(others) {
             // The host, the last of its layer, is what the thread that holds the request runs itself.
             if !is_host {
                 newcomer.executor = Some(self.executor(seed)?);
@@ -220,10 +242,17 @@ impl GradientSynchronizer {
                 }
             }
         }
+        let is_swap = self.slot(seed)?.attached.is_some();
+        if is_swap {
+            failpoint::reached(Failpoint::SwapBefore);
+        }
         self.take_out(usize::from(seed.0));
         let slot = self.slot(seed)?;
         slot.attached = Some(newcomer);
         slot.counters.note_alpha(alpha, 0);
+        if is_swap {
+            failpoint::reached(Failpoint::SwapAfter);
+        }
         self.changed();
         Ok(())
     }
@@ -270,6 +299,8 @@ impl GradientSynchronizer {
     /// [`EngineError::TicketUnknown`], [`EngineError::TicketSpent`].
     pub fn release(&mut self, ticket: TicketId, quota: &mut Quota) -> Result<(), EngineError> {
         let ticket = self.tickets.remove(&ticket).ok_or_else(|| quota.missing(ticket))?;
+        // Nothing of it will fail any more.
+        ticket.seeds.iter().for_each(|seed| self.end_row(usize::from(seed.seed.0), &seed.live));
         self.recycle(ticket, quota);
         Ok(())
     }
@@ -290,6 +321,16 @@ impl GradientSynchronizer {
     /// Bytes that tickets and late jobs hold.
     pub fn held_bytes(&self) -> u64 {
         self.pool.lent_bytes() as u64
+    }
+
+    /// Bytes that it keeps for its next passes.
+    pub(super) fn idle_bytes(&self) -> usize {
+        self.pool.idle_bytes()
+    }
+
+    /// Frees what it keeps for its next passes.
+    pub(super) fn free_idle(&mut self) {
+        self.pool.trim();
     }
 
     /// Rises whenever a seed gets or loses a kernel.
@@ -317,6 +358,17 @@ impl GradientSynchronizer {
     /// How many slots have a kernel, the host's too.
     pub fn live_seeds(&self) -> usize {
         self.slots.iter().filter(|slot| slot.attached.is_some()).count()
+    }
+
+    /// What is live in a slot.
+    ///
+    /// # Errors
+    /// [`EngineError::SeedUnknown`].
+    pub fn live(&self, seed: SeedIndex) -> Result<Option<&Arc<LiveSeed>>, EngineError> {
+        let (layer, seeds) = (self.id, self.slots.len());
+        let slot = self.slots.get(usize::from(seed.0));
+        let slot = slot.ok_or(EngineError::SeedUnknown { layer, seed, seeds })?;
+        Ok(slot.attached.as_ref().map(|attached| &attached.live))
     }
 
     /// The host's slot and what is live there, if there is one.
@@ -352,8 +404,9 @@ impl GradientSynchronizer {
     fn take_out(&mut self, slot: usize) -> Option<Arc<LiveSeed>> {
         let attached = self.slots[slot].attached.take()?;
         self.slots[slot].counters.note_alpha(Alpha::ZERO, 0);
-        // A job still out frees its memory itself when it is done.
-        self.pool.lose(attached.executor.as_ref().map_or(0, SeedExecutor::out_bytes));
+        if let Some(executor) = attached.executor {
+            self.let_finish(executor);
+        }
         self.changed();
         Some(attached.live)
     }
@@ -371,26 +424,47 @@ impl GradientSynchronizer {
     }
 
     /// Counts a failure, and takes the kernel out after too many in a row.
-    fn fail(&mut self, slot: usize, live: &LiveSeed, error: EngineError, failures: &mut Failures) {
+    /// It is one of a row if it is the kernel's own: not that of a kernel that has left its place, not the thread's that
+    /// is still busy with a pass which has been counted, not the input's, and not the device's.
+    fn fail(
+        &mut self,
+        slot: usize,
+        live: &Arc<LiveSeed>,
+        error: EngineError,
+        is_its_own: bool,
+        failures: &mut Failures,
+    ) {
         let kernel = live.kernel().id().clone();
-        let in_a_row = self.slots[slot].counters.failed(&kernel, &error);
-        let attached = &self.slots[slot].attached;
-        let current = attached.as_ref().filter(|a| a.live.generation() == live.generation());
+        let current = self.slots[slot].runs(live);
         let (alpha, course) = current.map_or((Alpha::ZERO, None), |a| (a.alpha, a.course));
-        let unloaded = current.is_some() && in_a_row >= self.config.error_threshold.max(1);
+        let is_current = current.is_some();
+        let counts =
+            is_current && is_its_own && !matches!(error, EngineError::Busy { .. }) && !error.is_the_devices();
+        let in_a_row = self.slots[slot].counters.failed(&kernel, &error, counts);
+        let unloaded = counts && in_a_row >= self.config.error_threshold.max(1);
         if unloaded {
             self.slots[slot].counters.end_row();
             self.take_out(slot);
+            failpoint::reached(Failpoint::UnloadedInLane);
         }
         let (seed, generation) = (SeedIndex(slot as u16), live.generation());
-        failures.push(SeedFailure { seed, kernel, generation, error, unloaded, alpha, course });
+        failures.push(SeedFailure { seed, kernel, generation, error, unloaded, is_current, alpha, course });
+    }
+
+    /// Ends a slot's row of failures, if it is its present kernel that has done well.
+    fn end_row(&self, slot: usize, live: &Arc<LiveSeed>) {
+        if self.slots[slot].runs(live).is_some() {
+            self.slots[slot].counters.end_row();
+        }
     }
 
     /// Draws what follows from the failures of a pass that has gone well as a whole.
-    fn settle(&mut self, setbacks: Setbacks) -> Failures {
+    /// `is_its_own` tells a kernel's own failures from those of what it was given.
+    fn settle(&mut self, setbacks: Setbacks, is_its_own: impl Fn(&EngineError) -> bool) -> Failures {
         let mut failures = Failures::new();
         for (slot, live, error) in setbacks {
-            self.fail(slot, &live, error, &mut failures);
+            let is_its_own = is_its_own(&error);
+            self.fail(slot, &live, error, is_its_own, &mut failures);
         }
         failures
     }
@@ -399,7 +473,7 @@ impl GradientSynchronizer {
     /// at all, and what is wrong with it may be the parameters, which are its trainer's.
     fn host_failed(&self, live: &LiveSeed, error: EngineError) -> EngineError {
         if let Some(host) = self.host {
-            self.slots[host].counters.failed(live.kernel().id(), &error);
+            self.slots[host].counters.failed(live.kernel().id(), &error, true);
         }
         EngineError::Host { error: Box::new(error) }
     }

@@ -9,12 +9,13 @@ use smallvec::SmallVec;
 
 use super::{Assigned, GradientSynchronizer, Setbacks, forward::Pass};
 use crate::{
-    backend::{HostMemory, Memory, RunContext},
+    backend::{Lacking, OwnMemory, RunContext, Shared, nothing},
     engine::{
         Alpha, EngineError, LiveSeed, PlanKey, PlanSet, Role,
-        job::{Direction, Job, message_of, within},
+        job::{Direction, Job, message_of, random_of},
+        scratch::Scratch,
+        target::within,
     },
-    graph::ValueInfo,
     id::SeedIndex,
     wire::{self, MAX_SEEDS},
 };
@@ -23,21 +24,20 @@ use crate::{
 pub(super) type Given = SmallVec<[Option<f32>; MAX_SEEDS]>;
 
 /// A slot that takes part, and what it runs.
-struct Part {
+pub(super) struct Part {
     slot: usize,
-    live: Arc<LiveSeed>,
-    plans: Arc<PlanSet>,
-    role: Role,
+    pub(super) live: Arc<LiveSeed>,
+    pub(super) plans: Arc<PlanSet>,
+    pub(super) role: Role,
     alpha: f32,
 }
 
+/// All that take part, in the order of the slots.
+pub(super) type Parts = SmallVec<[Part; 4]>;
+
 impl GradientSynchronizer {
     /// The alphas that a pass brings along: copied out of shared memory, then checked.
-    pub(super) fn given_alphas(
-        &self,
-        request: &wire::Forward,
-        arena: &dyn Memory,
-    ) -> Result<Given, EngineError> {
+    pub(super) fn given_alphas(&self, request: &wire::Forward, arena: &Shared) -> Result<Given, EngineError> {
         let Some(block) = request.alphas else { return Ok(Given::new()) };
         let mut given = Given::new();
         for seed in 0..self.seeds() {
@@ -56,12 +56,12 @@ impl GradientSynchronizer {
         Ok(given)
     }
 
-    /// Makes a job for each slot that takes part.
+    /// Who takes part in a pass.
     ///
     /// # Errors
-    /// What is in the host's way. Nothing has been made then.
-    pub(super) fn prepare(&mut self, pass: &Pass<'_>, setbacks: &mut Setbacks) -> Result<(), EngineError> {
-        let mut taking_part: SmallVec<[Part; 4]> = SmallVec::new();
+    /// What is in the host's way.
+    pub(super) fn parts(&mut self, pass: &Pass<'_>, setbacks: &mut Setbacks) -> Result<Parts, EngineError> {
+        let mut taking_part = Parts::new();
         for slot in 0..self.slots.len() {
             let Some(attached) = &self.slots[slot].attached else { continue };
             let given = pass.given.get(slot).copied().flatten();
@@ -72,21 +72,28 @@ impl GradientSynchronizer {
             let live = attached.live.clone();
             match self.plans_for(slot, pass) {
                 Ok(plans) => taking_part.push(Part { slot, live, plans, role, alpha }),
-                Err(error) if role == Role::Host => return Err(self.host_failed(&live, error)),
-                Err(error) => setbacks.push((slot, live, error)),
+                Err(error) => {
+                    self.witness_forward(pass, slot, (&live, role, alpha), &error);
+                    if role == Role::Host {
+                        return Err(self.host_failed(&live, error));
+                    }
+                    setbacks.push((slot, live, error));
+                }
             }
         }
-        let heavy = self.heavy(taking_part.iter().map(|part| &*part.plans));
-        let mut left_to_send = heavy.saturating_sub(1);
-        let threads = self.threads(heavy);
+        Ok(taking_part)
+    }
+
+    /// Makes a job for each.
+    pub(super) fn prepare(&mut self, pass: &Pass<'_>, taking_part: Parts) {
+        let mut spread = self.spread(taking_part.iter().map(|part| &*part.plans));
         for (place, part) in taking_part.into_iter().enumerate() {
-            let is_sent_out = left_to_send > 0 && part.role != Role::Host && self.is_heavy(&part.plans);
-            left_to_send -= usize::from(is_sent_out);
             let slot = part.slot;
-            let job = self.job(pass, place, part, threads);
+            let can = self.slots[slot].attached.as_ref().is_some_and(|attached| attached.executor.is_some());
+            let is_sent_out = spread.sends(can, &part.plans);
+            let job = self.job(pass, place, part, spread.threads);
             self.jobs.push(Assigned { job, slot, is_sent_out });
         }
-        Ok(())
     }
 
     /// The plans of a slot for a pass, if its kernel is free and fits.
@@ -97,27 +104,30 @@ impl GradientSynchronizer {
             return Err(EngineError::Busy { kernel: live.kernel().id().clone() });
         }
         let key = pass.key(attached.role);
-        let made = || attached.plans(key, &*self.backend, &self.config);
+        let plans_made = &mut self.plans_made;
+        let made = || attached.plans(key, &*self.backend, &self.config, plans_made);
         let plans = catch_unwind(AssertUnwindSafe(made)).unwrap_or_else(|panic| {
             let kernel = live.kernel().id().clone();
             Err(EngineError::Panicked { kernel, message: message_of(&*panic) })
         })?;
-        fits(&live, &plans, pass.request).map(|()| plans)
+        let request = pass.request;
+        plans.check_output(live.kernel().id(), &request.output_shape, request.dtype)?;
+        Ok(plans)
     }
 
     fn job(&mut self, pass: &Pass<'_>, place: usize, part: Part, threads: usize) -> Job {
         let Part { slot, live, plans, role, alpha } = part;
         let output = self.pool.take(pass.request.output.bytes as usize);
         let saved = self.pool.take(plans.saved_bytes());
-        // Where the forward is run again it has to find the buffers as this one does.
-        let buffers = if self.recompute && pass.request.take_ticket && !plans.updates.is_empty() {
-            self.copy_of_buffers(&live)
-        } else {
-            HostMemory::new(0)
-        };
         let attached = self.slots[slot].attached.as_mut().expect("it took part a moment ago");
         let mut scratch = attached.scratch.take().expect("it was there a moment ago");
-        scratch.fit(&live, &plans);
+        scratch.fit(&*self.backend, &live, &plans);
+        // Where the forward is run again it has to find the buffers as this one does.
+        let buffers = if self.recompute && pass.request.take_ticket && !plans.updates.is_empty() {
+            self.copy_of_buffers(&live, &mut scratch)
+        } else {
+            nothing()
+        };
         Job {
             place,
             role,
@@ -130,17 +140,32 @@ impl GradientSynchronizer {
             buffers,
             scratch,
             direction: Direction::Forward { output },
+            unordered: None,
+            measures: false,
             config: self.config.clone(),
-            context: RunContext { seed: pass.request.rng_seed, deadline: Some(pass.deadline), threads },
+            context: RunContext {
+                seed: random_of(pass.request.rng_seed, slot),
+                deadline: Some(pass.deadline),
+                threads,
+            },
         }
     }
 
-    fn copy_of_buffers(&mut self, live: &LiveSeed) -> HostMemory {
-        let own = live.buffers();
+    fn copy_of_buffers(&mut self, live: &LiveSeed, scratch: &mut Scratch) -> OwnMemory {
+        let own = live.buffers_there();
         let copy = self.pool.take(own.len_bytes());
-        let is_copied = own.copy_to(copy.region());
-        debug_assert!(is_copied, "the copy was made as large");
-        copy
+        if copy.lack().is_some() {
+            return copy;
+        }
+        let queue = scratch.queue();
+        let copied = live.bring_buffers(queue).and_then(|()| queue.copy(own, copy.region()));
+        match copied {
+            Ok(()) => copy,
+            Err(error) => {
+                self.pool.give(copy);
+                Box::new(Lacking(error))
+            }
+        }
     }
 }
 
@@ -154,21 +179,6 @@ fn takes_part(role: Role, alpha: f32, is_given: bool, request: &wire::Forward) -
         Role::Straight => request.train,
         Role::Blended => alpha != 0.0 || is_given && request.take_ticket && request.wants.alphas,
     }
-}
-
-/// Whether what a kernel gives is what the layer needs.
-fn fits(live: &LiveSeed, plans: &PlanSet, request: &wire::Forward) -> Result<(), EngineError> {
-    let ValueInfo { shape, dtype } = &plans.output;
-    if *shape == request.output_shape && *dtype == request.dtype {
-        return Ok(());
-    }
-    Err(EngineError::Output {
-        kernel: live.kernel().id().clone(),
-        expected: request.output_shape.clone(),
-        expected_dtype: request.dtype,
-        actual: shape.clone(),
-        actual_dtype: *dtype,
-    })
 }
 
 /// The plans' keys of a pass, by role.
@@ -187,7 +197,7 @@ impl Keys {
             wants_input: wants.input,
             wants_parameters: wants.parameters,
         };
-        Self { straight: PlanKey { wants_input: false, ..whole.clone() }, whole }
+        Self { straight: whole.straight(), whole }
     }
 
     pub(super) fn of(&self, role: Role) -> &PlanKey {

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::fixture::{
-    BATCH, ELEMENTS, Layer, Room, WIDTH, close, config, expected, kernel, live, noise, passes_counted, seed,
-    shift_kernel, weights_of,
+    BATCH, ELEMENTS, Kind, Layer, Room, WIDTH, close, config, expected, kernel, live, moody, noise,
+    passes_counted, seed, seed_on, set_weights, shift_kernel, weights_of,
 };
 use crate::{
     backend::{
-        Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
+        Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, Queue, RunContext, RunError,
         cpu::CpuBackend,
     },
     engine::{EngineConfig, LiveSeed},
@@ -100,6 +100,33 @@ fn a_pass_without_time_fails_every_seed_and_succeeds() {
 }
 
 #[test]
+fn tickets_of_a_kernel_that_was_swapped_neither_end_nor_lengthen_the_row_of_the_next() {
+    for old_fails in [false, true] {
+        // Run again, the old one reads what its trainer has made of its parameters.
+        let kind = Kind { recompute: true, ..Kind::default() };
+        let mut layer = Layer::with_host(kind, Blend::Residual, 1, 0, config());
+        let old = seed(1);
+        layer.attach(0, &old, 1.0);
+        let tickets = [(); 2].map(|()| layer.forward(&noise(1), true).unwrap().ticket);
+        if old_fails {
+            set_weights(&old, &[f32::NAN; WIDTH]);
+        }
+        layer.attach(0, &live(kernel("nan", &[f32::NAN; WIDTH], [BATCH, WIDTH]), 2), 1.0);
+        let fails = |layer: &mut Layer| layer.forward(&noise(1), false).unwrap().failures[0].unloaded;
+        for ticket in tickets {
+            assert!(!fails(&mut layer));
+            let back = layer.backward(ticket, 1, &noise(2)).unwrap();
+            assert_eq!(
+                back.failures.iter().map(|failure| failure.unloaded).collect::<Vec<_>>(),
+                vec![false; usize::from(old_fails)]
+            );
+        }
+        assert!(fails(&mut layer), "the third in a row");
+        assert_eq!(layer.counters[0].snapshot().failures.non_finite, if old_fails { 5 } else { 3 });
+    }
+}
+
+#[test]
 fn after_too_many_failures_in_a_row_the_kernel_is_unloaded() {
     let bad = live(kernel("nan", &[f32::NAN; WIDTH], [BATCH, WIDTH]), 1);
     let mut layer = beside(&bad, config());
@@ -153,14 +180,19 @@ impl Executable for GatedRun {
         self.inner.held_bytes()
     }
 
-    fn run(&self, bindings: &Bindings<'_>, context: &RunContext) -> Result<(), RunError> {
+    fn run(
+        &self,
+        queue: &mut dyn Queue,
+        bindings: &Bindings<'_>,
+        context: &RunContext,
+    ) -> Result<(), RunError> {
         if let Some(permits) = &self.permits {
             // The thread that holds the request comes through; a seed's own thread waits.
             if std::thread::current().name().is_some_and(|name| name.starts_with("seed ")) {
                 let _ = permits.recv();
             }
         }
-        self.inner.run(bindings, context)
+        self.inner.run(queue, bindings, context)
     }
 }
 
@@ -175,8 +207,7 @@ fn gated() -> (Sender<()>, Layer) {
     };
     let backend = Arc::new(Gated { cpu: CpuBackend::new(1), permits });
     let mut layer = Layer::on(backend, Blend::Residual, 2, config);
-    layer.attach(0, &seed(0), 1.0);
-    layer.attach(1, &seed(1), 1.0);
+    (0..2).for_each(|n| layer.attach(n, &seed_on(&CpuBackend::new(1), n), 1.0));
     (sender, layer)
 }
 
@@ -212,4 +243,33 @@ fn a_seed_taken_out_while_it_hangs_leaves_nothing_behind() {
     assert_eq!(layer.sync.held_bytes(), 0);
     drop(layer);
     drop(permit);
+}
+
+#[test]
+fn a_row_of_failures_is_the_present_kernels_own() {
+    let mut layer = Layer::new(Blend::Residual, 1, EngineConfig { error_threshold: 2, ..config() });
+    let bad = || live(kernel("nan", &[f32::NAN; WIDTH], [BATCH, WIDTH]), 1);
+    layer.attach(0, &bad(), 0.5);
+    // What is not finite when it comes in is not the kernel's fault, however often.
+    for _ in 0..5 {
+        let report = layer.forward(&[f32::INFINITY; ELEMENTS], false).unwrap();
+        assert_eq!((report.failures.len(), report.failures[0].unloaded), (1, false));
+    }
+    assert!(!layer.forward(&noise(1), false).unwrap().failures[0].unloaded);
+    // Another kernel begins a row of its own.
+    layer.attach(0, &bad(), 0.5);
+    assert!(!layer.forward(&noise(1), false).unwrap().failures[0].unloaded);
+    assert!(layer.forward(&noise(1), false).unwrap().failures[0].unloaded);
+}
+
+#[test]
+fn seeds_of_a_layer_have_dropout_masks_of_their_own() {
+    let masks = [0, 1, 2].map(|slot| {
+        let mut layer = Layer::new(Blend::Residual, 3, config());
+        layer.attach(slot, &moody(0), 1.0);
+        layer.forward(&noise(1), true).unwrap();
+        layer.read(Room::Output, ELEMENTS)
+    });
+    assert!(masks.iter().all(|mask| mask.contains(&0.0)), "half of them are dropped");
+    assert!(masks[0] != masks[1] && masks[1] != masks[2] && masks[0] != masks[2]);
 }

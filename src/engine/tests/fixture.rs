@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 pub(super) use super::kernels::{
-    kernel, live, moody, passes_counted, seed, set_weights, shift_kernel, weights_of,
+    kernel, live, moody, passes_counted, seed, seed_on, set_weights, shift_kernel, weights_of,
 };
 use crate::{
-    backend::{Backend, HostMemory, Memory, cpu::CpuBackend},
+    backend::{Backend, HostMemory, Shared, test_device::device},
     engine::{
         Alpha, BackwardReport, EngineConfig, EngineError, ForwardReport, GradientSynchronizer, LayerSpec,
         LiveSeed, Quota, Role, SeedCounters,
@@ -58,13 +58,13 @@ pub(super) struct Layer {
     pub(super) seeds: usize,
     pub(super) sync: GradientSynchronizer,
     pub(super) quota: Quota,
-    pub(super) arena: Arc<dyn Memory>,
+    pub(super) arena: Arc<Shared>,
     pub(super) counters: Vec<Arc<SeedCounters>>,
 }
 
 impl Layer {
     pub(super) fn new(blend: Blend, seeds: usize, config: EngineConfig) -> Self {
-        Self::on(Arc::new(CpuBackend::new(config.threads)), blend, seeds, config)
+        Self::on(device(config.threads), blend, seeds, config)
     }
 
     pub(super) fn on(backend: Arc<dyn Backend>, blend: Blend, seeds: usize, config: EngineConfig) -> Self {
@@ -83,16 +83,16 @@ impl Layer {
         let spec = LayerSpec { id: LayerId(1), blend, counters: counters.clone(), host, recompute };
         Self {
             seeds,
+            arena: Arc::new(backend.share(Arc::new(HostMemory::new(8 * ROOM_BYTES))).unwrap()),
             sync: GradientSynchronizer::new(spec, backend, Arc::new(config)),
             quota: Quota::new(100, 1 << 20),
-            arena: Arc::new(HostMemory::new(8 * ROOM_BYTES)),
             counters,
         }
     }
 
     /// A layer of a kind, on the CPU; `n` for the host's kernel.
     pub(super) fn with_host(kind: Kind, blend: Blend, seeds: usize, n: usize, config: EngineConfig) -> Self {
-        let backend = Arc::new(CpuBackend::new(config.threads));
+        let backend = device(config.threads);
         let mut layer = Self::of(kind, backend, blend, seeds, config);
         if kind.host {
             layer.attach(seeds, &seed(n), 0.0);
@@ -110,12 +110,12 @@ impl Layer {
 
     pub(super) fn write(&self, room: Room, values: &[f32]) {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert!(self.arena.region().part(room as usize * ROOM_BYTES, bytes.len()).unwrap().write(&bytes));
+        assert!(self.arena.host().part(room as usize * ROOM_BYTES, bytes.len()).unwrap().write(&bytes));
     }
 
     pub(super) fn read(&self, room: Room, count: usize) -> Vec<f32> {
         let mut bytes = vec![0; 4 * count];
-        assert!(self.arena.region().part(room as usize * ROOM_BYTES, 4 * count).unwrap().read(&mut bytes));
+        assert!(self.arena.host().part(room as usize * ROOM_BYTES, 4 * count).unwrap().read(&mut bytes));
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 

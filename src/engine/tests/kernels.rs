@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fixture::{BATCH, WIDTH};
 use crate::{
-    backend::{HostMemory, Memory as _},
+    backend::{Backend, HostMemory, Memory as _, test_device::device},
     digest::Digest,
     engine::{Kernel, KernelParts, LiveSeed, PlanKey, Program, Weight},
     fault::Fault,
@@ -113,7 +113,13 @@ pub(super) fn kernel(name: &str, w: &[f32], output: [usize; 2]) -> Arc<Kernel> {
 
 fn of_program(name: &str, w: &[f32], program: Box<dyn Program>) -> Arc<Kernel> {
     let id: crate::id::KernelId = name.parse().unwrap();
-    let weight = |name: &str, tensor, requires_grad| Weight { name: name.to_owned(), tensor, requires_grad };
+    let weight = |name: &str, tensor, requires_grad| Weight {
+        name: name.to_owned(),
+        tensor,
+        requires_grad,
+        aliases: Vec::new(),
+        persistent: true,
+    };
     let parts = KernelParts {
         digest: Digest::of(name.as_bytes()),
         metadata: Metadata::bare(id.clone()),
@@ -127,9 +133,14 @@ fn of_program(name: &str, w: &[f32], program: Box<dyn Program>) -> Arc<Kernel> {
 }
 
 pub(super) fn live(kernel: Arc<Kernel>, generation: u64) -> Arc<LiveSeed> {
+    live_on(&*device(1), kernel, generation)
+}
+
+pub(super) fn live_on(backend: &dyn Backend, kernel: Arc<Kernel>, generation: u64) -> Arc<LiveSeed> {
     let memory = HostMemory::new(kernel.memory_bytes());
     assert!(kernel.initialise(memory.region()));
-    Arc::new(LiveSeed::new(kernel, Arc::new(memory), Generation(generation)).unwrap())
+    let shared = backend.share(Arc::new(memory)).unwrap();
+    Arc::new(LiveSeed::new(kernel, shared, Generation(generation)).unwrap())
 }
 
 /// Weights of the n-th kernel.
@@ -138,7 +149,11 @@ pub(super) fn weights_of(n: usize) -> Vec<f32> {
 }
 
 pub(super) fn seed(n: usize) -> Arc<LiveSeed> {
-    live(kernel(&format!("tanh-{n}"), &weights_of(n), [BATCH, WIDTH]), n as u64)
+    seed_on(&*device(1), n)
+}
+
+pub(super) fn seed_on(backend: &dyn Backend, n: usize) -> Arc<LiveSeed> {
+    live_on(backend, kernel(&format!("tanh-{n}"), &weights_of(n), [BATCH, WIDTH]), n as u64)
 }
 
 pub(super) fn passes_counted(live: &LiveSeed) -> f32 {

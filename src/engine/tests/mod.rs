@@ -1,10 +1,11 @@
-//! Tests of the engine over real graphs on the CPU.
+//! Tests of the engine over real graphs.
 
 mod equivalence;
 mod fallback;
 mod fixture;
 mod interleaving;
 mod kernels;
+mod on_cuda;
 mod plain;
 mod recomputation;
 mod roles;

@@ -1,16 +1,14 @@
 //! One session at the places: waits for its turn, has it, gives it back.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
     Turns,
+    places::HeldSince,
     schedule::{MemberId, Next},
 };
 
@@ -22,7 +20,7 @@ const LOOK_AFTER: Duration = Duration::from_millis(100);
 pub struct Entrant {
     turns: Arc<Turns>,
     member: MemberId,
-    has_place: Arc<AtomicBool>,
+    held: Arc<HeldSince>,
     state: State,
 }
 
@@ -59,14 +57,14 @@ pub struct Used {
 }
 
 impl Entrant {
-    pub(super) fn new(turns: Arc<Turns>, member: MemberId, has_place: Arc<AtomicBool>) -> Self {
-        Self { turns, member, has_place, state: State::Out }
+    pub(super) fn new(turns: Arc<Turns>, member: MemberId, held: Arc<HeldSince>) -> Self {
+        Self { turns, member, held, state: State::Out }
     }
 
     /// Waits for this session's turn. None once `give_up` says that nobody needs it any more, which is asked now and
     /// then while it waits; it stands in no line then.
     ///
-    /// Blocking: while more passes want to run than there are places; no lock is held meanwhile.
+    /// Blocking: while more passes want to run than may; no lock is held meanwhile.
     pub fn begin(&mut self, mut give_up: impl FnMut() -> bool) -> Option<Turn<'_>> {
         if self.state == State::Out {
             if self.turns.take_free() {
@@ -79,7 +77,7 @@ impl Entrant {
         let mut waited = Duration::ZERO;
         if self.state == State::Asked {
             let asked = Instant::now();
-            while !self.has_place.load(Ordering::Acquire) {
+            while self.held.since().is_none() {
                 if give_up() {
                     self.withdraw();
                     return None;
@@ -89,7 +87,9 @@ impl Entrant {
             self.state = State::Given;
             waited = asked.elapsed();
         }
-        Some(Turn { entrant: self, began: Instant::now(), waited, is_over: false })
+        let began = Instant::now();
+        self.held.begin(self.turns.ns(began));
+        Some(Turn { entrant: self, began, waited, is_over: false })
     }
 
     /// Leaves the line, or the place that was kept for the next pass: there is none.
@@ -101,6 +101,8 @@ impl Entrant {
 
     fn end(&mut self, began: Instant, more: bool) -> Instant {
         let ended = Instant::now();
+        // Before the place is free: whoever asks in between keeps it from being freed unasked, and is served below.
+        self.held.end();
         // What the schedule has given it has to be told of.
         if self.state == State::Walked && self.turns.free_unasked() {
             self.state = State::Out;

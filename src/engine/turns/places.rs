@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::Thread,
     time::{Duration, Instant},
@@ -13,13 +13,13 @@ use smallvec::SmallVec;
 
 use super::{
     Entrant,
-    schedule::{Had, MemberId, Next, Schedule},
+    schedule::{BESIDE, Had, MemberId, Next, Schedule},
 };
 
 /// How turns are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TurnsSettings {
-    /// Passes that may run at a time, at least 1.
+    /// Passes that may run at a time, at least 1; as many again of users none of whose passes has a place.
     pub places: usize,
     /// How long a session may keep its place while others wait, and how much time it may save up while away.
     pub quantum: Duration,
@@ -38,9 +38,9 @@ impl Default for TurnsSettings {
 /// How many passes run, and how many wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Occupancy {
-    /// Passes that may run at a time.
+    /// Passes that may run at a time; as many again may run beside them.
     pub places: u64,
-    /// Passes that have a place.
+    /// Passes that run, those beside the places too.
     pub running: u64,
     /// Passes that wait for one.
     pub waiting: u64,
@@ -64,11 +64,44 @@ struct Queue {
     seats: Vec<Option<Seat>>,
 }
 
-/// Where a session's thread waits.
+/// Since when a session has a place, however it came to it. Its thread writes this at every turn, and so it has a cache
+/// line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct HeldSince(AtomicU64);
+
+impl HeldSince {
+    /// In nanoseconds since the [`Turns`] began. What was written before [`begin`](Self::begin) is seen by whoever sees it.
+    pub(super) fn since(&self) -> Option<u64> {
+        self.0.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    pub(super) fn begin(&self, now: u64) {
+        self.0.store(now.saturating_add(1), Ordering::Release);
+    }
+
+    pub(super) fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+}
+
+/// A session's thread.
 #[derive(Debug)]
 struct Seat {
-    has_place: Arc<AtomicBool>,
+    held: Arc<HeldSince>,
+    /// Set while it waits.
     thread: Option<Thread>,
+}
+
+impl Queue {
+    /// Notes that this session has no place, and whether its thread, this one, waits for one. Under the lock, so that
+    /// nobody decides meanwhile by what has changed.
+    fn vacate(&mut self, member: MemberId, waits: bool) {
+        if let Some(Some(seat)) = self.seats.get_mut(member.0) {
+            seat.held.end();
+            seat.thread = waits.then(std::thread::current);
+        }
+    }
 }
 
 const WAITING: u64 = 1 << 32;
@@ -88,7 +121,7 @@ impl Turns {
     /// Places that nobody has taken.
     pub fn new(settings: TurnsSettings) -> Arc<Self> {
         let quantum = u64::try_from(settings.quantum.as_nanos()).unwrap_or(u64::MAX);
-        let places = (settings.places.max(1) as u64).min(WAITING - 1);
+        let places = (settings.places.max(1) as u64).min(WAITING / BESIDE - 1);
         Arc::new(Self {
             word: AtomicU64::new(0),
             places,
@@ -101,15 +134,15 @@ impl Turns {
     /// Takes a session of this user in. It leaves when the entrant is dropped.
     pub fn join(self: &Arc<Self>, uid: u32) -> Entrant {
         let weight = self.weights.iter().find(|(listed, _)| *listed == uid).map_or(1, |(_, weight)| *weight);
-        let has_place = Arc::new(AtomicBool::new(false));
+        let held = Arc::<HeldSince>::default();
         let mut queue = self.lock();
         let member = queue.schedule.join(uid, weight.into(), self.ns(Instant::now()));
         if queue.seats.len() <= member.0 {
             queue.seats.resize_with(member.0 + 1, || None);
         }
-        queue.seats[member.0] = Some(Seat { has_place: has_place.clone(), thread: None });
+        queue.seats[member.0] = Some(Seat { held: held.clone(), thread: None });
         drop(queue);
-        Entrant::new(self.clone(), member, has_place)
+        Entrant::new(self.clone(), member, held)
     }
 
     /// How many passes run and wait.
@@ -134,10 +167,7 @@ impl Turns {
     pub(super) fn ask(&self, member: MemberId) {
         let now = self.ns(Instant::now());
         let mut queue = self.lock();
-        if let Some(Some(seat)) = queue.seats.get_mut(member.0) {
-            seat.has_place.store(false, Ordering::Relaxed);
-            seat.thread = Some(std::thread::current());
-        }
+        queue.vacate(member, true);
         queue.schedule.ask(member, now);
         self.word.fetch_add(WAITING, Ordering::AcqRel);
         self.hand_out(queue, now);
@@ -148,17 +178,18 @@ impl Turns {
         let now = self.ns(ended);
         let mut queue = self.lock();
         let next = queue.schedule.end(member, self.ns(began), now, more);
-        if next == Next::FreeAndAsked
-            && let Some(Some(seat)) = queue.seats.get_mut(member.0)
-        {
-            seat.has_place.store(false, Ordering::Relaxed);
-            seat.thread = Some(std::thread::current());
-            self.word.fetch_add(WAITING, Ordering::AcqRel);
-        }
-        if next != Next::Keep {
+        if next == Next::Keep {
+            if let Some(Some(seat)) = queue.seats.get_mut(member.0) {
+                seat.held.begin(now);
+            }
+        } else {
+            queue.vacate(member, next == Next::FreeAndAsked);
+            if next == Next::FreeAndAsked {
+                self.word.fetch_add(WAITING, Ordering::AcqRel);
+            }
             self.word.fetch_sub(1, Ordering::AcqRel);
-            self.hand_out(queue, now);
         }
+        self.hand_out(queue, now);
         next
     }
 
@@ -167,6 +198,7 @@ impl Turns {
         let now = self.ns(Instant::now());
         let mut queue = self.lock();
         let had = queue.schedule.step_back(member, now);
+        queue.vacate(member, false);
         self.after(had, queue, now);
     }
 
@@ -187,18 +219,24 @@ impl Turns {
         self.hand_out(queue, now);
     }
 
-    /// Fills free places, and wakes whoever has got one.
+    /// Fills free places, lets users without a place run beside them, and wakes whoever may run.
     fn hand_out(&self, mut queue: MutexGuard<'_, Queue>, now: u64) {
         let mut woken = Woken::new();
         loop {
             let word = self.word.load(Ordering::Acquire);
-            if waiting(word) == 0 || taken(word) >= self.places {
-                break;
-            }
-            let Some(next) = queue.schedule.pick(now) else { break };
+            let next = match taken(word) {
+                _ if waiting(word) == 0 => None,
+                taken if taken < self.places => queue.schedule.pick(now),
+                taken if taken < BESIDE * self.places => {
+                    let Queue { schedule, seats } = &mut *queue;
+                    schedule.pick_beside(now, |member| seats.get(member.0)?.as_ref()?.held.since())
+                }
+                _ => None,
+            };
+            let Some(next) = next else { break };
             self.word.fetch_sub(WAITING - 1, Ordering::AcqRel);
             if let Some(Some(seat)) = queue.seats.get_mut(next.0) {
-                seat.has_place.store(true, Ordering::Release);
+                seat.held.begin(now);
                 woken.extend(seat.thread.take());
             }
         }
@@ -212,7 +250,8 @@ impl Turns {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ns(&self, at: Instant) -> u64 {
+    /// A moment, in nanoseconds since these turns began.
+    pub(super) fn ns(&self, at: Instant) -> u64 {
         u64::try_from(at.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 }

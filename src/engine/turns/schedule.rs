@@ -1,6 +1,11 @@
 //! Who is next. Knows no thread and no clock: the time is passed in, in nanoseconds.
 
+use smallvec::SmallVec;
+
 use super::account::Account;
+
+/// How many times as many passes as there are places may run where users without a place run beside.
+pub(super) const BESIDE: u64 = 2;
 
 /// A session's number among those that take turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,12 +157,49 @@ impl Schedule {
     /// Gives a place to the one that has used least, of the user that has; where several have, to the one that was
     /// served longest ago.
     pub(super) fn pick(&mut self, now: u64) -> Option<MemberId> {
+        let picked = self.first(|_| true)?;
+        self.place(picked, now)
+    }
+
+    /// Gives one a place beside those that there are: to whom a place of users without any would be given, if that user
+    /// has used no more than one with a place has by now. Whoever uses less than his part is then not kept waiting by the
+    /// length of another's pass. `since` knows since when a session has a place, of those taken without the schedule too.
+    pub(super) fn pick_beside(
+        &mut self,
+        now: u64,
+        since: impl Fn(MemberId) -> Option<u64>,
+    ) -> Option<MemberId> {
+        // By user: what it has used with what is under way, where it has a place.
+        let mut placed: SmallVec<[Option<u64>; 16]> = SmallVec::from_elem(None, self.users.len());
+        for (n, member) in self.members.iter().enumerate() {
+            let Some(member) = member else { continue };
+            let Some(since) = since(MemberId(n)) else { continue };
+            let user = &self.users[member.user];
+            let used = placed[member.user].get_or_insert(user.account.used());
+            if member.state == State::Away {
+                // It has run without the schedule, while nobody waited: nothing is saved up by that.
+                *used = (*used).max(self.level);
+            }
+            *used = used.saturating_add(now.saturating_sub(since) / user.weight);
+        }
+        let most = placed.iter().flatten().max()?;
+        let picked = self.first(|member| placed[member.user].is_none())?;
+        let user = self.members[picked].as_ref()?.user;
+        if self.users[user].account.used() <= *most { self.place(picked, now) } else { None }
+    }
+
+    /// Who is first of those that wait and are asked for.
+    fn first(&self, is_asked_for: impl Fn(&Member) -> bool) -> Option<usize> {
         let waiting = self.members.iter().enumerate().filter_map(|(n, member)| {
-            let member = member.as_ref().filter(|member| member.state == State::Waiting)?;
+            let waits = |member: &&Member| member.state == State::Waiting && is_asked_for(member);
+            let member = member.as_ref().filter(waits)?;
             let user = &self.users[member.user];
             Some(((user.account.used(), user.order, member.account.used(), member.order), n))
         });
-        let (_, picked) = waiting.min()?;
+        waiting.min().map(|(_, first)| first)
+    }
+
+    fn place(&mut self, picked: usize, now: u64) -> Option<MemberId> {
         self.steps += 1;
         let member = self.members[picked].as_mut()?;
         (member.state, member.order) = (State::Placed { since: now }, self.steps);
@@ -226,11 +268,11 @@ impl Schedule {
         }
     }
 
-    /// As far as one may be behind others who never was away: each of all places may be another's for a quantum and
-    /// a pass. Whoever is behind by more has too few sessions to fill its part.
+    /// As far as one may be behind others who never was away: each of all places, and what runs beside them, may be
+    /// another's for a quantum and a pass. Whoever is behind by more has too few sessions to fill its part.
     fn most_credit(&self, now: u64) -> u64 {
         let each = self.quantum.saturating_add(self.longest(now));
-        each.saturating_mul(self.places).saturating_add(self.quantum)
+        each.saturating_mul(BESIDE * self.places).saturating_add(self.quantum)
     }
 
     /// The longest pass of late: one of a second counts for sixteen, less and less.

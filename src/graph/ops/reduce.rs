@@ -15,7 +15,7 @@ pub(super) fn infer(op: &Op, operands: Operands<'_>) -> Result<Results, GraphErr
             operands.ensure(ascending && within, || format!("{dims:?} are no ascending dimensions"))?;
             let dtype = match reduction {
                 Reduction::Sum => operands.same_dtype()?,
-                Reduction::Mean | Reduction::Amax => operands.floating()?,
+                Reduction::SumOfSquares | Reduction::Mean | Reduction::Amax => operands.floating()?,
             };
             let empty = dims.iter().any(|&d| x.shape[d] == 0);
             let undefined = empty
@@ -46,6 +46,11 @@ pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
     let gradient = match rule.node.op.clone() {
         // gx = gy, repeated
         Op::Reduce { reduction: Reduction::Sum, .. } => rule.op(Op::Expand(shape), &[gy])?,
+        // gx = 2x·gy
+        Op::Reduce { reduction: Reduction::SumOfSquares, .. } => {
+            let twice = rule.unary(Unary::MulScalar { value: 2.0 }, x)?;
+            rule.binary(Binary::Mul, twice, gy)?
+        }
         // gx = gy/n, repeated
         Op::Reduce { reduction: Reduction::Mean, dims } => {
             // A shape with a zero beside may have a product past the largest number; then nothing is shared.

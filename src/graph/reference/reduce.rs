@@ -53,6 +53,7 @@ fn reduce(reduction: Reduction, dims: &[usize], x: &Tensor) -> Tensor {
         let (value, slot) = (x.at(index), y.at_mut(&to));
         match reduction {
             Reduction::Sum | Reduction::Mean => *slot += value,
+            Reduction::SumOfSquares => *slot += value * value,
             Reduction::Amax if value > *slot || value.is_nan() => *slot = value,
             Reduction::Amax => {}
         }

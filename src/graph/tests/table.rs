@@ -162,6 +162,8 @@ fn empties(all: &mut Vec<Case>) {
     all.push(none("cat of one that is empty", &[&[0, 3], &[2, 3]], Op::Cat { dim: 0 }));
     all.push(none("slice", &[&[0, 5]], Op::Slice { dim: 1, start: 1, len: 2, step: 2 }));
     all.push(none("sum", &[&[0, 3]], Op::Reduce { reduction: Reduction::Sum, dims: vec![0] }));
+    let squares = Op::Reduce { reduction: Reduction::SumOfSquares, dims: vec![0] };
+    all.push(none("sum of squares", &[&[0, 3]], squares));
     all.push(none("mean", &[&[0, 3]], Op::Reduce { reduction: Reduction::Mean, dims: vec![1] }));
     all.push(none("amax", &[&[0, 3]], Op::Reduce { reduction: Reduction::Amax, dims: vec![1] }));
     all.push(none("softmax", &[&[0, 3]], Op::Softmax { dim: 1 }));
@@ -185,7 +187,7 @@ fn empties(all: &mut Vec<Case>) {
 }
 
 fn reductions(all: &mut Vec<Case>) {
-    for reduction in [Reduction::Sum, Reduction::Mean, Reduction::Amax] {
+    for reduction in [Reduction::Sum, Reduction::SumOfSquares, Reduction::Mean, Reduction::Amax] {
         for dims in [vec![0], vec![1], vec![0, 2], vec![0, 1, 2], vec![]] {
             all.push(op(format!("{reduction:?} {dims:?}"), &[&[2, 3, 4]], Op::Reduce { reduction, dims }));
         }

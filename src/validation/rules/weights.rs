@@ -77,7 +77,7 @@ mod tests {
 
     fn parameter<T: Element>(values: &[T]) -> Parameter {
         let tensor = HostTensor::from_values([values.len()].into(), values).unwrap();
-        Parameter { name: "conv.weight".into(), tensor, requires_grad: true }
+        Parameter { name: "conv.weight".into(), tensor, requires_grad: true, aliases: Vec::new() }
     }
 
     #[test]
@@ -102,6 +102,8 @@ mod tests {
             name: "mask".into(),
             tensor: HostTensor::from_values([1].into(), &[value]).unwrap(),
             shared: false,
+            aliases: Vec::new(),
+            persistent: true,
         };
         for (value, passes) in [(f32::NEG_INFINITY, true), (f32::INFINITY, true), (f32::NAN, false)] {
             let buffer = buffer(value);

@@ -12,7 +12,7 @@ use crate::{
         base::Handle,
         seed::{SeedDescription, SeedReached},
     },
-    backend::cpu::CpuBackend,
+    backend::test_device,
     backoff::Backoff,
     cache::{Budget, DeviceCache, Evictor},
     clock::ManualClock,
@@ -63,6 +63,7 @@ pub(super) struct Bench {
     pub(super) seed: Addr<Seed>,
     pub(super) clock: ManualClock,
     pub(super) ledger: Arc<SessionLedger>,
+    pub(super) link: LaneLink,
     device: DeviceCache<Arc<Kernel>>,
     lane: ClientLane,
     watcher: Watcher,
@@ -87,7 +88,7 @@ impl Bench {
         // Nobody fills it: what is not there cannot be had.
         let kernels =
             Kernels::new(device.clone(), Arc::new(Holders::default()), Handle::new("kernel_cache", 8));
-        let backend = Arc::new(CpuBackend::new(1));
+        let backend = test_device::device(1);
         let (lane, doorbell) = DaemonLane::serve(1 << 20).unwrap();
         let file = lane.arena().file().try_clone_to_owned().unwrap();
         let client = ClientLane::join(file, doorbell, lane.arena().layout()).unwrap();
@@ -97,6 +98,7 @@ impl Bench {
             backend: backend.clone(),
             config: config.clone(),
             limits: LaneLimits::default(),
+            recorder: None,
         })
         .unwrap();
         let counters: Arc<SeedCounters> = Arc::default();
@@ -115,7 +117,7 @@ impl Bench {
             session: SessionId(1),
             layer: LAYER,
             seed: SEED,
-            lane: link,
+            lane: link.clone(),
             kernels,
             backend,
             config,
@@ -140,7 +142,7 @@ impl Bench {
                 }
             }
         });
-        let bench = Self { seed, clock, ledger, device, lane: client, watcher, sequence: 0 };
+        let bench = Self { seed, clock, ledger, link, device, lane: client, watcher, sequence: 0 };
         bench.publish("a", &[WIDTH]);
         bench.publish("b", &[WIDTH]);
         bench
@@ -150,7 +152,13 @@ impl Bench {
     pub(super) fn publish(&self, name: &str, weights: &[usize]) {
         let weights: Shape = weights.iter().copied().collect();
         let tensor = HostTensor::from_values(weights.clone(), &vec![1.0f32; weights.elements()]).unwrap();
-        let weight = Weight { name: "w".to_owned(), tensor, requires_grad: true };
+        let weight = Weight {
+            name: "w".to_owned(),
+            tensor,
+            requires_grad: true,
+            aliases: Vec::new(),
+            persistent: true,
+        };
         let parts = KernelParts {
             id: id(name),
             digest: Digest::of(name.as_bytes()),
@@ -208,6 +216,17 @@ impl Bench {
             yield_now().await;
         }
         panic!("it stays {}", self.state().await);
+    }
+
+    /// Waits until so many commands wait for the lane, which is held up.
+    pub(super) async fn queued(&self, count: usize) {
+        for _ in 0..1_000_000 {
+            if self.link.queued() == count {
+                return;
+            }
+            self.described().await;
+        }
+        panic!("{} commands wait", self.link.queued());
     }
 
     /// A forward pass of ones.

@@ -2,20 +2,27 @@
 
 use std::time::Duration;
 
-use super::bench::{Bench, WIDTH, linear, weights};
+use super::bench::{Bench, WIDTH, id, linear, weights};
 use crate::{
-    actor::{FossilizeSeed, GraftSeed, SetSeedAlpha},
+    actor::{BeginGraft, FinishGraft, FossilizeSeed, GraftSeed, PruneSeed, SetSeedAlpha, UnloadSeed},
+    engine::{Alpha, EngineError},
+    fault::Fault as _,
     wire::{SeedReply, SeedState},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Lets time pass, and what waited for it happen.
-async fn after(bench: &Bench, seconds: u32, state: SeedState) -> SeedReply {
+/// Lets time pass.
+async fn pass_time(bench: &Bench, seconds: u32) {
     tokio::time::pause();
     bench.clock.advance(seconds * SECOND);
     tokio::time::advance(seconds * SECOND).await;
     tokio::time::resume();
+}
+
+/// Lets time pass, and what waited for it happen.
+async fn after(bench: &Bench, seconds: u32, state: SeedState) -> SeedReply {
+    pass_time(bench, seconds).await;
     bench.settled(state).await;
     bench.described().await.seed
 }
@@ -196,4 +203,124 @@ async fn many_good_passes_make_the_attempts_count_anew() {
     after(&bench, 1, SeedState::Holding).await;
     bench.fail(&grafted.memory);
     bench.settled(SeedState::Dormant).await;
+}
+
+#[actix::test]
+async fn a_prune_is_the_last_word_even_where_the_lane_unloads_meanwhile() {
+    let mut bench = Bench::new(3).await;
+    let grafted = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    // Both are there before the lane has answered the prune, the pass that unloads being just under way.
+    let (held, has_stopped) = bench.link.hold_up();
+    has_stopped.recv().unwrap();
+    let prune = bench.seed.send(PruneSeed { embargo: Some(100 * SECOND) });
+    let unload = bench.seed.send(UnloadSeed {
+        generation: grafted.reply.generation,
+        error: EngineError::NonFinite { kernel: id("a") },
+        alpha: Alpha::new(0.5).unwrap(),
+        course: None,
+    });
+    unload.await.unwrap();
+    drop(held);
+    assert_eq!(prune.await.unwrap().unwrap().state, SeedState::Dormant);
+    let later = after(&bench, 10, SeedState::Dormant).await;
+    assert_eq!((later.kernel, later.alpha), (None, 0.0));
+    assert_eq!(bench.pass(true).live_mask, 0, "nor does the lane have it");
+    let described = bench.described().await;
+    assert!(described.recovery.is_none() && described.last_error.is_none());
+}
+
+#[actix::test]
+async fn what_comes_back_does_not_come_after_what_the_trainer_grafts() {
+    let mut bench = Bench::new(3).await;
+    let first = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    bench.seed.send(BeginGraft(bench.graft_of("b", 0.25))).await.unwrap().unwrap();
+    while bench.described().await.loading.is_none_or(|loading| loading.stage != "ready") {
+        tokio::task::yield_now().await;
+    }
+    bench.fail(&first.memory);
+    bench.settled(SeedState::ErrorRecovery).await;
+    weights(&first.memory).copy_from(&[3.0; WIDTH]);
+    // The lane is busy with a pass while the trainer's kernel waits to go in, and the other's time comes.
+    let (held, has_stopped) = bench.link.hold_up();
+    has_stopped.recv().unwrap();
+    let finish = bench.seed.send(FinishGraft);
+    bench.queued(1).await;
+    pass_time(&bench, 1).await;
+    for _ in 0..1000 {
+        bench.described().await;
+    }
+    drop(held);
+    let grafted = finish.await.unwrap().unwrap().expect("it was ready");
+    assert_eq!((grafted.reply.kernel.as_str(), grafted.reply.state), ("b", SeedState::Holding));
+    let later = after(&bench, 10, SeedState::Holding).await;
+    assert_eq!((later.kernel, later.alpha), (Some(id("b")), 0.25));
+    bench.pass(true);
+    assert_eq!(bench.output(), [0.25; WIDTH], "the lane runs what the seed says");
+    assert!(bench.described().await.recovery.is_none());
+}
+
+#[actix::test]
+async fn an_alpha_that_is_set_while_a_kernel_goes_back_in_is_what_runs() {
+    let mut bench = Bench::new(3).await;
+    let grafted = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    bench.fail(&grafted.memory);
+    bench.settled(SeedState::ErrorRecovery).await;
+    weights(&grafted.memory).copy_from(&[1.0; WIDTH]);
+    // The lane is asked first which shapes are in use, and stops again before it is given the kernel.
+    let (first, has_stopped) = bench.link.hold_up();
+    has_stopped.recv().unwrap();
+    pass_time(&bench, 1).await;
+    bench.queued(1).await;
+    let (held, has_stopped) = bench.link.hold_up();
+    drop(first);
+    has_stopped.recv().unwrap();
+    bench.queued(1).await;
+    let set = bench.seed.send(SetSeedAlpha(0.125));
+    bench.queued(2).await;
+    drop(held);
+    set.await.unwrap().unwrap();
+    bench.settled(SeedState::Holding).await;
+    assert_eq!(bench.described().await.seed.alpha, 0.125);
+    assert_eq!(bench.pass(true).alpha_total, 0.125);
+}
+
+#[actix::test]
+async fn a_fossil_on_its_way_back_takes_no_alpha() {
+    let mut bench = Bench::new(3).await;
+    let grafted = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    bench.seed.send(FossilizeSeed { freeze: false }).await.unwrap().unwrap();
+    bench.fail(&grafted.memory);
+    bench.settled(SeedState::ErrorRecovery).await;
+    let refused = bench.seed.send(SetSeedAlpha(0.75)).await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("from fossilized to holding"), "{refused}");
+}
+
+#[actix::test]
+async fn a_graft_that_fails_leaves_nothing_of_a_fossil_that_was_unloaded() {
+    let mut bench = Bench::new(3).await;
+    let grafted = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    bench.seed.send(FossilizeSeed { freeze: true }).await.unwrap().unwrap();
+    bench.fail(&grafted.memory);
+    bench.settled(SeedState::ErrorRecovery).await;
+    assert!(bench.described().await.seed.frozen, "it may come back");
+    assert!(bench.graft(bench.graft_of("absent", 0.5)).await.is_err());
+    let seed = bench.described().await.seed;
+    assert_eq!((seed.state, seed.frozen), (SeedState::Dormant, false));
+}
+
+#[actix::test]
+async fn an_embargo_is_of_what_returns_and_of_what_loads() {
+    let mut bench = Bench::new(3).await;
+    let grafted = bench.graft(bench.graft_of("a", 0.5)).await.unwrap();
+    bench.seed.send(BeginGraft(bench.graft_of("b", 0.5))).await.unwrap().unwrap();
+    while bench.described().await.loading.is_none_or(|loading| loading.stage != "ready") {
+        tokio::task::yield_now().await;
+    }
+    bench.fail(&grafted.memory);
+    bench.settled(SeedState::ErrorRecovery).await;
+    bench.prune(Some(30 * SECOND)).await;
+    for kernel in ["a", "b"] {
+        let refused = bench.graft(bench.graft_of(kernel, 0.5)).await.unwrap_err();
+        assert_eq!(refused.code(), "seed.embargoed", "{kernel}");
+    }
 }

@@ -288,6 +288,8 @@ mod tests {
             name: name.into(),
             tensor: HostTensor::from_values([3].into(), &[1.0f32; 3]).unwrap(),
             shared: false,
+            aliases: Vec::new(),
+            persistent: true,
         });
         let normalised = |mode, momentum: f64, training: bool| {
             let read = ReadLimits::default();

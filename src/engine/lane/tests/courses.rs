@@ -151,6 +151,8 @@ fn a_series_has_the_blend_factor_of_each_training_pass_that_the_seed_ran_in() {
     // With a factor of 0 it did not run; a pass in eval is no step.
     assert_eq!((series.step, series.alpha), (vec![2, 3], vec![0.5, 1.0]));
     assert!(series.latency_us.iter().all(|us| *us > 0.0));
+    assert!(series.output_norm.iter().all(|norm| norm.is_some_and(|norm| norm > 0.0)));
+    assert_eq!(series.gradient_norm, [None, None], "no backward has run");
     assert_eq!(trainer.counters[0].series(2).step, [3]);
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
+    backend::test_device::device,
     digest::Digest,
     engine::{Kernel, KernelParts, LiveSeed, PlanKey, Program, Weight},
     fault::Fault,
@@ -63,7 +64,7 @@ pub(super) fn too_wide(id: &str) -> Arc<Kernel> {
 fn make(id: &str, w: [f32; FEATURES], b: [f32; FEATURES], is_too_wide: bool) -> Arc<Kernel> {
     let weight = |name: &str, values: &[f32], requires_grad| {
         let tensor = HostTensor::from_values(Shape::from([values.len()]), values).unwrap();
-        Weight { name: name.to_owned(), tensor, requires_grad }
+        Weight { name: name.to_owned(), tensor, requires_grad, aliases: Vec::new(), persistent: true }
     };
     let id = id.parse::<crate::id::KernelId>().unwrap();
     let parts = KernelParts {
@@ -82,7 +83,9 @@ fn make(id: &str, w: [f32; FEATURES], b: [f32; FEATURES], is_too_wide: bool) -> 
 pub(super) fn live(kernel: &Arc<Kernel>, generation: u64) -> (Arc<LiveSeed>, Arc<SharedMemory>) {
     let memory = Arc::new(SharedMemory::create("test-seed", kernel.memory_bytes()).unwrap());
     assert!(kernel.initialise(memory.region()));
-    let live = LiveSeed::new(kernel.clone(), memory.clone(), Generation(generation)).unwrap();
+    let live =
+        LiveSeed::new(kernel.clone(), device(1).share(memory.clone()).unwrap(), Generation(generation))
+            .unwrap();
     (Arc::new(live), memory)
 }
 

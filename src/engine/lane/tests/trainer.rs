@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 
 use super::kernels::{FEATURES, GRADIENT_BYTES};
 use crate::{
-    backend::cpu::CpuBackend,
+    backend::test_device::device,
     engine::{
         Alpha, Answer, EngineConfig, EngineError, LaneCommand, LaneEvent, LaneHandle, LaneLimits, LaneParts,
         LaneSnapshot, LayerSpec, LiveSeed, Role, SeedCounters,
@@ -58,8 +58,15 @@ impl Trainer {
         let file = lane.arena().file().try_clone_to_owned().unwrap();
         let client = ClientLane::join(file, doorbell, lane.arena().layout()).unwrap();
         let (sender, events) = unbounded();
-        let backend = Arc::new(CpuBackend::new(2));
-        let parts = LaneParts { session: SessionId(1), lane, backend, config: Arc::new(config), limits };
+        let backend = device(2);
+        let parts = LaneParts {
+            session: SessionId(1),
+            lane,
+            backend,
+            config: Arc::new(config),
+            limits,
+            recorder: None,
+        };
         let tell = Box::new(move |event| drop(sender.send(event)));
         let handle = LaneHandle::start(parts, tell).unwrap();
         let next_offset = client.arena().layout().heap_offset;

@@ -7,7 +7,7 @@ use super::{
     trainer::{ALL, Trainer, status, until},
 };
 use crate::{
-    engine::{EngineConfig, LaneEnd, LaneEvent, LaneLimits, Turns, TurnsSettings},
+    engine::{EngineConfig, Entrant, LaneEnd, LaneEvent, LaneLimits, Turns, TurnsSettings},
     wire::{Blend, Status, Wake},
 };
 
@@ -26,6 +26,11 @@ fn trainer(turns: &Arc<Turns>) -> Trainer {
         trainer.attach(seed, live(&kernel("k", W, [0.0; FEATURES]), 1).0, 0.5).unwrap();
     }
     trainer
+}
+
+/// Another session of the user whose all trainers here are.
+fn another_of_the_user(turns: &Arc<Turns>) -> Entrant {
+    turns.join(LaneLimits::default().ledger.uid())
 }
 
 /// A trainer whose forward pass waits for its turn, which never comes.
@@ -70,7 +75,7 @@ fn lanes_that_share_a_place_compute_what_one_alone_does() {
 #[test]
 fn a_pass_waits_until_there_is_a_place_and_that_is_counted_apart() {
     let turns = one_place();
-    let mut elsewhere = turns.join(9);
+    let mut elsewhere = another_of_the_user(&turns);
     let turn = elsewhere.begin(|| false).unwrap();
     let mut trainer = stuck(&turns);
     turn.end(false);
@@ -89,7 +94,7 @@ fn a_pass_waits_until_there_is_a_place_and_that_is_counted_apart() {
 #[test]
 fn a_trainer_that_dies_in_line_is_noticed_there() {
     let turns = one_place();
-    let mut elsewhere = turns.join(9);
+    let mut elsewhere = another_of_the_user(&turns);
     let _turn = elsewhere.begin(|| false).unwrap();
     let Trainer { lane, handle, events, .. } = stuck(&turns);
     drop(lane);
@@ -106,7 +111,7 @@ fn a_trainer_that_dies_in_line_is_noticed_there() {
 #[test]
 fn a_lane_that_is_stopped_in_line_ends_there() {
     let turns = one_place();
-    let mut elsewhere = turns.join(9);
+    let mut elsewhere = another_of_the_user(&turns);
     let _turn = elsewhere.begin(|| false).unwrap();
     let Trainer { mut lane, handle, .. } = stuck(&turns);
     handle.stop();
@@ -115,4 +120,20 @@ fn a_lane_that_is_stopped_in_line_ends_there() {
         other => panic!("{other:?}"),
     }
     assert_eq!(turns.occupancy().waiting, 0);
+}
+
+#[test]
+fn a_client_that_only_says_there_is_a_next_pass_keeps_no_place() {
+    let turns = one_place();
+    for _ in 0..200 {
+        let mut liar = trainer(&turns);
+        let (submission, _) = liar.forward_request(&X, 0);
+        liar.lane.publish(&submission).unwrap();
+        liar.lane.claim_next(true);
+        while liar.lane.poll().unwrap().is_none() {}
+        // Where this comes too late the lane has read what is not there, and ends; else it waits for what does not come.
+        liar.lane.claim_next(false);
+        until(|| turns.occupancy().running == 0);
+        liar.joined();
+    }
 }

@@ -1,0 +1,110 @@
+//! What is handed to a driver and what comes back: handles, launches, errors.
+
+/// An address on the device.
+pub type Address = u64;
+
+/// A queue of work that runs in the order it was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stream(pub u64);
+
+/// A mark in a stream, for others to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Event(pub u64);
+
+/// A loaded image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Module(pub u64);
+
+/// A kernel of a module; it lives as long as the module is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Function(pub u64);
+
+/// Captured work, ready to be run again as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Replay(pub u64);
+
+/// Whose work goes first where the device has a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// As the device has it by default.
+    Normal,
+    /// Before all that is normal.
+    High,
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    /// As PyTorch would write it: `cuda:0`.
+    pub name: String,
+    /// The maker's name for it.
+    pub model: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of memory in all.
+    pub memory_bytes: u64,
+    /// The latest CUDA that the driver knows, major and minor.
+    pub cuda: (u32, u32),
+}
+
+/// How a kernel uses memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It reads what was there before.
+    Read,
+    /// It writes, and reads nothing that it has not written itself.
+    Write,
+}
+
+/// Memory that a launch uses: the address that stands at `at` in its arguments, and so many bytes from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touch {
+    /// Bytes from the start of the arguments.
+    pub at: u32,
+    /// Reads or writes.
+    pub access: Access,
+    /// How many bytes, from the first that is used to the last.
+    pub len_bytes: u64,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// Which kernel.
+    pub function: Function,
+    /// Blocks, along one dimension.
+    pub grid: u32,
+    /// Threads of each, along one dimension.
+    pub block: u32,
+    /// The bytes of its one argument.
+    pub arguments: &'a [u8],
+    /// The memory that it uses. A device does not need it; whoever checks the order of launches does.
+    pub touches: &'a [Touch],
+}
+
+/// Why the driver did not do what it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// There is no driver on this machine, or not one that can be used.
+    #[error("no CUDA driver: {reason}")]
+    Missing {
+        /// What was looked for, or what is wrong.
+        reason: String,
+    },
+    /// There is not as much memory left.
+    #[error("the device has no {needed_bytes} bytes left")]
+    OutOfMemory {
+        /// What was asked for.
+        needed_bytes: usize,
+    },
+    /// A call failed.
+    #[error("{call} failed: {reason}")]
+    Failed {
+        /// The driver's function.
+        call: &'static str,
+        /// The driver's own words.
+        reason: String,
+    },
+}

@@ -1,0 +1,243 @@
+//! A device that is the host itself: the same sources, compiled by the host's compiler through `shim/host.h`.
+//!
+//! Streams do what they are handed at once, which is one of the orders that a device may choose; a test may hold some
+//! of them back. As CUDA does, it reads and writes host memory that is locked when the stream comes to it, and other
+//! host memory before a call returns.
+
+mod calls;
+mod images;
+mod streams;
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use libloading::Library;
+
+use super::{Address, DriverError, Launch, Properties, Replay, Stream};
+use crate::backend::HostMemory;
+
+pub(in crate::backend::cuda) use images::images;
+use streams::{Kept, Streams, Work};
+
+/// A kernel of a library: its argument, blocks, threads; 0 when all went well.
+type Entry = unsafe extern "C" fn(*const u8, u32, u32) -> i32;
+
+/// How long a test waits for a stream that it holds back before it is told so.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The host as a device.
+#[derive(Debug)]
+pub(crate) struct HostDriver {
+    properties: Properties,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    /// How many streams and events are open.
+    handles: usize,
+    libraries: HashMap<u64, Library>,
+    entries: Vec<Entry>,
+    blocks: HashMap<Address, HostMemory>,
+    /// Host memory that was locked by this driver, and that of others.
+    host_blocks: HashMap<usize, HostMemory>,
+    locked: Vec<Range<usize>>,
+    streams: Streams,
+    captures: HashMap<Stream, Vec<Kept>>,
+    replays: HashMap<Replay, Vec<Kept>>,
+    /// Calls that are to fail, once each.
+    faults: Vec<&'static str>,
+    /// What has failed on the device; every later call says so again, as CUDA does.
+    failed: Option<DriverError>,
+}
+
+impl HostDriver {
+    pub(crate) fn new() -> Self {
+        Self::with_memory(1 << 30)
+    }
+
+    /// A device of so many bytes.
+    pub(crate) fn with_memory(memory_bytes: u64) -> Self {
+        let properties = Properties {
+            name: "cuda:0".into(),
+            model: "the host".into(),
+            capability: (8, 0),
+            multiprocessors: 2,
+            memory_bytes,
+            cuda: (12, 0),
+        };
+        Self { properties, state: Mutex::default(), moved: Condvar::new() }
+    }
+
+    /// How many blocks of device memory are allocated.
+    pub(crate) fn allocated(&self) -> usize {
+        self.state().blocks.len()
+    }
+
+    /// How many pieces of host memory are locked.
+    pub(crate) fn locked(&self) -> usize {
+        self.state().locked.len()
+    }
+
+    /// How many streams, events, modules and replays are open.
+    pub(crate) fn open(&self) -> usize {
+        let state = self.state();
+        state.handles + state.libraries.len() + state.replays.len()
+    }
+
+    /// How many replays are open.
+    pub(crate) fn replays(&self) -> usize {
+        self.state().replays.len()
+    }
+
+    /// From now on a stream does nothing of what it is handed, until it is let go.
+    pub(crate) fn hold(&self, stream: Stream) {
+        self.state().streams.hold(stream);
+    }
+
+    /// Lets a stream that is held back do the next things that it was handed: works, marks and waits.
+    pub(crate) fn allow(&self, stream: Stream, items: usize) {
+        let mut state = self.state();
+        state.streams.allow(stream, items);
+        self.go_on(&mut state);
+    }
+
+    /// Lets a stream do what it was handed.
+    pub(crate) fn let_go(&self, stream: Stream) {
+        let mut state = self.state();
+        state.streams.let_go(stream);
+        self.go_on(&mut state);
+    }
+
+    /// Has the next call of this name fail: a method's name, or `work` for what a stream does next.
+    pub(crate) fn fail_next(&self, call: &'static str) {
+        self.state().faults.push(call);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Hands work to a stream.
+    fn hand(&self, stream: Stream, work: Work) -> Result<(), DriverError> {
+        let mut state = self.state();
+        state.check()?;
+        match (state.captures.get_mut(&stream), work) {
+            (Some(capture), Work::Launch(kept)) => capture.push(kept),
+            (Some(_), work) => return failed("capture", format!("{work:?} cannot be captured")),
+            (None, work) => state.streams.push(stream, work),
+        }
+        self.go_on(&mut state);
+        Ok(())
+    }
+
+    fn go_on(&self, state: &mut State) {
+        state.go_on();
+        self.moved.notify_all();
+    }
+
+    /// Waits for a stream, or for all.
+    fn await_idle(&self, stream: Option<Stream>) -> Result<(), DriverError> {
+        let state = self.state();
+        let is_captured = |stream: &Stream| state.captures.contains_key(stream);
+        if stream.as_ref().map_or(!state.captures.is_empty(), is_captured) {
+            return failed("synchronize", "a stream is being captured");
+        }
+        let busy = |state: &mut State| state.failed.is_none() && !state.streams.is_idle(stream);
+        let (state, waited) = self.moved.wait_timeout_while(state, LONGEST_WAIT, busy).unwrap();
+        if waited.timed_out() {
+            return failed("synchronize", format!("nobody lets {stream:?} go on"));
+        }
+        state.check()
+    }
+}
+
+impl State {
+    fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn check(&self) -> Result<(), DriverError> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Fails where a test wants this call to.
+    fn fault(&mut self, call: &'static str) -> Result<(), DriverError> {
+        self.check()?;
+        match self.faults.iter().position(|fault| *fault == call) {
+            Some(at) => failed(self.faults.remove(at), "a test wants it so"),
+            None => Ok(()),
+        }
+    }
+
+    /// Has streams do what they may. The lock is held meanwhile: the libraries' shared variables serve one launch at a
+    /// time.
+    fn go_on(&mut self) {
+        let Self { streams, entries, failed: broken, faults, .. } = self;
+        streams.go_on(|work| {
+            let fault = faults.iter().position(|fault| *fault == "work");
+            let done = match fault {
+                // What comes after a failure is not done.
+                _ if broken.is_some() => Ok(()),
+                Some(at) => failed(faults.remove(at), "a test wants it so"),
+                // SAFETY: whoever handed the work over has promised that its memory is good until it is done.
+                None => unsafe { run(entries, work) },
+            };
+            if let Err(error) = done {
+                *broken = Some(error);
+            }
+        });
+    }
+
+    fn is_locked(&self, start: usize, bytes: usize) -> bool {
+        self.locked.iter().any(|range| range.start <= start && start + bytes <= range.end)
+    }
+
+    fn used_bytes(&self) -> usize {
+        self.blocks.values().map(HostMemory::len_bytes).sum()
+    }
+}
+
+/// Does one thing.
+///
+/// # Safety
+/// All addresses must be good for what is done with them.
+unsafe fn run(entries: &[Entry], work: &Work) -> Result<(), DriverError> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match work {
+            Work::Launch(kept) => {
+                let entry = entries[kept.function.0 as usize];
+                // The record is the kernel's, by the promise of `launch`; words are aligned as records are.
+                match entry(kept.arguments.as_ptr().cast(), kept.grid, kept.block) {
+                    0 => {}
+                    code => return failed("launch", format!("the shim gives {code}")),
+                }
+            }
+            Work::Copy { to, from, bytes } => std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes),
+            Work::Write { to, bytes } => std::ptr::copy(bytes.as_ptr(), *to as *mut u8, bytes.len()),
+            Work::Fill { to, byte, bytes } => std::ptr::write_bytes(*to as *mut u8, *byte, *bytes),
+        }
+    }
+    Ok(())
+}
+
+fn failed<T>(call: &'static str, reason: impl ToString) -> Result<T, DriverError> {
+    Err(DriverError::Failed { call, reason: reason.to_string() })
+}
+
+fn kept(launch: &Launch<'_>) -> Kept {
+    let words = launch.arguments.chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_ne_bytes(word)
+    });
+    Kept { function: launch.function, grid: launch.grid, block: launch.block, arguments: words.collect() }
+}

@@ -1,0 +1,19 @@
+//! The driver of a device, as far as the backend calls it.
+//!
+//! A small trait stands between the backend and CUDA, so that what is launched, in which order and on which memory
+//! can be run and checked where no device is. Handles are numbers of the driver's own.
+
+mod calls;
+mod handles;
+#[cfg(test)]
+pub(crate) mod host;
+mod real;
+#[cfg(test)]
+pub(crate) mod record;
+
+pub use calls::Driver;
+pub use handles::{
+    Access, Address, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
+    Touch,
+};
+pub use real::{RealDriver, open};

@@ -1,0 +1,86 @@
+//! Opening a device.
+
+use std::{
+    ffi::{CStr, c_char, c_int},
+    ptr::null_mut,
+};
+
+use cudarc::driver::sys as cu;
+
+use super::{
+    super::{DriverError, Properties},
+    Captures, RealDriver, check,
+};
+
+/// The oldest CUDA that the driver must know, as the driver counts: 12.0.
+const OLDEST: c_int = 12_000;
+
+/// Opens a device.
+///
+/// # Errors
+/// [`DriverError::Missing`] where there is no driver, it is too old, or there is no such device.
+pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
+    let missing = |reason: String| DriverError::Missing { reason };
+    // Asked first: without the library every other function of the crate would panic.
+    // SAFETY: it loads the library at most, whose start-up code touches nothing of ours.
+    if !unsafe { cu::is_culib_present() } {
+        return Err(missing("libcuda was not found: install NVIDIA's driver, or use the CPU".into()));
+    }
+    // SAFETY: it takes no memory of ours.
+    let initialised = unsafe { cu::cuInit(0) };
+    if initialised == cu::CUresult::CUDA_ERROR_NO_DEVICE {
+        return Err(missing("libcuda is there and sees no device: is one given to this container?".into()));
+    }
+    // Anything else may pass: a node whose driver is still being set up says so here.
+    check("cuInit", initialised)?;
+    let (mut version, mut count) = (0, 0);
+    call!(cuDriverGetVersion(&mut version))?;
+    if version < OLDEST {
+        let (major, minor) = (version / 1000, version % 1000 / 10);
+        return Err(missing(format!(
+            "the driver knows CUDA {major}.{minor}, at least 12.0 is needed: update it"
+        )));
+    }
+    call!(cuDeviceGetCount(&mut count))?;
+    let wanted = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+    if wanted >= count {
+        return Err(missing(format!("there is no device {ordinal}, only {count} in all")));
+    }
+    let mut device = 0;
+    call!(cuDeviceGet(&mut device, wanted))?;
+    let properties = properties(device, wanted, version)?;
+    let mut context = null_mut();
+    call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
+    let mut driver =
+        RealDriver { properties, device, context, priorities: [0, 0], captures: Captures::default() };
+    driver.bind()?;
+    let (mut least, mut greatest) = (0, 0);
+    call!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;
+    driver.priorities = [least, greatest];
+    Ok(driver)
+}
+
+fn properties(device: cu::CUdevice, ordinal: c_int, version: c_int) -> Result<Properties, DriverError> {
+    use cu::CUdevice_attribute as A;
+    let attribute = |attribute| {
+        let mut value = 0;
+        call!(cuDeviceGetAttribute(&mut value, attribute, device)).map(|()| value.unsigned_abs())
+    };
+    let mut model = [0 as c_char; 256];
+    call!(cuDeviceGetName(model.as_mut_ptr(), model.len() as c_int - 1, device))?;
+    let mut memory_bytes = 0;
+    call!(cuDeviceTotalMem_v2(&mut memory_bytes, device))?;
+    // SAFETY: the driver has written at most all but the last byte, which is 0.
+    let model = unsafe { CStr::from_ptr(model.as_ptr()) };
+    Ok(Properties {
+        name: format!("cuda:{ordinal}"),
+        model: model.to_string_lossy().into_owned(),
+        capability: (
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory_bytes: memory_bytes as u64,
+        cuda: (version.unsigned_abs() / 1000, version.unsigned_abs() % 1000 / 10),
+    })
+}

@@ -1,0 +1,191 @@
+//! Memory of the device: counted, zeroed, and given back when nothing uses it any more.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use super::{
+    device::Device,
+    driver::{Address, DriverError},
+};
+use crate::backend::{Memory, Region, RunError};
+
+/// What the driver aligns memory to, and takes for the smallest block.
+const GRAIN_BYTES: usize = 256;
+
+/// How much memory of the device may be taken in all.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit_bytes: usize,
+    held_bytes: AtomicUsize,
+}
+
+impl Budget {
+    pub(super) fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, held_bytes: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    fn free_bytes(&self) -> usize {
+        self.limit_bytes.saturating_sub(self.held_bytes())
+    }
+
+    /// Counts bytes as taken; `false`, and nothing is counted, where there are not as many left.
+    fn take(&self, bytes: usize) -> bool {
+        let taken = |held: usize| held.checked_add(bytes).filter(|&held| held <= self.limit_bytes);
+        self.held_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A block of the device's memory.
+#[derive(Debug)]
+pub(super) struct CudaMemory {
+    address: Address,
+    len_bytes: usize,
+    device: Arc<Device>,
+}
+
+impl CudaMemory {
+    /// A block with undefined content, for whoever writes all of it before others may read it. `len_bytes` is at least
+    /// 1.
+    pub(super) fn undefined(device: &Arc<Device>, len_bytes: usize) -> Result<Self, RunError> {
+        let lacking = |free_bytes| RunError::OutOfMemory {
+            device: device.name().to_owned(),
+            needed_bytes: len_bytes,
+            free_bytes,
+        };
+        if !device.budget().take(counted(len_bytes)) {
+            return Err(lacking(device.budget().free_bytes()));
+        }
+        match device.driver().allocate(len_bytes) {
+            Ok(address) => Ok(Self { address, len_bytes, device: Arc::clone(device) }),
+            Err(error) => {
+                device.budget().give_back(counted(len_bytes));
+                Err(match error {
+                    // Others use the device too, and may have left less than we may take.
+                    DriverError::OutOfMemory { .. } => {
+                        let free_bytes = device.driver().free_bytes().unwrap_or(0);
+                        lacking(free_bytes.min(device.budget().free_bytes()))
+                    }
+                    error => device.run_error(error),
+                })
+            }
+        }
+    }
+
+    /// A block of zeros: what another session has left there is seen by nobody. Blocking until they are written, as any
+    /// queue may be handed work with it next.
+    pub(super) fn zeroed(device: &Arc<Device>, len_bytes: usize) -> Result<Self, RunError> {
+        let memory = Self::undefined(device, len_bytes)?;
+        let stream = device.streams().for_ourselves();
+        // SAFETY: as many bytes have just been allocated, and are given back only once nothing is under way.
+        let filled = unsafe { device.driver().fill(memory.address, 0, len_bytes, stream) };
+        let done = filled.and_then(|()| device.driver().synchronize(stream));
+        done.map_err(|error| device.run_error(error))?;
+        Ok(memory)
+    }
+
+    /// A block that holds a copy of bytes. Blocking until they are there.
+    pub(super) fn of(device: &Arc<Device>, bytes: &[u8]) -> Result<Self, RunError> {
+        let memory = Self::undefined(device, bytes.len())?;
+        let stream = device.streams().for_ourselves();
+        // SAFETY: as in `zeroed`.
+        let copied = unsafe { device.driver().copy_in(memory.address, bytes, stream) };
+        let done = copied.and_then(|()| device.driver().synchronize(stream));
+        done.map_err(|error| device.run_error(error))?;
+        Ok(memory)
+    }
+
+    pub(super) fn address(&self) -> Address {
+        self.address
+    }
+
+    pub(super) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+}
+
+impl Memory for CudaMemory {
+    fn region(&self) -> Region<'_> {
+        // SAFETY: as many bytes are allocated there as long as this is borrowed.
+        unsafe { Region::on_device(self.address, self.len_bytes) }
+    }
+}
+
+impl Drop for CudaMemory {
+    fn drop(&mut self) {
+        // Queues take work with regions and return; whoever drops the memory may not have waited for them.
+        if let Err(error) = self.device.wait_for_all() {
+            tracing::debug!(%error, "work had failed when memory was given back");
+        }
+        // SAFETY: the address comes from `allocate`; nothing that was handed over before is under way, and nothing can
+        // be handed over any more, as regions borrow this.
+        if let Err(error) = unsafe { self.device.driver().free(self.address) } {
+            tracing::debug!(%error, "memory could not be given back");
+        }
+        self.device.budget().give_back(counted(self.len_bytes));
+    }
+}
+
+/// What the driver takes for a block.
+fn counted(len_bytes: usize) -> usize {
+    len_bytes.checked_next_multiple_of(GRAIN_BYTES).unwrap_or(usize::MAX)
+}
+
+/// The device's copy of memory that a trainer maps too.
+#[derive(Debug)]
+pub(super) struct SharedCopy {
+    ours: CudaMemory,
+    /// Whether the driver has locked the trainer's, so that copies need not wait.
+    is_registered: bool,
+    /// Mapped for as long as it is registered.
+    theirs: Arc<dyn Memory>,
+}
+
+impl SharedCopy {
+    /// A zeroed copy of host memory, which has at least one byte.
+    pub(super) fn new(device: &Arc<Device>, theirs: Arc<dyn Memory>) -> Result<Self, RunError> {
+        let (start, len_bytes) = (theirs.region().start(), theirs.region().len_bytes());
+        let ours = CudaMemory::zeroed(device, len_bytes)?;
+        // SAFETY: it stays mapped as long as this holds it, and is unregistered before.
+        let registered = unsafe { device.driver().register(start, len_bytes) };
+        if let Err(error) = &registered {
+            tracing::debug!(%error, len_bytes, "host memory cannot be locked: copies from and to it will wait");
+        }
+        Ok(Self { ours, is_registered: registered.is_ok(), theirs })
+    }
+}
+
+impl Memory for SharedCopy {
+    fn region(&self) -> Region<'_> {
+        self.ours.region()
+    }
+}
+
+impl Drop for SharedCopy {
+    fn drop(&mut self) {
+        if !self.is_registered {
+            return;
+        }
+        let device = &self.ours.device;
+        if let Err(error) = device.wait_for_all() {
+            tracing::debug!(%error, "work had failed when shared memory was let go");
+        }
+        // SAFETY: `new` has registered it, and no copy from or to it is under way any more.
+        if let Err(error) = unsafe { device.driver().unregister(self.theirs.region().start()) } {
+            tracing::debug!(%error, "host memory could not be let go");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The CUDA backend: a plan's steps as launches of our own kernels.
+//!
+//! The kernels are CUDA C++, compiled by NVRTC for the device at hand when it is opened. They take halves as they are,
+//! compute in single precision and round each result once, as PyTorch does. What they compute does not depend on
+//! which of their threads is first.
+//!
+//! The daemon opens a device where `device.kind` says so, or finds one; see docs/architecture.md.
+
+mod arguments;
+mod cache;
+mod compile;
+mod device;
+mod driver;
+mod executable;
+mod kernels;
+mod libraries;
+mod lower;
+mod memory;
+mod nvrtc;
+mod open;
+mod pass;
+mod queue;
+mod replay;
+mod source;
+mod streams;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::{
+    Backend, BuildError, CompileOptions, Executable, Lacking, Memory, OwnMemory, Queue, RunError, Shared,
+    nothing, plan::plan,
+};
+use crate::graph::Graph;
+
+pub use cache::ImageCache;
+pub use compile::{CompileError, compile};
+pub use driver::{
+    Access, Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, RealDriver,
+    Replay, Stream, Touch, open,
+};
+pub use libraries::{Found, Roots, find};
+pub use nvrtc::Nvrtc;
+pub use open::{LibraryState, OpenError, OpenOptions, Opened, Unavailable, open_device, places};
+
+use device::Device;
+use executable::CudaExecutable;
+use kernels::Kernels;
+use memory::{Budget, CudaMemory, SharedCopy};
+use queue::CudaQueue;
+
+/// How a device is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// The most bytes of the device's memory that constants of plans, blocks and copies of shared memory may take
+    /// together. What the driver and its libraries take for themselves is not counted.
+    pub memory_bytes: usize,
+    /// Whether runs are captured and replayed as one.
+    pub graphs: bool,
+}
+
+/// A CUDA device as a backend.
+#[derive(Debug)]
+pub struct CudaBackend {
+    device: Arc<Device>,
+}
+
+impl CudaBackend {
+    /// A backend on a device, with the images that [`compile()`] gave for its capability.
+    ///
+    /// # Errors
+    /// [`DriverError`] when the driver refuses an image or a stream.
+    pub fn new(
+        driver: Arc<dyn Driver>,
+        images: &[Vec<u8>],
+        options: CudaOptions,
+    ) -> Result<Self, DriverError> {
+        let kernels = Kernels::load(driver, images)?;
+        let device = Device::new(kernels, Budget::new(options.memory_bytes), options.graphs)?;
+        Ok(Self { device: Arc::new(device) })
+    }
+
+    /// Bytes of the device's memory that are taken.
+    pub fn held_bytes(&self) -> usize {
+        self.device.budget().held_bytes()
+    }
+
+    /// Bytes of the device's memory that may be taken in all.
+    pub fn budget_bytes(&self) -> usize {
+        self.device.budget().limit_bytes()
+    }
+
+    fn build(&self, graph: &Graph, options: &CompileOptions<'_>) -> Result<CudaExecutable, BuildError> {
+        lower::check(graph, self.name())?;
+        let plan = plan(graph, &lower::Cuda, options)?;
+        let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
+        if needed_bytes > options.limit_bytes {
+            return Err(BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes });
+        }
+        let program = lower::lower(&plan, self.device.kernels())?;
+        CudaExecutable::new(plan, program, &self.device)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions<'_>,
+    ) -> Result<Arc<dyn Executable>, BuildError> {
+        Ok(Arc::new(self.build(graph, options)?))
+    }
+
+    fn allocate(&self, len_bytes: usize) -> OwnMemory {
+        if len_bytes == 0 {
+            return nothing();
+        }
+        match CudaMemory::zeroed(&self.device, len_bytes) {
+            Ok(memory) => Box::new(memory),
+            Err(error) => Box::new(Lacking(error)),
+        }
+    }
+
+    fn open_queue(&self, goes_first: bool) -> Box<dyn Queue> {
+        Box::new(CudaQueue::open(&self.device, goes_first))
+    }
+
+    fn share(&self, memory: Arc<dyn Memory>) -> Result<Shared, RunError> {
+        let region = memory.region();
+        if region.len_bytes() == 0 || !region.is_host() {
+            return Ok(Shared::same(memory));
+        }
+        let ours = SharedCopy::new(&self.device, Arc::clone(&memory))?;
+        Ok(Shared::copied(memory, Box::new(ours)))
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+}

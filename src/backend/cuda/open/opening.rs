@@ -1,0 +1,189 @@
+//! A GPU from its driver to a backend.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    super::{
+        CudaBackend, CudaOptions, Driver, DriverError, Found, ImageCache, Nvrtc, Properties, Roots, compile,
+        driver,
+    },
+    LibraryState, OpenError, Unavailable,
+    survey::{LIBCUDA, NVRTC, compilers, folders_of, loaded, mapped, survey, version_in_name},
+};
+
+/// What a GPU is opened with.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Which, as the driver counts those that it shows.
+    pub ordinal: u32,
+    /// Bytes that kernels, plans and sessions may take; 0 is nine tenths of what is free.
+    pub memory_bytes: u64,
+    /// Whether plans are captured once and replayed.
+    pub graphs: bool,
+    /// Where libraries are looked for, in order, as [`places`](super::places) gives it.
+    pub places: Vec<Roots>,
+    /// Where compiled kernels are kept.
+    pub image_folder: PathBuf,
+}
+
+/// An open GPU.
+#[derive(Debug)]
+pub struct Opened {
+    /// What runs kernels on it.
+    pub backend: Arc<CudaBackend>,
+    /// What it is.
+    pub properties: Properties,
+    /// Bytes that kernels, plans and sessions may take.
+    pub budget_bytes: u64,
+    /// NVIDIA's libraries on this node.
+    pub libraries: Vec<LibraryState>,
+}
+
+/// Opens a GPU, compiles the kernels for it or takes them from the disk, and loads them.
+///
+/// Blocking: up to half a minute where the kernels are not on the disk yet.
+///
+/// # Errors
+/// [`Unavailable`], with what is missing, where it was looked for, and what to do.
+pub fn open_device(options: &OpenOptions) -> Result<Opened, Unavailable> {
+    let mut libraries = survey(&options.places);
+    match open_with(options, &mut libraries) {
+        Ok((backend, properties, budget_bytes)) => {
+            Ok(Opened { backend: Arc::new(backend), properties, budget_bytes, libraries })
+        }
+        Err(error) => Err(Unavailable { error, libraries }),
+    }
+}
+
+fn open_with(
+    options: &OpenOptions,
+    libraries: &mut [LibraryState],
+) -> Result<(CudaBackend, Properties, u64), OpenError> {
+    let opened = driver::open(options.ordinal);
+    // Whatever came of it: if there is a libcuda, it is loaded now.
+    if let Some(path) = mapped(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
+        loaded(libraries, LIBCUDA, &path, version_in_name("cuda", &path));
+    }
+    let driver = opened?;
+    let properties = driver.properties().clone();
+    let budget_bytes = budget(options.memory_bytes, driver.free_bytes()? as u64, &properties)?;
+    let driver: Arc<dyn Driver> = Arc::new(driver);
+    let mut first_error = None;
+    for Found { path, .. } in compilers(&options.places, properties.cuda.0) {
+        match build(&driver, &path, budget_bytes, options) {
+            Ok((backend, (major, minor))) => {
+                loaded(libraries, NVRTC, &path, Some(format!("{major}.{minor}")));
+                return Ok((backend, properties, budget_bytes));
+            }
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "this NVRTC is of no use here");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    Err(first_error.unwrap_or_else(|| OpenError::NoCompiler { looked_in: folders_of(&options.places) }))
+}
+
+/// The backend with kernels that one NVRTC compiles, and that NVRTC's version.
+fn build(
+    driver: &Arc<dyn Driver>,
+    nvrtc: &Path,
+    budget_bytes: u64,
+    options: &OpenOptions,
+) -> Result<(CudaBackend, (u32, u32)), OpenError> {
+    let nvrtc = Nvrtc::load(nvrtc)?;
+    let Properties { name, capability, .. } = driver.properties();
+    tracing::info!(
+        device = name,
+        folder = %options.image_folder.display(),
+        "getting the kernels: where the folder does not have them yet, they are compiled, for up to half a minute"
+    );
+    let begun = Instant::now();
+    let images = compile(&nvrtc, *capability, Some(&ImageCache::new(&options.image_folder)))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    tracing::info!(device = name, seconds, "kernels are there");
+    let version = nvrtc.version();
+    match backend_of(driver.clone(), &images, budget_bytes, options.graphs) {
+        Ok(backend) => Ok((backend, version)),
+        Err(source) => Err(OpenError::Load { nvrtc: nvrtc.path().to_owned(), version, source }),
+    }
+}
+
+/// The one place where a backend is made of an open device.
+fn backend_of(
+    driver: Arc<dyn Driver>,
+    images: &[Vec<u8>],
+    budget_bytes: u64,
+    graphs: bool,
+) -> Result<CudaBackend, DriverError> {
+    let memory_bytes = usize::try_from(budget_bytes).unwrap_or(usize::MAX);
+    CudaBackend::new(driver, images, CudaOptions { memory_bytes, graphs })
+}
+
+/// What may be taken of a device's memory.
+fn budget(asked_bytes: u64, free_bytes: u64, device: &Properties) -> Result<u64, OpenError> {
+    let memory_bytes = device.memory_bytes;
+    if asked_bytes > memory_bytes {
+        return Err(OpenError::Memory { device: device.name.clone(), asked_bytes, memory_bytes });
+    }
+    if asked_bytes > free_bytes {
+        tracing::warn!(
+            asked_bytes,
+            free_bytes,
+            "device.memory is more than is free now: others have taken it, and passes may find none"
+        );
+    }
+    Ok(if asked_bytes == 0 { free_bytes / 10 * 9 } else { asked_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::places, *};
+    use crate::fault::{ErrorClass, Fault as _};
+
+    fn properties() -> Properties {
+        Properties {
+            name: "cuda:0".into(),
+            model: "a card".into(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            memory_bytes: 1000,
+            cuda: (12, 8),
+        }
+    }
+
+    #[test]
+    fn the_budget_is_what_was_asked_for_or_nine_tenths_of_what_is_free() {
+        let device = properties();
+        assert_eq!(budget(0, 800, &device), Ok(720));
+        assert_eq!(budget(500, 800, &device), Ok(500));
+        assert_eq!(budget(900, 800, &device), Ok(900), "the others may give theirs back");
+        let text = budget(1001, 800, &device).unwrap_err().to_string();
+        assert!(text.starts_with("device.memory is 1001 bytes, cuda:0 has 1000: write less"), "{text}");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_says_so_and_what_libraries_are() {
+        let root = tempfile::tempdir().unwrap();
+        let options = OpenOptions {
+            // Where there is a driver, it has no device of this number.
+            ordinal: 4096,
+            memory_bytes: 0,
+            graphs: true,
+            places: places(&[], |_| None, root.path()),
+            image_folder: root.path().join("images"),
+        };
+        let refused = open_device(&options).unwrap_err();
+        assert_eq!((refused.code(), refused.class()), ("device.unavailable", ErrorClass::Invalid));
+        assert!(refused.to_string().starts_with("no CUDA driver: "), "{refused}");
+        let libcuda = &refused.libraries[0];
+        assert_eq!(libcuda.path.is_none(), refused.to_string().contains("libcuda was not found"));
+        assert_eq!(libcuda.remark == "the driver", libcuda.path.is_some(), "{libcuda:?}");
+        assert!(!options.image_folder.exists(), "nothing is compiled for no device");
+    }
+}

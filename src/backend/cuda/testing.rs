@@ -1,0 +1,52 @@
+//! The backend where no GPU is, for tests of whatever runs on a device: its kernels as programs of the host, and every
+//! call written down where a test asks for it.
+
+use std::sync::Arc;
+
+use super::{
+    CudaBackend, CudaOptions, Driver, Stream,
+    driver::{
+        host::{HostDriver, images},
+        record::Recorder,
+    },
+    queue::CudaQueue,
+};
+use crate::backend::Queue;
+
+/// Enough for any test.
+pub(crate) const OPTIONS: CudaOptions = CudaOptions { memory_bytes: 1 << 29, graphs: true };
+
+/// A backend on a driver of a test's.
+pub(crate) fn backend_on(driver: &Arc<impl Driver + 'static>, options: CudaOptions) -> Arc<CudaBackend> {
+    Arc::new(CudaBackend::new(Arc::clone(driver) as _, images(), options).unwrap())
+}
+
+/// A device that is the host.
+pub(crate) fn driver() -> HostDriver {
+    HostDriver::new()
+}
+
+/// A backend whose device is the host.
+pub(crate) fn host_backend() -> Arc<CudaBackend> {
+    backend_on(&Arc::new(HostDriver::new()), OPTIONS)
+}
+
+/// The same, and its driver, which can hold streams back and fail.
+pub(crate) fn held_backend() -> (Arc<CudaBackend>, Arc<HostDriver>) {
+    let driver = Arc::new(HostDriver::new());
+    (backend_on(&driver, OPTIONS), driver)
+}
+
+/// A backend whose device is the host, and who writes all its calls down.
+pub(crate) fn recorded_backend() -> (Arc<CudaBackend>, Arc<Recorder>) {
+    let recorder = Arc::new(Recorder::new(Arc::new(HostDriver::new())));
+    (backend_on(&recorder, OPTIONS), recorder)
+}
+
+/// The stream of a queue, for [`HostDriver::hold`].
+///
+/// # Panics
+/// When the queue is of another backend.
+pub(crate) fn stream_of(backend: &CudaBackend, queue: &mut dyn Queue) -> Stream {
+    CudaQueue::of(&backend.device, queue).unwrap().stream()
+}

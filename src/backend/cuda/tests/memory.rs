@@ -1,0 +1,177 @@
+//! Memory of the device: how much, what is in it, when it is given back, and what a trainer sees of it.
+
+use std::sync::Arc;
+
+use super::options;
+use crate::{
+    backend::{
+        Backend as _, BuildError, HostMemory, Memory as _, RunError,
+        cuda::{
+            CudaOptions,
+            driver::host::HostDriver,
+            testing::{OPTIONS, backend_on, held_backend, recorded_backend, stream_of},
+        },
+    },
+    graph::{Binary, Builder, Op, Sink, Source},
+    tensor::{ALIGNMENT_BYTES, DType, PackedLayout},
+};
+
+#[test]
+fn memory_is_zeroed_aligned_and_the_devices() {
+    let (backend, driver) = held_backend();
+    let mut queue = backend.open_queue(false);
+    for _ in 0..2 {
+        let memory = backend.allocate(1000);
+        assert_eq!(memory.lack(), None);
+        let region = memory.region();
+        assert_eq!((region.len_bytes(), region.is_host()), (1000, false));
+        assert!(region.start().addr().is_multiple_of(ALIGNMENT_BYTES));
+        let mut bytes = [1; 1000];
+        assert!(!region.read(&mut bytes), "the host does not reach it");
+        queue.read(region, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 1000]);
+        queue.write(&[7; 1000], region).unwrap();
+    }
+    assert_eq!((driver.allocated(), backend.held_bytes()), (0, 0));
+    assert_eq!(backend.allocate(0).region().len_bytes(), 0);
+}
+
+#[test]
+fn no_more_is_taken_than_was_allowed() {
+    let driver = Arc::new(HostDriver::new());
+    let backend = backend_on(&driver, CudaOptions { memory_bytes: 2048, ..OPTIONS });
+    assert_eq!((backend.held_bytes(), backend.budget_bytes()), (0, 2048));
+    let first = backend.allocate(1000);
+    assert_eq!((first.lack(), backend.held_bytes()), (None, 1024), "in steps of 256");
+    let second = backend.allocate(1025);
+    let lack = second.lack().unwrap();
+    let device = "cuda:0".to_owned();
+    assert_eq!(*lack, RunError::OutOfMemory { device, needed_bytes: 1025, free_bytes: 1024 });
+    assert_eq!((second.region().len_bytes(), driver.allocated()), (0, 1));
+    assert!(backend.allocate(usize::MAX).lack().is_some());
+    drop(first);
+    assert_eq!(backend.held_bytes(), 0);
+    let all = backend.allocate(2048);
+    assert_eq!(all.lack(), None);
+
+    // Constants are memory too.
+    let mut builder = Builder::new();
+    let x = builder.source(Source::Input(0), [3].into(), DType::F32).unwrap();
+    let two = builder.apply(Op::Full { shape: [3].into(), dtype: DType::F32, value: 2.0 }, &[]).unwrap();
+    let y = builder.apply(Op::Binary(Binary::Mul), &[x, two]).unwrap();
+    builder.sink(Sink::Output(0), y);
+    let (graph, none) = (builder.finish(), PackedLayout::default());
+    let refused = backend.compile(&graph, &options(&none)).unwrap_err();
+    assert!(
+        matches!(&refused, BuildError::Device { reason, .. } if reason.contains("0 bytes left")),
+        "{refused}"
+    );
+    let shared = backend.share(Arc::new(HostMemory::new(8))).unwrap_err();
+    assert!(matches!(shared, RunError::OutOfMemory { needed_bytes: 8, free_bytes: 0, .. }), "{shared}");
+    drop(all);
+    let executable = backend.compile(&graph, &options(&none)).unwrap();
+    assert_eq!(backend.held_bytes(), 256);
+    drop(executable);
+    assert_eq!(backend.held_bytes(), 0);
+}
+
+#[test]
+fn what_the_driver_has_not_is_said_and_not_counted() {
+    let driver = Arc::new(HostDriver::with_memory(2048));
+    let backend = backend_on(&driver, OPTIONS);
+    let first = backend.allocate(1500);
+    let second = backend.allocate(600);
+    let lack = second.lack().unwrap();
+    assert!(matches!(lack, RunError::OutOfMemory { needed_bytes: 600, free_bytes: 548, .. }), "{lack}");
+    driver.fail_next("allocate");
+    let broken = backend.allocate(8);
+    assert!(matches!(broken.lack(), Some(RunError::Device { .. })), "{:?}", broken.lack());
+    drop(first);
+    assert_eq!(backend.held_bytes(), 0);
+    assert_eq!(backend.allocate(2000).lack(), None);
+}
+
+#[test]
+fn memory_that_is_dropped_stays_until_nothing_uses_it() {
+    let (backend, recorder) = recorded_backend();
+    let [mut first, mut second] = [false, true].map(|goes_first| backend.open_queue(goes_first));
+    let (a, b) = (backend.allocate(64), backend.allocate(64));
+    first.write(&[1; 64], a.region()).unwrap();
+    second.after(&mut *first).unwrap();
+    second.copy(a.region(), b.region()).unwrap();
+    drop((a, b));
+    assert_eq!(recorder.judge(), Vec::<String>::new());
+
+    // The one who drops it is held up for as long as a stream is.
+    let (backend, driver) = held_backend();
+    let mut queue = backend.open_queue(false);
+    let (memory, stream) = (backend.allocate(64), stream_of(&backend, &mut *queue));
+    driver.hold(stream);
+    queue.write(&[1; 64], memory.region()).unwrap();
+    let dropping = std::thread::spawn(move || drop(memory));
+    assert_eq!(driver.allocated(), 1);
+    driver.let_go(stream);
+    dropping.join().unwrap();
+    assert_eq!(driver.allocated(), 0);
+}
+
+#[test]
+fn shared_memory_is_brought_and_sent() {
+    let (backend, driver) = held_backend();
+    let locked = driver.locked();
+    for is_locked in [true, false] {
+        if !is_locked {
+            driver.fail_next("register");
+        }
+        let theirs = Arc::new(HostMemory::new(256));
+        assert!(theirs.region().write(&[3; 256]));
+        let shared = backend.share(Arc::clone(&theirs) as _).unwrap();
+        assert_eq!(driver.locked() - locked, usize::from(is_locked));
+        let ours = shared.device();
+        assert_eq!((ours.len_bytes(), ours.is_host(), shared.host().is_host()), (256, false, true));
+        let mut queue = backend.open_queue(false);
+        let mut bytes = [9; 256];
+        queue.read(ours, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 256], "nothing was brought yet");
+        shared.bring(&mut *queue, 64, 128).unwrap();
+        queue.read(ours, &mut bytes).unwrap();
+        assert_eq!((bytes[63], bytes[64], bytes[191], bytes[192]), (0, 3, 3, 0));
+        queue.write(&[4; 64], ours.part(128, 64).unwrap()).unwrap();
+        shared.send(&mut *queue, 128, 64).unwrap();
+        queue.finish(None).unwrap();
+        assert!(theirs.region().read(&mut bytes));
+        assert_eq!((bytes[127], bytes[128], bytes[191], bytes[192]), (3, 4, 4, 3));
+        // What does not lie within is nobody's.
+        shared.bring(&mut *queue, 200, 64).unwrap();
+        shared.send(&mut *queue, 0, 257).unwrap();
+        assert!(queue.is_done());
+        drop((shared, queue));
+        assert_eq!((driver.locked(), driver.allocated(), backend.held_bytes()), (locked, 0, 0));
+    }
+    assert_eq!(backend.share(Arc::new(HostMemory::new(0))).unwrap().device().len_bytes(), 0);
+}
+
+#[test]
+fn locked_memory_is_read_when_the_stream_comes_to_it_and_other_memory_before() {
+    let (backend, driver) = held_backend();
+    let theirs = Arc::new(HostMemory::new(64));
+    let shared = backend.share(Arc::clone(&theirs) as _).unwrap();
+    let (plain, copy) = (HostMemory::new(64), backend.allocate(64));
+    let mut queue = backend.open_queue(false);
+    let stream = stream_of(&backend, &mut *queue);
+    driver.hold(stream);
+    let mut bytes = vec![1; 32];
+    shared.bring(&mut *queue, 0, 64).unwrap();
+    queue.copy(plain.region().part(0, 32).unwrap(), copy.region()).unwrap();
+    queue.write(&bytes, copy.region().part(32, 32).unwrap()).unwrap();
+    // A trainer must not do this; the daemon's own memory may be used again at once.
+    assert!(theirs.region().write(&[5; 64]) && plain.region().write(&[5; 64]));
+    bytes.fill(5);
+    driver.let_go(stream);
+    let mut read = [0; 64];
+    queue.read(shared.device(), &mut read).unwrap();
+    assert_eq!(read, [5; 64]);
+    queue.read(copy.region(), &mut read).unwrap();
+    assert_eq!(read, [[0; 32], [1; 32]].concat()[..]);
+    drop(shared);
+}

@@ -1,0 +1,268 @@
+//! From settings to the device that kernels run on.
+
+use std::{
+    fs,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::DaemonError;
+use crate::{
+    actor::DeviceReporter,
+    backend::{
+        Backend,
+        cpu::CpuBackend,
+        cuda::{CudaBackend, LibraryState, OpenError, OpenOptions, Opened, Unavailable, open_device, places},
+    },
+    config::{Config, Device, DeviceKind},
+    wire::{DeviceReport, GpuReport, LibraryReport},
+};
+
+/// Where a control daemon of NVIDIA's MPS has its pipe if nobody says otherwise.
+const MPS_FOLDER: &str = "/tmp/nvidia-mps";
+
+/// What kernels run on.
+#[derive(Debug)]
+pub(super) struct ChosenDevice {
+    pub(super) backend: Arc<dyn Backend>,
+    /// As operators are told.
+    pub(super) report: DeviceReport,
+    /// What counts the memory of a GPU.
+    counted: Option<Arc<CudaBackend>>,
+}
+
+impl ChosenDevice {
+    /// The report with what is in use when somebody asks.
+    pub(super) fn reporter(&self) -> DeviceReporter {
+        let (report, counted) = (self.report.clone(), self.counted.clone());
+        Arc::new(move || {
+            let mut report = report.clone();
+            if let (Some(gpu), Some(counted)) = (&mut report.gpu, &counted) {
+                gpu.used_bytes = Some(counted.held_bytes() as u64);
+            }
+            report
+        })
+    }
+}
+
+/// Takes the device that the settings ask for. For the processor nothing of CUDA is looked for.
+///
+/// A GPU is opened on a thread of its own, as long as that takes; whoever stops waiting does not stop it.
+///
+/// # Errors
+/// [`DaemonError::Device`] when the settings ask for a GPU alone and there is none.
+pub(super) async fn choose_device(
+    config: &Config,
+    variable: fn(&str) -> Option<PathBuf>,
+) -> Result<ChosenDevice, DaemonError> {
+    if config.device.kind == DeviceKind::Cpu {
+        return Ok(processor(&config.device));
+    }
+    let (settings, image_folder) = (config.device.clone(), config.image_folder());
+    let opening = tokio::task::spawn_blocking(move || {
+        open_device(&OpenOptions {
+            ordinal: settings.ordinal,
+            memory_bytes: settings.memory.0,
+            graphs: settings.graphs,
+            places: places(&settings.libraries, variable, Path::new("/")),
+            image_folder,
+        })
+    });
+    // A driver that lacks a function which its version has promised is a panic of the binding.
+    let opened = opening.await.unwrap_or_else(|panic| {
+        let error = OpenError::Panicked { reason: panic.to_string() };
+        Err(Unavailable { error, libraries: Vec::new() })
+    });
+    let mps_folder = variable("CUDA_MPS_PIPE_DIRECTORY").unwrap_or_else(|| MPS_FOLDER.into());
+    Ok(match settle(&config.device, opened)? {
+        Settled::Gpu(opened) => gpu(&config.device, opened, mps_runs(&mps_folder)),
+        Settled::Processor(chosen) => chosen,
+    })
+}
+
+/// What an attempt to open a GPU comes to.
+enum Settled {
+    Gpu(Opened),
+    Processor(ChosenDevice),
+}
+
+fn settle(settings: &Device, opened: Result<Opened, Unavailable>) -> Result<Settled, DaemonError> {
+    match opened {
+        Ok(opened) => Ok(Settled::Gpu(opened)),
+        Err(unavailable) if settings.kind == DeviceKind::Cuda => Err(unavailable.into()),
+        Err(Unavailable { error, libraries }) => {
+            tracing::info!(reason = %error, "no GPU, kernels run on the CPU");
+            let mut chosen = processor(settings);
+            chosen.report.no_gpu = Some(error.to_string());
+            chosen.report.libraries = libraries.iter().map(library_report).collect();
+            Ok(Settled::Processor(chosen))
+        }
+    }
+}
+
+fn processor(settings: &Device) -> ChosenDevice {
+    let backend = Arc::new(CpuBackend::new(settings.thread_count()));
+    let report = report(settings, backend.name());
+    ChosenDevice { backend, report, counted: None }
+}
+
+fn gpu(settings: &Device, opened: Opened, mps: bool) -> ChosenDevice {
+    let Opened { backend, properties, budget_bytes, libraries } = opened;
+    tracing::info!(
+        device = properties.name,
+        model = properties.model,
+        capability = pair(properties.capability),
+        cuda = pair(properties.cuda),
+        budget_bytes,
+        mps,
+        "kernels run on the GPU"
+    );
+    for LibraryState { name, remark, .. } in libraries.iter().filter(|library| library.path.is_none()) {
+        tracing::info!(library = name, costs = remark, "library missing");
+    }
+    let gpu = GpuReport {
+        model: properties.model,
+        capability: pair(properties.capability),
+        cuda: pair(properties.cuda),
+        multiprocessors: properties.multiprocessors,
+        memory_bytes: properties.memory_bytes,
+        budget_bytes,
+        used_bytes: None,
+        mps,
+    };
+    let libraries = libraries.iter().map(library_report).collect();
+    let report = DeviceReport { gpu: Some(gpu), libraries, ..report(settings, backend.name()) };
+    ChosenDevice { backend: backend.clone(), report, counted: Some(backend) }
+}
+
+fn report(settings: &Device, name: &str) -> DeviceReport {
+    DeviceReport {
+        name: name.to_owned(),
+        kind: settings.kind.as_str().to_owned(),
+        threads: settings.thread_count() as u64,
+        ..DeviceReport::default()
+    }
+}
+
+fn library_report(library: &LibraryState) -> LibraryReport {
+    LibraryReport {
+        name: library.name.to_owned(),
+        path: library.path.as_ref().map(|path| path.display().to_string()),
+        version: library.version.clone(),
+        remark: library.remark.to_owned(),
+    }
+}
+
+/// Two numbers as a version.
+fn pair((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
+
+/// Whether a control daemon of MPS has its pipe in the folder. Its processes are asked nothing: whoever connects is a
+/// client of theirs.
+fn mps_runs(folder: &Path) -> bool {
+    let is_pipe = |kind: fs::FileType| kind.is_fifo() || kind.is_socket();
+    fs::metadata(folder.join("control")).is_ok_and(|found| is_pipe(found.file_type()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::fault::Fault as _;
+
+    fn settings(kind: DeviceKind) -> Device {
+        Device { kind, threads: 3, ..Device::default() }
+    }
+
+    fn refusal() -> Result<Opened, Unavailable> {
+        let error = OpenError::NoCompiler { looked_in: vec!["/opt/venv".into()] };
+        let libcuda = LibraryState {
+            name: "libcuda",
+            path: Some("/usr/lib64/libcuda.so.570.86".into()),
+            version: Some("570.86".into()),
+            remark: "the driver",
+        };
+        let nvrtc =
+            LibraryState { name: "NVRTC", path: None, version: None, remark: "kernels cannot be compiled" };
+        Err(Unavailable { error, libraries: vec![libcuda, nvrtc] })
+    }
+
+    #[test]
+    fn without_a_gpu_auto_is_the_processor_and_says_why() {
+        let Settled::Processor(chosen) = settle(&settings(DeviceKind::Auto), refusal()).unwrap() else {
+            panic!("no GPU was opened");
+        };
+        assert_eq!(chosen.backend.name(), "cpu");
+        let DeviceReport { name, kind, threads, no_gpu, gpu, libraries } = chosen.report;
+        assert_eq!((name.as_str(), kind.as_str(), threads, gpu), ("cpu", "auto", 3, None));
+        assert!(no_gpu.unwrap().starts_with("NVRTC, which compiles the kernels, was not found in /opt/venv"));
+        let shown: Vec<_> = libraries.iter().map(|l| (l.name.as_str(), l.path.as_deref())).collect();
+        assert_eq!(shown, [("libcuda", Some("/usr/lib64/libcuda.so.570.86")), ("NVRTC", None)]);
+        assert_eq!(libraries[0].version.as_deref(), Some("570.86"));
+        assert_eq!(libraries[1].remark, "kernels cannot be compiled");
+    }
+
+    #[test]
+    fn without_a_gpu_cuda_is_refused_by_its_key_and_with_the_reason() {
+        let Err(error) = settle(&settings(DeviceKind::Cuda), refusal()) else {
+            panic!("there is no GPU to run on");
+        };
+        let text = error.to_string();
+        let begin =
+            "device.kind is cuda, and no GPU can be used: NVRTC, which compiles the kernels, was not found";
+        assert!(text.starts_with(begin), "{text}");
+        assert_eq!(error.code(), "device.unavailable");
+    }
+
+    #[tokio::test]
+    async fn for_the_processor_nothing_is_looked_for() {
+        let config = Config { device: settings(DeviceKind::Cpu), ..Config::default() };
+        let chosen = choose_device(&config, |name| panic!("{name} was asked for")).await.unwrap();
+        assert_eq!(chosen.backend.name(), "cpu");
+        let expected = DeviceReport {
+            name: "cpu".to_owned(),
+            kind: "cpu".to_owned(),
+            threads: 3,
+            ..DeviceReport::default()
+        };
+        assert_eq!(chosen.report, expected);
+    }
+
+    #[tokio::test]
+    async fn a_number_that_no_gpu_has_is_no_gpu() {
+        let choose = async |kind| {
+            let device = Device { ordinal: 4096, ..settings(kind) };
+            choose_device(&Config { device, ..Config::default() }, |_| None).await
+        };
+        let chosen = choose(DeviceKind::Auto).await.unwrap();
+        assert_eq!((chosen.backend.name(), chosen.report.gpu), ("cpu", None));
+        assert!(chosen.report.no_gpu.unwrap().starts_with("no CUDA driver: "));
+        assert_eq!(chosen.report.libraries.len(), 4);
+        let error = choose(DeviceKind::Cuda).await.unwrap_err();
+        assert!(error.to_string().starts_with("device.kind is cuda, and no GPU can be used: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_opening_is_a_reason_like_others() {
+        let config = Config { device: settings(DeviceKind::Auto), ..Config::default() };
+        let variable = |name: &str| if name == "HOME" { panic!("no home") } else { None };
+        let chosen = choose_device(&config, variable).await.unwrap();
+        let why = chosen.report.no_gpu.unwrap();
+        assert!(why.starts_with("opening the GPU panicked: ") && why.contains("no home"), "{why}");
+    }
+
+    #[test]
+    fn mps_runs_where_its_pipe_is() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!mps_runs(folder.path()) && !mps_runs(&folder.path().join("nowhere")));
+        let pipe = folder.path().join("control");
+        fs::write(&pipe, "").unwrap();
+        assert!(!mps_runs(folder.path()), "a plain file is no pipe");
+        fs::remove_file(&pipe).unwrap();
+        let _listener = UnixListener::bind(&pipe).unwrap();
+        assert!(mps_runs(folder.path()));
+    }
+}
