@@ -3,7 +3,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 VENV := .venv
 
-.PHONY: quickstart test bench fuzz lint venv deps clean
+.PHONY: quickstart test bench gpu-check fuzz lint venv deps clean
 
 ## Build, start a daemon on a temporary directory, and train a network on real digits through it.
 quickstart: deps
@@ -18,6 +18,10 @@ test:
 bench: venv
 	cargo build --release --locked --bins
 	$(VENV)/bin/python benches/bench.py $(if $(CASE),--case "$(CASE)")
+
+## Every check on this machine's GPU; writes docs/gpu-report.md.
+gpu-check: venv
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/gpu-check
 
 ## Fuzzes every reader of artifacts for FUZZ_SECONDS each, 60 by default.
 fuzz:

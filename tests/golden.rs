@@ -4,11 +4,15 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use kasmina::{
     artifact::{self, Mode, Module, ReadLimits},
-    backend::{Backend, CompileOptions, RunContext, cpu::CpuBackend, run_on_host},
+    backend::{Backend, CompileOptions, RunContext, cpu::CpuBackend, cuda, run_on_host},
     graph::{Graph, Limits, Sink, Source, Wants, differentiate, simplify},
     tensor::{DType, HostTensor, PackedLayout, Shape},
 };
@@ -26,7 +30,9 @@ fn tolerance(case: &serde_json::Value) -> f64 {
 type Tensors = BTreeMap<String, HostTensor>;
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden")
+    // Asked when it runs: on a GPU machine the tree lies elsewhere than where it was built.
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(root).join("tests/data/golden")
 }
 
 /// The cases of one folder; their files are named as from the golden folder itself.
@@ -68,17 +74,26 @@ fn read(file: &str) -> Module {
     artifact::read(bytes, &ReadLimits::default()).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
+/// The CPU, or this machine's GPU where `KASMINA_TEST_DEVICE` says `gpu`.
+fn device() -> &'static dyn Backend {
+    static DEVICE: OnceLock<Arc<dyn Backend>> = OnceLock::new();
+    &**DEVICE.get_or_init(|| match std::env::var("KASMINA_TEST_DEVICE").as_deref() {
+        Ok("gpu") => cuda::open_device(&cuda::OpenOptions::of_environment()).unwrap().backend,
+        _ => Arc::new(CpuBackend::new(1)),
+    })
+}
+
 fn run(
     graph: &Graph,
     layouts: [&PackedLayout; 2],
     feed: impl Fn(Source) -> HostTensor,
 ) -> Vec<(Sink, HostTensor)> {
-    let backend = CpuBackend::new(1);
+    let backend = device();
     let [parameters, buffers] = layouts;
     let options = CompileOptions { parameters, buffers, limit_bytes: 1 << 30, deadline: None };
     let executable = backend.compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: 1 };
-    run_on_host(&backend, &*executable, graph, layouts, feed, &context).unwrap()
+    run_on_host(backend, &*executable, graph, layouts, feed, &context).unwrap()
 }
 
 /// All that a pass and its backward give, by the golden file's names.

@@ -2,18 +2,34 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::{Backend, cpu::CpuBackend, cuda::testing::host_backend};
+use super::{
+    Backend,
+    cpu::CpuBackend,
+    cuda::{
+        CudaBackend,
+        testing::{gpu_backend, host_backend},
+    },
+};
 
-/// The device: `cpu`, which is the default, or `cuda`, whose kernels then run as programs of the host. That one is the same
-/// for all tests of the process, because it takes time to open.
+/// The CUDA device of all tests of the process, because it takes time to open: one that is the host, or this machine's GPU
+/// where `KASMINA_TEST_DEVICE` says `gpu`.
+pub(crate) fn cuda() -> &'static Arc<CudaBackend> {
+    static CUDA: OnceLock<Arc<CudaBackend>> = OnceLock::new();
+    CUDA.get_or_init(|| if named() == "gpu" { gpu_backend() } else { host_backend() })
+}
+
+fn named() -> String {
+    std::env::var("KASMINA_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
+}
+
+/// The device: `cpu`, which is the default; `cuda`, whose kernels then run as programs of the host; or `gpu`.
 ///
 /// # Panics
 /// When the variable names another.
 pub(crate) fn device(threads: usize) -> Arc<dyn Backend> {
-    static CUDA: OnceLock<Arc<dyn Backend>> = OnceLock::new();
-    match std::env::var("KASMINA_TEST_DEVICE").as_deref() {
-        Err(_) | Ok("cpu") => Arc::new(CpuBackend::new(threads)),
-        Ok("cuda") => Arc::clone(CUDA.get_or_init(|| host_backend() as _)),
-        Ok(other) => panic!("KASMINA_TEST_DEVICE is {other}, and there are cpu and cuda"),
+    match &*named() {
+        "cpu" => Arc::new(CpuBackend::new(threads)),
+        "cuda" | "gpu" => cuda().clone(),
+        other => panic!("KASMINA_TEST_DEVICE is {other}, and there are cpu, cuda and gpu"),
     }
 }

@@ -32,6 +32,14 @@ def settled(condition, patience=20.0):
         time.sleep(0.01)
 
 
+def device_settings(settings):
+    """Which device a daemon runs on that its test says nothing of: the one of the environment, as scripts/gpu-check has it."""
+    kind = os.environ.get("KASMINA_DEVICE")
+    if kind is None or "[device]" in settings:
+        return ""
+    return f'[device]\nkind = "{kind}"\nimage_folder = "{os.environ["KASMINA_IMAGES"]}"\n'
+
+
 class Daemon:
     """A running kasminad."""
 
@@ -44,7 +52,7 @@ class Daemon:
         self.config.write_text(
             f'[daemon]\nsocket = "{self.socket}"\ncontrol_socket = "{self.control}"\n'
             f'state_dir = "{self.folder / "state"}"\n[origin]\n{origin or directory}'
-            f'[log]\nlevel = "debug"\n{settings}'
+            f'[log]\nlevel = "debug"\n{device_settings(settings)}{settings}'
         )
         self.log = open(self.folder / "log", "ab")
         self.environment = {**os.environ, **(environment or {})}

@@ -93,6 +93,14 @@ impl CudaBackend {
         self.device.budget().limit_bytes()
     }
 
+    /// Bytes of the device's memory that nobody has, in this process or another.
+    ///
+    /// # Errors
+    /// [`DriverError::Failed`] when work on the device has failed before.
+    pub fn free_bytes(&self) -> Result<usize, DriverError> {
+        self.device.driver().free_bytes()
+    }
+
     fn build(&self, graph: &Graph, options: &CompileOptions<'_>) -> Result<CudaExecutable, BuildError> {
         lower::check(graph, self.name())?;
         let plan = plan(graph, &lower::Cuda, options)?;

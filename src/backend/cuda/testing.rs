@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use super::{
-    CudaBackend, CudaOptions, Driver, Stream,
+    CudaBackend, CudaOptions, Driver, OpenOptions, Stream,
     driver::{
         host::{HostDriver, images},
         record::Recorder,
     },
+    open_device,
     queue::CudaQueue,
 };
 use crate::backend::Queue;
@@ -35,6 +36,14 @@ pub(crate) fn host_backend() -> Arc<CudaBackend> {
 pub(crate) fn held_backend() -> (Arc<CudaBackend>, Arc<HostDriver>) {
     let driver = Arc::new(HostDriver::new());
     (backend_on(&driver, OPTIONS), driver)
+}
+
+/// A backend on this machine's GPU.
+///
+/// # Panics
+/// When there is none.
+pub(crate) fn gpu_backend() -> Arc<CudaBackend> {
+    open_device(&OpenOptions::of_environment()).unwrap_or_else(|error| panic!("{error}")).backend
 }
 
 /// A backend whose device is the host, and who writes all its calls down.

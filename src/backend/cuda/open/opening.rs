@@ -1,7 +1,7 @@
 //! A GPU from its driver to a backend.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -12,7 +12,7 @@ use super::{
         CudaBackend, CudaOptions, Driver, DriverError, Found, ImageCache, Nvrtc, Properties, Roots, compile,
         driver,
     },
-    LibraryState, OpenError, Unavailable,
+    LibraryState, OpenError, Unavailable, places,
     survey::{LIBCUDA, NVRTC, compilers, folders_of, loaded, mapped, survey, version_in_name},
 };
 
@@ -29,6 +29,22 @@ pub struct OpenOptions {
     pub places: Vec<Roots>,
     /// Where compiled kernels are kept.
     pub image_folder: PathBuf,
+}
+
+impl OpenOptions {
+    /// The first GPU, as a daemon opens it whose settings say no more than that there is one, for programs that run
+    /// beside no daemon: tests and measurements. `KASMINA_IMAGES` names the folder of compiled kernels.
+    pub fn of_environment() -> Self {
+        let variable = |name: &str| env::var_os(name).map(PathBuf::from);
+        Self {
+            ordinal: 0,
+            memory_bytes: 0,
+            graphs: true,
+            places: places(&[], variable, Path::new("/")),
+            image_folder: variable("KASMINA_IMAGES")
+                .unwrap_or_else(|| env::temp_dir().join("kasmina-images")),
+        }
+    }
 }
 
 /// An open GPU.
@@ -143,7 +159,7 @@ fn budget(asked_bytes: u64, free_bytes: u64, device: &Properties) -> Result<u64,
 
 #[cfg(test)]
 mod tests {
-    use super::{super::places, *};
+    use super::*;
     use crate::fault::{ErrorClass, Fault as _};
 
     fn properties() -> Properties {

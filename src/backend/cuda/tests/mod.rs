@@ -7,21 +7,15 @@ mod order;
 mod queues;
 mod replays;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::{
-    CudaBackend,
-    testing::{held_backend, host_backend},
-};
+use super::{CudaBackend, testing::held_backend};
 use crate::{
     backend::{
         Backend as _, Bindings, BuildError, CompileOptions, HostMemory, HostQueue, Memory as _, RunContext,
-        RunError, conformance::conforms, random_graphs::agrees, run_on_host,
+        RunError, conformance::conforms, random_graphs::agrees, run_on_host, test_device,
     },
     graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary, reference::evaluate},
     tensor::{DType, HostTensor, PackedLayout},
@@ -29,8 +23,7 @@ use crate::{
 
 /// One backend for all tests that need none of their own.
 fn backend() -> &'static CudaBackend {
-    static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
-    BACKEND.get_or_init(host_backend)
+    test_device::cuda()
 }
 
 const FREE: RunContext = RunContext { seed: 42, deadline: None, threads: 1 };
