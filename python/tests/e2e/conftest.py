@@ -40,6 +40,12 @@ def device_settings(settings):
     return f'[device]\nkind = "{kind}"\nimage_folder = "{os.environ["KASMINA_IMAGES"]}"\n'
 
 
+def device_environment():
+    """Where the daemon finds a driver that only it is to find: PyTorch in this process would ask that one, too."""
+    folder = os.environ.get("KASMINA_DRIVER")
+    return {"LD_LIBRARY_PATH": folder} if folder else {}
+
+
 class Daemon:
     """A running kasminad."""
 
@@ -55,7 +61,7 @@ class Daemon:
             f'[log]\nlevel = "debug"\n{device_settings(settings)}{settings}'
         )
         self.log = open(self.folder / "log", "ab")
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = {**os.environ, **device_environment(), **(environment or {})}
         self.process = self.start()
 
     def command(self, *arguments):
