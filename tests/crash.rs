@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "all of it is a test, its helpers too")]
 
 use std::{
+    cell::{RefCell, RefMut},
     env, fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -87,7 +88,8 @@ fn train(socket: &Path) {
 
 struct Daemon {
     child: Child,
-    folder: PathBuf,
+    /// One for the whole test: the daemon closes its end of a connection when it comes to it, and descriptors are counted.
+    operator: Option<RefCell<Operator>>,
 }
 
 impl Daemon {
@@ -102,13 +104,21 @@ impl Daemon {
         fs::write(&config, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_kasminad"));
         let child = command.arg("--config").arg(&config).stderr(Stdio::null()).spawn().unwrap();
-        let daemon = Self { child, folder: folder.to_owned() };
-        until("the daemon answers", || Operator::connect(&control).is_ok());
+        // Made first: it ends the process whatever comes.
+        let mut daemon = Self { child, operator: None };
+        let mut found = None;
+        until("the daemon answers", || {
+            found = Operator::connect(&control).ok();
+            found.is_some()
+        });
+        let mut operator = found.unwrap();
+        operator.status().unwrap();
+        daemon.operator = Some(RefCell::new(operator));
         daemon
     }
 
-    fn operator(&self) -> Operator {
-        Operator::connect(self.folder.join("control.sock")).unwrap()
+    fn operator(&self) -> RefMut<'_, Operator> {
+        self.operator.as_ref().unwrap().borrow_mut()
     }
 
     /// Its memory files, mappings of such and sockets.

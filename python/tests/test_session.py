@@ -121,24 +121,32 @@ def test_spinning_finds_the_same(tmp_path):
     peer.close()
 
 
-def test_a_daemon_that_dies_in_a_pass_is_a_lost_connection(peer, client):
-    layer = client.open_layer("fc")
+@pytest.fixture
+def once(peer):
+    """A client that does not come back: the peer would take it in again at once."""
+    with kasmina.connect(peer.path, reconnect=False) as client:
+        yield client
+    gc.collect()
+
+
+def test_a_daemon_that_dies_in_a_pass_is_a_lost_connection(peer, once):
+    layer = once.open_layer("fc")
     peer.kernels["die"] = True
     with pytest.raises(kasmina.ConnectionLost) as caught:
         layer.forward(np.ones((1, 3), np.float32))
     assert caught.value.in_flight and caught.value.code == "session.lost"
-    assert not client.connected
+    assert not once.connected
     with pytest.raises(kasmina.ConnectionLost) as caught:
         layer.forward(np.ones((1, 3), np.float32))
     assert not caught.value.in_flight
 
 
-def test_a_submission_that_the_daemon_has_not_seen_was_not_in_flight(peer, client):
-    layer = client.open_layer("fc")
+def test_a_submission_that_the_daemon_has_not_seen_was_not_in_flight(peer, once):
+    layer = once.open_layer("fc")
     peer.kernels["deaf"] = True
     with pytest.raises(kasmina.ConnectionLost) as caught:
         layer.forward(np.ones((1, 3), np.float32))
-    assert not caught.value.in_flight and not client.connected
+    assert not caught.value.in_flight and not once.connected
 
 
 def test_a_daemon_that_had_gone_before_is_found_out_by_ringing(peer):

@@ -276,21 +276,24 @@ impl Fleet {
         }
         reading.tries = if reading.owed.is_empty() { 0 } else { reading.tries.saturating_add(1) };
         reading.settle();
-        if let Some(last) = reading.cursor.filter(|last| *last != Cursor::default()) {
-            // The entry read last shows that nothing between it and the next has been trimmed or lost.
-            let still = self.entries(&last.show(), 1).await?;
-            if still.first().is_none_or(|entry| entry.cursor != last) {
-                // Where that fails, the gap is found again.
-                hear(Heard::Gap).await.map_err(|error| error.to_string())?;
-                self.gaps.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(last = last.show(), "the log of announcements has lost its past");
-                reading.cursor = None;
-            }
-        }
         loop {
             // A node without a past reads all there is: forgetting once too often costs one fetch.
-            let from = reading.cursor.map_or_else(|| "-".to_owned(), |last| format!("({}", last.show()));
-            let entries = self.entries(&from, PORTION).await?;
+            let last = reading.cursor.filter(|last| *last != Cursor::default());
+            let from = last.map_or_else(|| "-".to_owned(), Cursor::show);
+            let mut entries = self.entries(&from, PORTION + 1).await?;
+            if let Some(last) = last {
+                // With it the entry read last, of the same moment: it shows that nothing between it and the next has been
+                // trimmed, or lost with a server that came back empty.
+                if entries.first().is_none_or(|entry| entry.cursor != last) {
+                    // Where that fails, the gap is found again.
+                    hear(Heard::Gap).await.map_err(|error| error.to_string())?;
+                    self.gaps.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(last = last.show(), "the log of announcements has lost its past");
+                    reading.cursor = None;
+                    continue;
+                }
+                entries.remove(0);
+            }
             if entries.is_empty() {
                 break;
             }

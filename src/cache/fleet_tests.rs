@@ -245,6 +245,8 @@ async fn nodes_of_a_cluster_hear_each_other() {
     let fleet = |name: &str, server: &RedisServer| {
         let options = RedisOptions {
             cluster: true,
+            connect_timeout: Duration::from_secs(20),
+            timeout: Duration::from_secs(20),
             ..RedisOptions::new(format!("redis://127.0.0.1:{}", server.port()))
         };
         Arc::new(Fleet::new(options, name.to_owned(), None))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Blob, Origin, OriginError, UrzaOptions, UrzaOrigin,
     contract::id,
-    servers::{End, Reply, Scripted, options, origin},
+    servers::{End, Reply, Scripted, hasty, options, origin},
 };
 use crate::{
     digest::Digest,
@@ -29,7 +29,7 @@ async fn outcome(
     script: impl Fn(usize, &str) -> Reply + Send + Sync + 'static,
 ) -> (Result<Blob, OriginError>, Scripted) {
     let server = Scripted::start(script).await;
-    let result = read(&origin(options(vec![server.api()])), &server).await;
+    let result = read(&origin(hasty(vec![server.api()])), &server).await;
     (result, server)
 }
 

@@ -194,7 +194,21 @@ async fn answer(mut stream: TcpStream, Reply(bytes, end): Reply) {
     }
 }
 
-/// An origin's options for tests: little patience, and nothing allowed but the endpoints.
+/// More than anything takes that is answered at all, on a machine with much to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// As [`options`], for servers that do not answer: for what is waited for in vain.
+pub(super) fn hasty(endpoints: Vec<String>) -> UrzaOptions {
+    let patient = options(endpoints);
+    UrzaOptions {
+        stall_timeout: Duration::from_millis(300),
+        blob_timeout: Duration::from_secs(3),
+        policy: GuardPolicy { timeout: Duration::from_millis(500), ..patient.policy },
+        ..patient
+    }
+}
+
+/// An origin's options for tests: small, and nothing allowed but the endpoints.
 pub(super) fn options(endpoints: Vec<String>) -> UrzaOptions {
     let backoff =
         Backoff { first: Duration::from_millis(1), max: Duration::from_millis(5), ..Backoff::default() };
@@ -202,10 +216,10 @@ pub(super) fn options(endpoints: Vec<String>) -> UrzaOptions {
         endpoints,
         max_artifact_bytes: 10_000,
         max_entry_bytes: 10_000,
-        stall_timeout: Duration::from_millis(300),
-        blob_timeout: Duration::from_secs(3),
+        stall_timeout: PATIENCE,
+        blob_timeout: PATIENCE,
         policy: GuardPolicy {
-            timeout: Duration::from_millis(500),
+            timeout: PATIENCE,
             retry: RetryPolicy { attempts: 3, backoff },
             breaker: BreakerPolicy::default(),
         },

@@ -16,12 +16,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import kasmina  # noqa: E402
+import kasmina.torch._return  # noqa: E402
 from . import modules  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 BINARY = Path(os.environ.get("KASMINAD", ROOT / "target/debug/kasminad"))
 
 torch.set_num_threads(2)
+# How long a layer waits for all of its seeds after the daemon's return, before it goes on with some. Tests look at all.
+kasmina.torch._return.PATIENCE_S = 60.0
 
 
 def settled(condition, patience=20.0):
@@ -30,6 +33,16 @@ def settled(condition, patience=20.0):
     while not condition():
         assert time.monotonic() < deadline, "did not settle"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def ended(process):
+    """A process that does not outlive its block, however that is left: a failed assertion must not wait for it."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def device_settings(settings):
@@ -96,8 +109,13 @@ class Daemon:
 
     def stopped(self):
         """Whether every thread of it is: one that was sent SIGSTOP still runs for a moment."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
-        return {task.read_text().rsplit(")", 1)[1].split()[0] for task in tasks} == {"T"}
+        states = set()
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            try:
+                states.add((task / "stat").read_text().rsplit(")", 1)[1].split()[0])
+            except (FileNotFoundError, ProcessLookupError):
+                states.add("ended")  # meanwhile: so it is not stopped yet
+        return states == {"T"}
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)

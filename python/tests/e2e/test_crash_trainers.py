@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from .composition import compare, pair
-from .conftest import Daemon, daemons, settled
+from .conftest import Daemon, daemons, ended, settled
 from .crash import BUILD, FAILPOINTS, SOON, Dying, points
 from .dying_trainer import POINTS
 
@@ -115,7 +115,7 @@ def test_a_trainer_that_dies_leaves_nothing_behind_and_disturbs_nobody(settle, k
         compare(layer, plain, torch.randn(shape), torch.randn(shape))
         before = held(daemon)
         bytes_before = daemon.status()["sessions"][0]["held_bytes"]
-        with start(daemon, kernels, point) as trainer:
+        with ended(start(daemon, kernels, point)) as trainer:
             while trainer.poll() is None:
                 compare(layer, plain, torch.randn(shape), torch.randn(shape))
             assert trainer.returncode == -signal.SIGKILL, trainer.stderr.read()
@@ -133,7 +133,7 @@ def test_a_trainer_that_is_killed_while_the_daemon_is_at_a_point_leaves_nothing_
     # At the second time, so that there is something to be freed.
     daemon = settle(Dying, KASMINA_STOP_AT=f"{point}:2")
     before = held(daemon)
-    with start(daemon, kernels) as trainer:
+    with ended(start(daemon, kernels)) as trainer:
         settled(lambda: daemon.stopped() or trainer.poll() is not None)
         assert trainer.poll() is None, trainer.stderr.read()
         trainer.send_signal(signal.SIGKILL)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from .conftest import settled
+from .conftest import ended, settled
 from .modules import IMAGE, TOKENS, twin
 
 PYTHON = Path(__file__).resolve().parents[2]
@@ -44,8 +44,15 @@ def test_a_graft_that_cannot_be_says_why(client, kernel, code):
     layer(torch.randn(TOKENS)).sum().backward()
 
 
-def test_a_seed_that_gives_no_numbers_falls_back_and_is_unloaded(client):
-    layer = make(client)
+@pytest.fixture
+def patient(start):
+    """A client of a daemon that leaves a kernel which failed alone for a while."""
+    with start(settings='[engine]\nrecovery_backoff = "60s"\n').connect() as client:
+        yield client
+
+
+def test_a_seed_that_gives_no_numbers_falls_back_and_is_unloaded(patient):
+    layer = make(patient)
     layer.seeds[0].graft("mlp", alpha=0.25, input_shape=TOKENS[1:])
     layer.seeds[1].graft("attention", alpha=0.5, input_shape=TOKENS[1:])
     with torch.no_grad():
@@ -111,7 +118,7 @@ def test_a_killed_trainer_leaves_nothing_behind(daemon):
     before = daemon.descriptors()
     for _ in range(3):
         script = TRAINER.format(python=str(PYTHON), socket=str(daemon.socket))
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as trainer:
+        with ended(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)) as trainer:
             assert trainer.stdout.readline() == "ready\n"
             session = daemon.status()["sessions"][0]
             assert session["tickets"] >= 5 and session["live_seeds"] == 2

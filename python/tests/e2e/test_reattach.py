@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from .conftest import settled
+from .conftest import ended, settled
 from .modules import IMAGE, TOKENS, twin
 
 pytestmark = pytest.mark.filterwarnings("ignore::kasmina.ConnectionWarning")
@@ -441,8 +441,12 @@ def test_a_daemon_that_leaves_in_order_is_followed_too(daemon):
 def test_a_lane_that_was_interrupted_for_good_is_made_anew(client):
     twins = Twins(client, [{"mlp": 0.5}], TOKENS, linear)
     twins.step()
+    # Kept away until a step has seen it gone: the daemon lives, and it would be back at once.
+    gate, connect = threading.Event(), client.connect
+    client.connect = lambda: (gate.wait(60), connect())[1]
     twins.ours[0].remote.client._lane.close("the session was interrupted in the middle of a pass")
     twins.until("alone")
+    gate.set()
     twins.all_seeded()
     twins.agree()
 
@@ -479,7 +483,7 @@ def test_two_trainers_come_back_and_neither_disturbs_the_other(daemon):
     script = TRAINER.format(python=str(PYTHON), socket=str(daemon.socket))
     with daemon.connect() as client:
         twins = Twins(client, [{"mlp": 0.5}], TOKENS, linear)
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        with ended(subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)) as other:
             assert other.stdout.readline() == "seeded\n"
             twins.step()
             kill(daemon)

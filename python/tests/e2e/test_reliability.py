@@ -61,8 +61,7 @@ def test_a_tier_that_is_killed_is_gone_round_and_returns(serve, start, origin, k
         assert tier(daemon, kind.tier)["errors"] > 0
         server.start() if kind is Redis else server.restart()
         # Every load tries it again as soon as the breaker lets one pass.
-        cold = iter(range(4, 12))
-        settled(lambda: trainer.ask(f"cold-{next(cold)}").result(60) is None and tier(daemon, kind.tier)["entries"])
+        settled(lambda: loaded_anew(trainer, "cold-4") and tier(daemon, kind.tier)["entries"])
         rides_through(trainer, "cold-0")
 
 
@@ -262,7 +261,8 @@ def test_a_locked_database_costs_no_step(start, origin):
         lock.execute("ROLLBACK")
         lock.close()
         rides_through(trainer, "cold-4")
-        holds(daemon, "sqlite", 2)
+        # Its breaker may still have been open when the kernel would have been written.
+        settled(lambda: loaded_anew(trainer, "cold-4") and (tier(daemon, "sqlite")["entries"] or 0) >= 2)
 
 
 def test_a_full_disk_costs_no_step(start, origin, tmp_path):

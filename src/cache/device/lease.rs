@@ -65,6 +65,8 @@ pub(super) struct Resident<V> {
     pub(super) value: V,
     /// Leases, hits and whether it is closed, in one word: a hit is a single addition.
     word: AtomicU64,
+    /// Hits when it was closed: those that come later are given back again.
+    closed_hits: AtomicU64,
     /// When a lease last ended, or when it came in, on the clock's coarse face.
     used_ms: AtomicU64,
     clock: Arc<dyn Clock>,
@@ -75,7 +77,14 @@ pub(super) struct Resident<V> {
 impl<V> Resident<V> {
     pub(super) fn new(value: V, clock: Arc<dyn Clock>, freed: Arc<Freed>) -> Arc<Self> {
         let used_ms = AtomicU64::new(clock.coarse_ms());
-        Arc::new(Self { value, word: AtomicU64::new(0), used_ms, clock, freed })
+        Arc::new(Self {
+            value,
+            word: AtomicU64::new(0),
+            closed_hits: AtomicU64::new(0),
+            used_ms,
+            clock,
+            freed,
+        })
     }
 
     /// Leases that are out.
@@ -127,12 +136,23 @@ impl<V> Resident<V> {
     /// Closes what nobody uses; `false` where somebody does.
     pub(super) fn close_unused(&self) -> bool {
         let close = |word: u64| (word & LEASES == 0).then_some(word | CLOSED);
-        self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, close).is_ok()
+        let before = self.word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, close);
+        before.is_ok_and(|word| {
+            self.closed_hits.store(word / HIT, Ordering::Relaxed);
+            true
+        })
     }
 
     /// Closes it, whoever uses it.
     pub(super) fn close(&self) {
-        self.word.fetch_or(CLOSED, Ordering::SeqCst);
+        let before = self.word.fetch_or(CLOSED, Ordering::SeqCst);
+        self.closed_hits.store(before / HIT, Ordering::Relaxed);
+    }
+
+    /// How often it had been found when it was closed last. A look-up that comes while it is put out counts itself for a
+    /// moment, and is not one.
+    pub(super) fn closed_hits(&self) -> u64 {
+        self.closed_hits.load(Ordering::Relaxed)
     }
 
     /// Takes a [`close_unused`](Self::close_unused) back.

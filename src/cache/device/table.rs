@@ -355,7 +355,7 @@ impl<V: Clone> Table<V> {
         self.index.remove(id);
         self.bytes -= entry.bytes;
         self.freed.tell();
-        let hits = entry.held.hits();
+        let hits = entry.held.closed_hits();
         self.counters.hits += hits;
         if hits > entry.told_hits {
             *self.departed_hits.entry(id.clone()).or_default() += hits - entry.told_hits;

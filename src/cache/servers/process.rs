@@ -65,8 +65,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.signal(Signal::KILL);
-        let _ = self.0.wait();
+        // One that was killed before may have left its number to another.
+        if let Ok(None) = self.0.try_wait() {
+            self.signal(Signal::KILL);
+            let _ = self.0.wait();
+        }
     }
 }
 

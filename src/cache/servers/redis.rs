@@ -9,6 +9,8 @@ use super::process::{Process, free_port};
 
 /// The slots of a cluster.
 const SLOTS: u32 = 16_384;
+/// The first of the ports that the system hands out itself.
+const EPHEMERAL: u16 = 32_768;
 
 /// A server that keeps nothing on disk.
 pub(in crate::cache) struct RedisServer {
@@ -35,9 +37,10 @@ impl RedisServer {
     /// A cluster of so many primaries, each with its share of the slots.
     pub(in crate::cache) fn cluster(nodes: u16) -> Vec<Self> {
         let arguments = ["--cluster-enabled", "yes"].map(str::to_owned);
-        // Beside its port, each needs the one 10,000 above, where they talk with each other.
-        let ports = std::iter::repeat_with(free_port).filter(|port| {
-            port.checked_add(10_000).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok())
+        // Beside its port, each needs the one 10,000 above, where they talk with each other: one that no connection is given
+        // in between.
+        let ports = std::iter::repeat_with(free_port).filter(|&port| {
+            port + 10_000 < EPHEMERAL && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok()
         });
         let servers: Vec<Self> =
             ports.take(nodes.into()).map(|port| Self::start_at(port, arguments.to_vec())).collect();

@@ -1,6 +1,9 @@
 //! A seed with a lane, a trainer that runs passes, and a cache whose contents the test decides.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor as _, Addr};
 use tokio::task::yield_now;
@@ -36,6 +39,8 @@ use crate::{
 const LAYER: LayerId = LayerId(1);
 const SEED: SeedIndex = SeedIndex(0);
 pub(super) const WIDTH: usize = 4;
+/// More than anything takes, on a machine with much to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// k(x) = w·x, with one weight for each feature.
 #[derive(Debug)]
@@ -209,24 +214,20 @@ impl Bench {
 
     /// Waits until the seed is in a state; time stands still meanwhile.
     pub(super) async fn settled(&self, state: SeedState) {
-        for _ in 0..1_000_000 {
-            if self.state().await == state {
-                return;
-            }
+        let until = Instant::now() + PATIENCE;
+        while self.state().await != state {
+            assert!(Instant::now() < until, "it stays {}", self.state().await);
             yield_now().await;
         }
-        panic!("it stays {}", self.state().await);
     }
 
     /// Waits until so many commands wait for the lane, which is held up.
     pub(super) async fn queued(&self, count: usize) {
-        for _ in 0..1_000_000 {
-            if self.link.queued() == count {
-                return;
-            }
+        let until = Instant::now() + PATIENCE;
+        while self.link.queued() != count {
+            assert!(Instant::now() < until, "{} commands wait", self.link.queued());
             self.described().await;
         }
-        panic!("{} commands wait", self.link.queued());
     }
 
     /// A forward pass of ones.
