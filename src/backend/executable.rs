@@ -41,6 +41,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn is_asynchronous(&self) -> bool {
         false
     }
+
+    /// Why nothing runs here any more before the process has begun anew; `None` as long as the device works.
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a graph alone does not tell.

@@ -75,6 +75,12 @@ pub enum DaemonError {
         /// The user.
         uid: u32,
     },
+    /// The GPU has failed for good.
+    #[error("{reason}; only a new process can use the GPU again")]
+    DeviceLost {
+        /// Which device, and what failed.
+        reason: String,
+    },
     /// The supervisor has failed.
     #[error("the supervisor failed, and nothing is above it: start the daemon again")]
     Supervisor,
@@ -89,7 +95,8 @@ impl Fault for DaemonError {
             Self::Listen { .. }
             | Self::MetricsListen { .. }
             | Self::Metrics { .. }
-            | Self::Signals { .. } => ErrorClass::Unavailable,
+            | Self::Signals { .. }
+            | Self::DeviceLost { .. } => ErrorClass::Unavailable,
             Self::Device(error) => error.class(),
             Self::Origin(error) => error.class(),
             Self::Records(error) => error.class(),
@@ -107,6 +114,7 @@ impl Fault for DaemonError {
             Self::Device(error) => error.code(),
             Self::Origin(error) => error.code(),
             Self::Records(error) => error.code(),
+            Self::DeviceLost { .. } => "device.lost",
             Self::Supervisor => "internal.bug",
         }
     }

@@ -93,6 +93,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         // What is being compiled is finished before the process ends: nothing can interrupt the compiler.
         () = signals.next() => return Ok(()),
     };
+    let backend = device.backend.clone();
     let Wiring { supervisor, cache, validator, events, recorder, parts } =
         wire(config, device, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
@@ -142,6 +143,9 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
                 if !address.connected() {
                     break Err(DaemonError::Supervisor);
                 }
+                if let Some(reason) = backend.lost() {
+                    break Err(DaemonError::DeviceLost { reason });
+                }
             }
         }
     };
@@ -152,8 +156,11 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     // New trainers are told at once that nobody is here; those that are connected finish.
     drop(trainers);
+    // Where the device is lost no ticket can be spent any more.
+    let is_lost = matches!(outcome, Err(DaemonError::DeviceLost { .. }));
+    let patience = if is_lost { Duration::ZERO } else { config.daemon.drain_timeout };
     tokio::select! {
-        left = supervisor.ask(BeginDrain { patience: config.daemon.drain_timeout }) => match left {
+        left = supervisor.ask(BeginDrain { patience }) => match left {
             Ok(0) => tracing::info!("every ticket is spent"),
             Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
             Err(error) => tracing::warn!(%error, "could not drain"),

@@ -94,13 +94,19 @@ pub(super) fn each_source<T: Send>(work: impl Fn(Source) -> T + Sync) -> Vec<T> 
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(&source) = Source::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = work(source);
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((source as usize, result));
-                }
-            });
+        let work = || {
+            while let Some(&source) = Source::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let result = work(source);
+                done.lock().unwrap_or_else(PoisonError::into_inner).push((source as usize, result));
+            }
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        // A scope waits for its closures alone. What a compiler's library does as a thread ends has to be over before the
+        // library is closed.
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                std::panic::resume_unwind(panic);
+            }
         }
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);

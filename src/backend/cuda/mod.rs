@@ -152,4 +152,8 @@ impl Backend for CudaBackend {
     fn is_asynchronous(&self) -> bool {
         true
     }
+
+    fn lost(&self) -> Option<String> {
+        self.device.driver().lost().map(|error| format!("{}: {error}", self.device.name()))
+    }
 }

@@ -79,6 +79,12 @@ pub enum LaneEnd {
     Wire(Arc<WireError>),
     /// A request contradicts its layer or its ticket.
     Request(EngineError),
+    /// The device has failed for good: what the session has there is gone, and its trainer is better served by a closed
+    /// connection, behind which the next daemon takes it in, than by refusals.
+    DeviceLost {
+        /// What failed.
+        reason: String,
+    },
     /// A defect of ours.
     Panicked {
         /// The panic's message.
@@ -93,6 +99,7 @@ impl LaneEnd {
             Self::Stopped | Self::PeerGone => None,
             Self::Wire(error) => Some(error.code()),
             Self::Request(error) => Some(error.code()),
+            Self::DeviceLost { .. } => Some("device.lost"),
             Self::Panicked { .. } => Some("internal.bug"),
         }
     }

@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 
 use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneLimits, LaneParts, layers::Layers};
 use crate::{
-    backend::Shared,
+    backend::{Backend, Shared},
     engine::{EngineError, Witness, job::message_of, turns::Entrant},
     failpoint::{self, Failpoint},
     fault::Fault,
@@ -31,6 +31,7 @@ pub(super) struct LaneThread {
 
 struct Service {
     lane: DaemonLane,
+    backend: Arc<dyn Backend>,
     turns: Entrant,
     /// How long the submission under way has waited for its turn.
     waited: Duration,
@@ -56,12 +57,13 @@ impl LaneThread {
             let (session, uid) = (parts.session, parts.limits.ledger.uid());
             Witness { recorder, session, uid, step: 0 }
         });
-        let layers = Layers::new(parts.backend, parts.config, &parts.limits, witness);
+        let backend = parts.backend;
+        let layers = Layers::new(backend.clone(), parts.config, &parts.limits, witness);
         let LaneLimits { ledger, turns, spin } = parts.limits;
         let turns = turns.join(ledger.uid());
         let (lane, waited) = (parts.lane, Duration::ZERO);
         let service =
-            Service { lane, turns, waited, stop, arena, layers, gauges, events, is_draining: false };
+            Service { lane, backend, turns, waited, stop, arena, layers, gauges, events, is_draining: false };
         Ok(Self { service, commands, spin })
     }
 
@@ -74,6 +76,7 @@ impl LaneThread {
             LaneEnd::Stopped | LaneEnd::PeerGone => tracing::debug!(?end, "lane ended"),
             LaneEnd::Wire(error) => tracing::warn!(error = %error, "lane ended"),
             LaneEnd::Request(error) => tracing::warn!(error = %error, "lane ended"),
+            LaneEnd::DeviceLost { reason } => tracing::warn!(reason, "lane ended"),
             LaneEnd::Panicked { message } => tracing::error!(message, "lane panicked"),
         }
         failpoint::reached(Failpoint::LaneEnding);
@@ -167,6 +170,9 @@ impl Service {
         completion.duration_ns = u64::try_from(work.as_nanos()).unwrap_or(u64::MAX);
         // Before it is published: whoever has seen a completion finds it counted.
         self.gauges.service().record_duration(time);
+        if let Err(LaneEnd::DeviceLost { .. }) = end {
+            return end;
+        }
         failpoint::reached(Failpoint::CompletionReady);
         self.lane.publish(&completion).map_err(ended_by)?;
         failpoint::reached(Failpoint::CompletionRung);
@@ -207,6 +213,9 @@ impl Service {
             return Ok(());
         };
         self.gauges.count_refusal();
+        if let Some(reason) = self.backend.lost() {
+            return Err(LaneEnd::DeviceLost { reason });
+        }
         refuse(completion, Status::from_code(error.code()), &error.to_string());
         match error {
             EngineError::Request { .. } => Err(LaneEnd::Request(error)),

@@ -12,6 +12,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// What has failed so that every further call fails too, until the process has ended; `None` as long as the device
+    /// works.
+    fn lost(&self) -> Option<DriverError>;
+
     /// Bytes of the device's memory that nobody has, in this process or another.
     ///
     /// # Errors

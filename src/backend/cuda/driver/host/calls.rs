@@ -20,6 +20,10 @@ impl Driver for HostDriver {
         &self.properties
     }
 
+    fn lost(&self) -> Option<DriverError> {
+        self.state().failed.clone()
+    }
+
     fn free_bytes(&self) -> Result<usize, DriverError> {
         Ok(self.properties.memory_bytes as usize - self.state().used_bytes())
     }

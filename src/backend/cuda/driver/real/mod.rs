@@ -3,6 +3,7 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     ptr::null_mut,
+    sync::OnceLock,
 };
 
 use cudarc::driver::sys as cu;
@@ -61,7 +62,37 @@ fn check(call: &'static str, result: cu::CUresult) -> Result<(), DriverError> {
     } else {
         format!("{result:?}")
     };
-    Err(DriverError::Failed { call, reason })
+    let error = DriverError::Failed { call, reason };
+    if is_for_good(result) && LOST.set(error.clone()).is_ok() {
+        tracing::error!(%error, "the GPU has failed: nothing runs on it any more in this process");
+    }
+    Err(error)
+}
+
+/// The first failure after which, as the driver's documentation has it, a process can use CUDA no more and has to be
+/// begun anew. It is the process's and not a device's.
+static LOST: OnceLock<DriverError> = OnceLock::new();
+
+/// Whether the driver documents of an error that every later call returns it too.
+fn is_for_good(result: cu::CUresult) -> bool {
+    use cu::CUresult as R;
+    matches!(
+        result,
+        R::CUDA_ERROR_ECC_UNCORRECTABLE
+            | R::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | R::CUDA_ERROR_ILLEGAL_ADDRESS
+            | R::CUDA_ERROR_LAUNCH_TIMEOUT
+            | R::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | R::CUDA_ERROR_ASSERT
+            | R::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | R::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | R::CUDA_ERROR_MISALIGNED_ADDRESS
+            | R::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | R::CUDA_ERROR_INVALID_PC
+            | R::CUDA_ERROR_LAUNCH_FAILED
+            | R::CUDA_ERROR_MPS_RPC_FAILURE
+            | R::CUDA_ERROR_MPS_CLIENT_TERMINATED
+    )
 }
 
 /// A handle of the driver as a number, and back.
@@ -110,6 +141,10 @@ impl Drop for RealDriver {
 impl Driver for RealDriver {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn lost(&self) -> Option<DriverError> {
+        LOST.get().cloned()
     }
 
     fn free_bytes(&self) -> Result<usize, DriverError> {
@@ -331,6 +366,14 @@ impl Driver for RealDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_that_stay_are_told_from_those_that_pass() {
+        assert!(is_for_good(cu::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+        assert!(is_for_good(cu::CUresult::CUDA_ERROR_LAUNCH_FAILED));
+        assert!(!is_for_good(cu::CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert!(!is_for_good(cu::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
+    }
 
     #[test]
     fn a_machine_without_a_driver_or_device_says_so_and_nothing_panics() {

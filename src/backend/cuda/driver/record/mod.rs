@@ -129,6 +129,10 @@ impl Driver for Recorder {
         self.inner.properties()
     }
 
+    fn lost(&self) -> Option<DriverError> {
+        self.inner.lost()
+    }
+
     fn free_bytes(&self) -> Result<usize, DriverError> {
         self.inner.free_bytes()
     }

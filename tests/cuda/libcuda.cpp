@@ -1,0 +1,634 @@
+// A libcuda whose device is the host: what the daemon calls of CUDA's driver, as NVIDIA documents it, so that the shipped
+// program and its binding to the driver run in tests. Kernels are the same sources, compiled by the libnvrtc beside this.
+//
+// Streams are done by a thread of their own, in their order, and of several streams that could go on it takes one at
+// random: who relies on more order than events give sees other numbers. What a program may not do is an error here too: a call without
+// a current context, work on memory that nobody allocated, allocating or waiting during a capture. An error on the device stays.
+//
+// STAND_IN_FAULT names a file: where it is there when a kernel is to run, it is removed, and the kernel has read an illegal
+// address.
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <dlfcn.h>
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <sys/mman.h>
+#include <thread>
+#include <unistd.h>
+#include <vector>
+
+#define API extern "C" __attribute__((visibility("default")))
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef unsigned long long CUdeviceptr;
+
+enum : int {
+    SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
+    ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901, CAPTURE_WRONG_THREAD = 908,
+};
+
+typedef int (*Entry)(const uint8_t* argument, uint32_t grid, uint32_t block);
+
+struct Module {
+    void* library;
+    int file;
+};
+struct Function {
+    Entry entry;
+};
+struct Event {
+    uint64_t recorded = 0, reached = 0;
+};
+
+// A launch with its argument, aligned as its record is.
+struct Launch {
+    Entry entry;
+    uint32_t grid, block;
+    std::vector<std::max_align_t> argument;
+};
+struct Node {
+    Launch launch;
+};
+struct Graph {
+    std::vector<std::shared_ptr<Node>> nodes;
+};
+struct Exec {
+    // By the node of the graph that it was made of.
+    std::vector<std::pair<Node*, Launch>> launches;
+};
+struct Capture {
+    Graph* graph;
+    std::thread::id thread;
+    bool is_broken = false;
+    // What cuStreamGetCaptureInfo has pointed to.
+    Node* last = nullptr;
+};
+
+struct Item {
+    enum Kind { WORK, RECORD, WAIT } kind;
+    std::function<int()> work;
+    Event* event = nullptr;
+    uint64_t nth = 0;
+};
+struct Stream {
+    std::deque<Item> items;
+    bool is_at_work = false;
+    std::unique_ptr<Capture> capture;
+};
+
+struct Device {
+    std::mutex mutex;
+    std::condition_variable moved;
+    std::map<CUdeviceptr, size_t> blocks;
+    size_t used = 0;
+    std::map<uintptr_t, size_t> locked, own;
+    std::set<Stream*> streams;
+    std::set<Event*> events;
+    std::set<Module*> modules;
+    std::set<Function*> functions;
+    std::set<Graph*> graphs;
+    std::set<Exec*> execs;
+    int broken = SUCCESS, retained = 0, captures = 0;
+    bool has_worker = false;
+    uint64_t chance = 88172645463325252ull;
+
+    uint64_t random() {
+        chance ^= chance << 13, chance ^= chance >> 7, chance ^= chance << 17;
+        return chance;
+    }
+};
+
+// Never destroyed: the worker may outlive main.
+static Device& device = *new Device;
+static const size_t MEMORY = size_t(2) << 30;
+static bool initialised = false;
+static int the_context;
+static thread_local void* current = nullptr;
+
+typedef std::unique_lock<std::mutex> Lock;
+
+// Locks the device for a call that needs a context and a device that works.
+#define ENTER()                                                                                                        \
+    if (!initialised) return NOT_INITIALIZED;                                                                          \
+    if (current != &the_context) return INVALID_CONTEXT;                                                               \
+    Lock lock(device.mutex);                                                                                           \
+    if (device.broken) return device.broken
+
+// The same for a call that no thread may make while it captures.
+#define ENTER_UNCAPTURED()                                                                                             \
+    ENTER();                                                                                                           \
+    if (int result = breaks_capture(false)) return result
+
+// A wait or an allocation ends captures: those of this thread, or of all.
+static int breaks_capture(bool of_all) {
+    int result = SUCCESS;
+    for (Stream* stream : device.streams)
+        if (stream->capture && (of_all || stream->capture->thread == std::this_thread::get_id())) {
+            stream->capture->is_broken = true;
+            result = CAPTURE_UNSUPPORTED;
+        }
+    return result;
+}
+
+static bool takes_fault() {
+    static const char* path = getenv("STAND_IN_FAULT");
+    return path && unlink(path) == 0;
+}
+
+static bool is_runnable(const Stream& stream) {
+    if (stream.items.empty() || stream.is_at_work) return false;
+    const Item& item = stream.items.front();
+    return item.kind != Item::WAIT || item.event->reached >= item.nth;
+}
+
+static void work() {
+    Lock lock(device.mutex);
+    for (;;) {
+        std::vector<Stream*> ready;
+        for (Stream* stream : device.streams)
+            if (is_runnable(*stream)) ready.push_back(stream);
+        if (ready.empty()) {
+            device.moved.wait(lock);
+            continue;
+        }
+        Stream* stream = ready[device.random() % ready.size()];
+        Item item = std::move(stream->items.front());
+        if (item.kind == Item::RECORD) item.event->reached = std::max(item.event->reached, item.nth);
+        if (item.kind == Item::WORK && !device.broken) {
+            stream->is_at_work = true;
+            lock.unlock();
+            int result = item.work();
+            lock.lock();
+            stream->is_at_work = false;
+            if (result) device.broken = result;
+        }
+        stream->items.pop_front();
+        device.moved.notify_all();
+    }
+}
+
+static void push(Stream* stream, Item item) {
+    stream->items.push_back(std::move(item));
+    if (!device.has_worker) {
+        device.has_worker = true;
+        std::thread(work).detach();
+    }
+    device.moved.notify_all();
+}
+
+static int await(Lock& lock, Stream* stream) {
+    device.moved.wait(lock, [&] { return device.broken || (stream->items.empty() && !stream->is_at_work); });
+    return device.broken;
+}
+
+static bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t start, size_t bytes) {
+    auto after = ranges.upper_bound(start);
+    if (after == ranges.begin()) return false;
+    auto [from, length] = *std::prev(after);
+    return start + bytes <= from + length;
+}
+
+static bool is_allocated(CUdeviceptr start, size_t bytes) {
+    auto after = device.blocks.upper_bound(start);
+    if (after == device.blocks.begin()) return false;
+    auto [from, length] = *std::prev(after);
+    return start + bytes <= from + length;
+}
+
+static bool is_locked(const void* start, size_t bytes) {
+    return lies_in(device.locked, uintptr_t(start), bytes) || lies_in(device.own, uintptr_t(start), bytes);
+}
+
+static int run(const Launch& launch) {
+    if (takes_fault()) return ILLEGAL_ADDRESS;
+    return launch.entry(reinterpret_cast<const uint8_t*>(launch.argument.data()), launch.grid, launch.block)
+        ? LAUNCH_FAILED
+        : SUCCESS;
+}
+
+// A copy or a fill; a stream that captures takes launches alone.
+static int hand(Stream* stream, std::function<void()> work) {
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (stream->capture) {
+        stream->capture->is_broken = true;
+        return CAPTURE_UNSUPPORTED;
+    }
+    push(stream, {Item::WORK, [work] { work(); return SUCCESS; }});
+    return SUCCESS;
+}
+
+API CUresult cuInit(unsigned) {
+    initialised = true;
+    return SUCCESS;
+}
+
+API CUresult cuGetErrorString(CUresult error, const char** text) {
+    static const std::map<int, const char*> texts = {
+        {SUCCESS, "no error"}, {INVALID_VALUE, "invalid argument"}, {OUT_OF_MEMORY, "out of memory"},
+        {NOT_INITIALIZED, "initialization error"}, {INVALID_DEVICE, "invalid device ordinal"},
+        {INVALID_IMAGE, "device kernel image is invalid"}, {INVALID_CONTEXT, "invalid device context"},
+        {INVALID_HANDLE, "invalid resource handle"}, {NOT_FOUND, "named symbol not found"},
+        {NOT_READY, "device not ready"}, {ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
+        {ALREADY_REGISTERED, "part or all of the requested memory range is already mapped"},
+        {NOT_REGISTERED, "pointer does not correspond to a registered memory region"},
+        {LAUNCH_FAILED, "unspecified launch failure"},
+        {CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
+        {CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"},
+        {CAPTURE_WRONG_THREAD, "attempt to terminate a thread-local capture sequence from another thread"},
+    };
+    auto found = texts.find(error);
+    if (found == texts.end()) return INVALID_VALUE;
+    *text = found->second;
+    return SUCCESS;
+}
+
+API CUresult cuDriverGetVersion(int* version) {
+    *version = 12080;
+    return SUCCESS;
+}
+
+API CUresult cuDeviceGetCount(int* count) {
+    *count = 1;
+    return initialised ? SUCCESS : NOT_INITIALIZED;
+}
+
+API CUresult cuDeviceGet(CUdevice* found, int ordinal) {
+    *found = ordinal;
+    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+}
+
+API CUresult cuDeviceGetName(char* name, int length, CUdevice) {
+    snprintf(name, length, "a stand-in on the host");
+    return SUCCESS;
+}
+
+API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
+    *bytes = MEMORY;
+    return SUCCESS;
+}
+
+API CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice) {
+    switch (attribute) {
+        case 16: *value = 2; return SUCCESS;
+        case 75: *value = 8; return SUCCESS;
+        case 76: *value = 0; return SUCCESS;
+        default: return INVALID_VALUE;
+    }
+}
+
+API CUresult cuDevicePrimaryCtxRetain(void** context, CUdevice) {
+    Lock lock(device.mutex);
+    device.retained++;
+    *context = &the_context;
+    return SUCCESS;
+}
+
+API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
+    Lock lock(device.mutex);
+    device.retained--;
+    return SUCCESS;
+}
+
+API CUresult cuCtxSetCurrent(void* context) {
+    Lock lock(device.mutex);
+    if (context != &the_context || !device.retained) return INVALID_CONTEXT;
+    current = context;
+    return SUCCESS;
+}
+
+API CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
+    ENTER();
+    *least = 0, *greatest = -5;
+    return SUCCESS;
+}
+
+API CUresult cuCtxSynchronize() {
+    ENTER();
+    if (int result = breaks_capture(true)) return result;
+    for (Stream* stream : std::set<Stream*>(device.streams))
+        if (device.streams.count(stream))
+            if (int result = await(lock, stream)) return result;
+    return SUCCESS;
+}
+
+API CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
+    ENTER();
+    *free = MEMORY - device.used, *total = MEMORY;
+    return SUCCESS;
+}
+
+API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
+    ENTER_UNCAPTURED();
+    if (!bytes) return INVALID_VALUE;
+    if (device.used + bytes > MEMORY) return OUT_OF_MEMORY;
+    size_t whole = (bytes + 255) / 256 * 256;
+    void* memory = aligned_alloc(256, whole);
+    if (!memory) return OUT_OF_MEMORY;
+    memset(memory, 0xA5, whole);
+    *address = CUdeviceptr(memory);
+    device.blocks[*address] = bytes;
+    device.used += bytes;
+    return SUCCESS;
+}
+
+API CUresult cuMemFree_v2(CUdeviceptr address) {
+    ENTER_UNCAPTURED();
+    auto found = device.blocks.find(address);
+    if (found == device.blocks.end()) return INVALID_VALUE;
+    device.used -= found->second;
+    device.blocks.erase(found);
+    free(reinterpret_cast<void*>(address));
+    return SUCCESS;
+}
+
+API CUresult cuMemHostAlloc(void** start, size_t bytes, unsigned) {
+    ENTER_UNCAPTURED();
+    *start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (*start == MAP_FAILED) return OUT_OF_MEMORY;
+    memset(*start, 0xA5, bytes);
+    device.own[uintptr_t(*start)] = bytes;
+    return SUCCESS;
+}
+
+API CUresult cuMemFreeHost(void* start) {
+    ENTER_UNCAPTURED();
+    auto found = device.own.find(uintptr_t(start));
+    if (found == device.own.end()) return INVALID_VALUE;
+    munmap(start, found->second);
+    device.own.erase(found);
+    return SUCCESS;
+}
+
+API CUresult cuMemHostRegister_v2(void* start, size_t bytes, unsigned) {
+    ENTER_UNCAPTURED();
+    for (auto [from, length] : device.locked)
+        if (uintptr_t(start) < from + length && from < uintptr_t(start) + bytes) return ALREADY_REGISTERED;
+    device.locked[uintptr_t(start)] = bytes;
+    return SUCCESS;
+}
+
+API CUresult cuMemHostUnregister(void* start) {
+    ENTER_UNCAPTURED();
+    return device.locked.erase(uintptr_t(start)) ? SUCCESS : NOT_REGISTERED;
+}
+
+API CUresult cuPointerGetAttributes(unsigned count, int* attributes, void** values, CUdeviceptr address) {
+    ENTER();
+    if (count != 1 || attributes[0] != 2) return INVALID_VALUE;
+    *static_cast<unsigned*>(values[0]) = is_allocated(address, 1) ? 2 : is_locked(reinterpret_cast<void*>(address), 1) ? 1 : 0;
+    return SUCCESS;
+}
+
+API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, Stream* stream) {
+    ENTER();
+    if (!is_allocated(to, bytes)) return INVALID_VALUE;
+    void* target = reinterpret_cast<void*>(to);
+    if (is_locked(from, bytes)) return hand(stream, [=] { memcpy(target, from, bytes); });
+    auto* first = static_cast<const char*>(from);
+    auto aside = std::make_shared<std::vector<char>>(first, first + bytes);
+    return hand(stream, [=] { memcpy(target, aside->data(), bytes); });
+}
+
+API CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, Stream* stream) {
+    ENTER();
+    if (!is_allocated(from, bytes)) return INVALID_VALUE;
+    const void* source = reinterpret_cast<void*>(from);
+    bool goes_on = is_locked(to, bytes);
+    int result = hand(stream, [=] { memcpy(to, source, bytes); });
+    return result || goes_on ? result : await(lock, stream);
+}
+
+API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Stream* stream) {
+    ENTER();
+    if (!is_allocated(to, bytes) || !is_allocated(from, bytes)) return INVALID_VALUE;
+    return hand(stream, [=] { memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+}
+
+API CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char byte, size_t bytes, Stream* stream) {
+    ENTER();
+    if (!is_allocated(to, bytes)) return INVALID_VALUE;
+    return hand(stream, [=] { memset(reinterpret_cast<void*>(to), byte, bytes); });
+}
+
+API CUresult cuStreamCreateWithPriority(Stream** stream, unsigned, int) {
+    ENTER();
+    device.streams.insert(*stream = new Stream);
+    return SUCCESS;
+}
+
+API CUresult cuStreamDestroy_v2(Stream* stream) {
+    ENTER();
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    // CUDA lets it go when its work is done, and returns at once; here the caller waits.
+    if (int result = await(lock, stream)) return result;
+    device.streams.erase(stream);
+    delete stream;
+    return SUCCESS;
+}
+
+API CUresult cuStreamSynchronize(Stream* stream) {
+    ENTER_UNCAPTURED();
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    return await(lock, stream);
+}
+
+API CUresult cuEventCreate(Event** event, unsigned) {
+    ENTER();
+    device.events.insert(*event = new Event);
+    return SUCCESS;
+}
+
+API CUresult cuEventDestroy_v2(Event* event) {
+    ENTER();
+    if (!device.events.erase(event)) return INVALID_HANDLE;
+    // Kept: a stream may still wait for it, as CUDA allows.
+    return SUCCESS;
+}
+
+API CUresult cuEventRecord(Event* event, Stream* stream) {
+    ENTER();
+    if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
+    if (stream->capture) return CAPTURE_UNSUPPORTED;
+    push(stream, {Item::RECORD, {}, event, ++event->recorded});
+    return SUCCESS;
+}
+
+API CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+    ENTER();
+    if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
+    if (stream->capture) return CAPTURE_UNSUPPORTED;
+    push(stream, {Item::WAIT, {}, event, event->recorded});
+    return SUCCESS;
+}
+
+API CUresult cuEventQuery(Event* event) {
+    ENTER_UNCAPTURED();
+    if (!device.events.count(event)) return INVALID_HANDLE;
+    return event->reached >= event->recorded ? SUCCESS : NOT_READY;
+}
+
+API CUresult cuModuleLoadData(Module** module, const void* image) {
+    ENTER_UNCAPTURED();
+    // As libnvrtc beside this writes it: a mark, how many bytes, and a library.
+    uint64_t bytes;
+    if (memcmp(image, "HOSTCODE", 8)) return INVALID_IMAGE;
+    memcpy(&bytes, static_cast<const char*>(image) + 8, 8);
+    int file = memfd_create("module", MFD_CLOEXEC);
+    if (file < 0 || write(file, static_cast<const char*>(image) + 16, bytes) != ssize_t(bytes)) return OUT_OF_MEMORY;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file);
+    // The file stays open: the loader takes one of the same path for the same library.
+    void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        close(file);
+        return INVALID_IMAGE;
+    }
+    device.modules.insert(*module = new Module{library, file});
+    return SUCCESS;
+}
+
+API CUresult cuModuleUnload(Module* module) {
+    ENTER_UNCAPTURED();
+    if (!device.modules.erase(module)) return INVALID_HANDLE;
+    dlclose(module->library);
+    close(module->file);
+    delete module;
+    return SUCCESS;
+}
+
+API CUresult cuModuleGetFunction(Function** function, Module* module, const char* name) {
+    ENTER();
+    if (!device.modules.count(module)) return INVALID_HANDLE;
+    auto entry = reinterpret_cast<Entry>(dlsym(module->library, name));
+    if (!entry) return NOT_FOUND;
+    device.functions.insert(*function = new Function{entry});
+    return SUCCESS;
+}
+
+// A launch of what the caller gives as one buffer.
+static int launch_of(Function* function, uint32_t grid, uint32_t block, void** extra, Launch* launch) {
+    if (!device.functions.count(function)) return INVALID_HANDLE;
+    if (!grid || !block || block > 1024) return INVALID_VALUE;
+    if (!extra || extra[0] != (void*)1 || extra[2] != (void*)2 || extra[4]) return INVALID_VALUE;
+    size_t bytes = *static_cast<size_t*>(extra[3]);
+    launch->entry = function->entry, launch->grid = grid, launch->block = block;
+    launch->argument.resize((bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t));
+    memcpy(launch->argument.data(), extra[1], bytes);
+    return SUCCESS;
+}
+
+API CUresult cuLaunchKernel(Function* function, unsigned grid, unsigned y, unsigned z, unsigned block, unsigned block_y,
+                            unsigned block_z, unsigned, Stream* stream, void**, void** extra) {
+    ENTER();
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (y != 1 || z != 1 || block_y != 1 || block_z != 1) return INVALID_VALUE;
+    Launch launch;
+    if (int result = launch_of(function, grid, block, extra, &launch)) return result;
+    if (stream->capture) {
+        stream->capture->graph->nodes.push_back(std::make_shared<Node>(Node{launch}));
+        return stream->capture->is_broken ? CAPTURE_INVALIDATED : SUCCESS;
+    }
+    push(stream, {Item::WORK, [launch] { return run(launch); }});
+    return SUCCESS;
+}
+
+API CUresult cuStreamBeginCapture_v2(Stream* stream, int mode) {
+    ENTER();
+    // Thread-local alone is what the daemon asks for, and what the rules above hold to.
+    if (!device.streams.count(stream) || mode != 1 || stream->capture) return INVALID_VALUE;
+    Graph* graph = new Graph;
+    stream->capture.reset(new Capture{graph, std::this_thread::get_id()});
+    return SUCCESS;
+}
+
+API CUresult cuStreamGetCaptureInfo_v2(Stream* stream, int* status, uint64_t* id, Graph** graph, Node*** last, size_t* count) {
+    ENTER();
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    *status = !stream->capture ? 0 : stream->capture->is_broken ? 2 : 1;
+    if (*status != 1) return SUCCESS;
+    Capture& capture = *stream->capture;
+    if (id) *id = 1;
+    if (graph) *graph = capture.graph;
+    capture.last = capture.graph->nodes.empty() ? nullptr : capture.graph->nodes.back().get();
+    if (last) *last = &capture.last;
+    if (count) *count = capture.last ? 1 : 0;
+    return SUCCESS;
+}
+
+API CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
+    ENTER();
+    if (!device.streams.count(stream) || !stream->capture) return INVALID_VALUE;
+    if (stream->capture->thread != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
+    std::unique_ptr<Capture> capture = std::move(stream->capture);
+    *graph = nullptr;
+    if (capture->is_broken) {
+        delete capture->graph;
+        return CAPTURE_INVALIDATED;
+    }
+    device.graphs.insert(*graph = capture->graph);
+    return SUCCESS;
+}
+
+API CUresult cuGraphInstantiateWithFlags(Exec** exec, Graph* graph, unsigned long long) {
+    ENTER();
+    if (!device.graphs.count(graph)) return INVALID_HANDLE;
+    device.execs.insert(*exec = new Exec);
+    for (auto& node : graph->nodes) (*exec)->launches.emplace_back(node.get(), node->launch);
+    return SUCCESS;
+}
+
+struct KernelNodeParams {
+    Function* function;
+    unsigned grid, grid_y, grid_z, block, block_y, block_z, shared;
+    void** parameters;
+    void** extra;
+    void* kernel;
+    void* context;
+};
+
+API CUresult cuGraphExecKernelNodeSetParams_v2(Exec* exec, Node* node, const KernelNodeParams* params) {
+    ENTER();
+    if (!device.execs.count(exec)) return INVALID_HANDLE;
+    for (auto& [known, launch] : exec->launches)
+        if (known == node) return launch_of(params->function, params->grid, params->block, params->extra, &launch);
+    return INVALID_VALUE;
+}
+
+API CUresult cuGraphLaunch(Exec* exec, Stream* stream) {
+    ENTER();
+    if (!device.execs.count(exec) || !device.streams.count(stream)) return INVALID_HANDLE;
+    auto all = std::make_shared<std::vector<std::pair<Node*, Launch>>>(exec->launches);
+    push(stream, {Item::WORK, [all] {
+        for (auto& entry : *all)
+            if (int result = run(entry.second)) return result;
+        return int(SUCCESS);
+    }});
+    return SUCCESS;
+}
+
+API CUresult cuGraphExecDestroy(Exec* exec) {
+    ENTER();
+    if (!device.execs.erase(exec)) return INVALID_HANDLE;
+    delete exec;
+    return SUCCESS;
+}
+
+API CUresult cuGraphDestroy(Graph* graph) {
+    ENTER();
+    if (!device.graphs.erase(graph)) return INVALID_HANDLE;
+    delete graph;
+    return SUCCESS;
+}
