@@ -210,6 +210,7 @@ fn a_device_is_asked_for_in_words_that_can_be_met() {
         ("memory = \"512KiB\"", "device.memory", "or \"0B\" for nine tenths of what is free"),
         ("memory = \"65TiB\"", "device.memory", "65TiB is out of range"),
         ("graphs = 1", "device.graphs", "write true or false"),
+        ("tf32 = \"yes\"", "device.tf32", "write true or false"),
         ("libraries = \"/opt/venv\"", "device.libraries", "write a list in brackets"),
         ("libraries = [\"/opt/venv\", \"venv\"]", "device.libraries", "\"venv\" is not absolute"),
         ("image_folder = \"images\"", "device.image_folder", "\"images\" is not absolute"),

@@ -12,9 +12,13 @@ use crate::{
 pub(super) const MAX_FREE_BYTES: usize = 1 << 30;
 
 /// Blocks by size. In a steady state every pass finds what the one before gave back, and none is allocated.
+///
+/// Of several the one that lies lowest is lent, in whatever order they came back: so equal passes have their memory at
+/// equal places, which devices rely on that replay them.
 #[derive(Debug)]
 pub(super) struct MemoryPool {
     backend: Arc<dyn Backend>,
+    /// The lowest last.
     free: HashMap<usize, Vec<OwnMemory>>,
     free_bytes: usize,
     /// Bytes lent and not given back.
@@ -65,7 +69,10 @@ impl MemoryPool {
             return;
         }
         self.free_bytes += memory.len_bytes();
-        self.free.entry(memory.len_bytes()).or_default().push(memory);
+        let idle = self.free.entry(memory.len_bytes()).or_default();
+        let start = memory.region().start();
+        let place = idle.partition_point(|other| other.region().start() > start);
+        idle.insert(place, memory);
     }
 
     /// Notes that so many lent bytes will not come back.
@@ -97,6 +104,21 @@ mod tests {
 
     fn pool() -> MemoryPool {
         MemoryPool::new(Arc::new(CpuBackend::new(1)))
+    }
+
+    #[test]
+    fn blocks_are_lent_in_one_order_however_they_come_back() {
+        let mut pool = pool();
+        let mut lent: Vec<_> = (0..5).map(|_| pool.take(100)).collect();
+        let mut places = None;
+        for first in [0, 3, 1] {
+            lent.rotate_left(first);
+            lent.drain(..).for_each(|memory| pool.give(memory));
+            lent.extend((0..5).map(|_| pool.take(100)));
+            let now: Vec<_> = lent.iter().map(|memory| memory.region().start()).collect();
+            assert!(now.is_sorted());
+            assert_eq!(*places.get_or_insert_with(|| now.clone()), now);
+        }
     }
 
     #[test]

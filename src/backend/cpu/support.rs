@@ -4,7 +4,7 @@ use super::{conv, im2col, row_norm};
 use crate::{
     backend::{BuildError, plan::Target},
     graph::{Graph, Op, ValueInfo},
-    tensor::DType,
+    tensor::{DType, Layout},
 };
 
 /// The CPU as planning sees it.
@@ -29,7 +29,7 @@ impl Target for Cpu {
         }
     }
 
-    fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], outputs: &[&ValueInfo]) -> usize {
+    fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], _: &[&Layout], outputs: &[&ValueInfo]) -> usize {
         let elements = match op {
             Op::Conv2d(attributes) => im2col::forward_scratch(attributes, inputs, outputs, self.threads),
             Op::Conv2dGradInput { conv, .. } => {

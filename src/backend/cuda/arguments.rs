@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use super::driver::ProductArguments;
 use crate::{
     graph::{Binary, Compare, MAX_RANK, Reduction, Unary},
     tensor::DType,
@@ -31,6 +32,10 @@ pub(super) unsafe trait Record: Copy {
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
     }
 }
+
+const _: () = assert!(size_of::<ProductArguments>() == 4 * size_of::<Pointer>(), "it has no padding");
+// SAFETY: `repr(C)`, and the assertion above has found no padding. No source of ours reads it.
+unsafe impl Record for ProductArguments {}
 
 /// Declares records once for both languages. Field types are names that both know.
 macro_rules! records {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     device::Device,
     driver::Stream,
-    lower::Program,
+    lower::{MOST_ALIGNMENT_BYTES, Planned, Program},
     memory::CudaMemory,
     pass::{Arguments, Pass},
     queue::CudaQueue,
@@ -26,19 +26,28 @@ pub(super) struct CudaExecutable {
     bounds: Bounds,
     needs: MemoryNeeds,
     replays: Replays,
+    products: Planned,
     constants: Option<CudaMemory>,
     device: Arc<Device>,
 }
 
 impl CudaExecutable {
     /// Puts a plan on a device. Blocking until its constants are there.
-    pub(super) fn new(plan: Plan, program: Program, device: &Arc<Device>) -> Result<Self, BuildError> {
+    pub(super) fn new(
+        plan: Plan,
+        program: Program,
+        products: Planned,
+        device: &Arc<Device>,
+    ) -> Result<Self, BuildError> {
         let constants = match &*plan.constants {
             [] => None,
             bytes => Some(CudaMemory::of(device, bytes).map_err(|error| device.build_error(error))?),
         };
-        let (bounds, replays) = (Bounds::of(&plan), Replays::new(device));
-        Ok(Self { program, bounds, needs: plan.needs, replays, constants, device: Arc::clone(device) })
+        let (mut bounds, replays) = (Bounds::of(&plan), Replays::new(device));
+        // As their library was promised.
+        program.homes_of_products().for_each(|home| bounds.align(home, MOST_ALIGNMENT_BYTES));
+        let (needs, device) = (plan.needs, Arc::clone(device));
+        Ok(Self { program, bounds, needs, replays, products, constants, device })
     }
 
     /// Hands the launches of a pass over one by one.
@@ -79,6 +88,7 @@ impl Executable for CudaExecutable {
             + self.program.held_bytes()
             + self.bounds.held_bytes()
             + self.replays.held_bytes()
+            + self.products.held_bytes()
             + size_of_val(self.needs.saved.slots())
             + self.constants.as_ref().map_or(0, CudaMemory::len_bytes)
     }

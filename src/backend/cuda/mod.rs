@@ -1,4 +1,5 @@
-//! The CUDA backend: a plan's steps as launches of our own kernels.
+//! The CUDA backend: a plan's steps as launches of our own kernels, and of products that cuBLASLt computes where it is
+//! found.
 //!
 //! The kernels are CUDA C++, compiled by NVRTC for the device at hand when it is opened. They take halves as they are,
 //! compute in single precision and round each result once, as PyTorch does. What they compute does not depend on
@@ -39,8 +40,9 @@ use crate::graph::Graph;
 pub use cache::ImageCache;
 pub use compile::{CompileError, compile};
 pub use driver::{
-    Access, Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, RealDriver,
-    Replay, Stream, Touch, open,
+    Access, Address, Code, Driver, DriverError, Event, Function, Launch, Matrices, Module, PlannedProduct,
+    Priority, Product, ProductArguments, ProductSpec, Products, Properties, RealDriver, Replay, Stream,
+    Touch, open,
 };
 pub use libraries::{Found, Roots, find};
 pub use nvrtc::Nvrtc;
@@ -49,6 +51,7 @@ pub use open::{LibraryState, OpenError, OpenOptions, Opened, Unavailable, open_d
 use device::Device;
 use executable::CudaExecutable;
 use kernels::Kernels;
+use lower::Planned;
 use memory::{Budget, CudaMemory, SharedCopy};
 use queue::CudaQueue;
 
@@ -60,12 +63,15 @@ pub struct CudaOptions {
     pub memory_bytes: usize,
     /// Whether runs are captured and replayed as one.
     pub graphs: bool,
+    /// Whether a library may round factors of products in `float32` to TF32.
+    pub tf32: bool,
 }
 
 /// A CUDA device as a backend.
 #[derive(Debug)]
 pub struct CudaBackend {
     device: Arc<Device>,
+    tf32: bool,
 }
 
 impl CudaBackend {
@@ -80,7 +86,7 @@ impl CudaBackend {
     ) -> Result<Self, DriverError> {
         let kernels = Kernels::load(driver, images)?;
         let device = Device::new(kernels, Budget::new(options.memory_bytes), options.graphs)?;
-        Ok(Self { device: Arc::new(device) })
+        Ok(Self { device: Arc::new(device), tf32: options.tf32 })
     }
 
     /// Bytes of the device's memory that are taken.
@@ -103,13 +109,15 @@ impl CudaBackend {
 
     fn build(&self, graph: &Graph, options: &CompileOptions<'_>) -> Result<CudaExecutable, BuildError> {
         lower::check(graph, self.name())?;
-        let plan = plan(graph, &lower::Cuda, options)?;
+        let target = lower::Cuda::new(Planned::new(Arc::clone(self.device.kernels().driver()), self.tf32));
+        let plan = plan(graph, &target, options)?;
         let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
         if needed_bytes > options.limit_bytes {
             return Err(BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes });
         }
-        let program = lower::lower(&plan, self.device.kernels())?;
-        CudaExecutable::new(plan, program, &self.device)
+        let products = target.into_products();
+        let program = lower::lower(&plan, self.device.kernels(), &products)?;
+        CudaExecutable::new(plan, program, products, &self.device)
     }
 }
 

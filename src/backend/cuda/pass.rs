@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{
-    driver::{Address, Launch},
+    driver::{Address, Code, Launch},
     lower::{MOST_BYTES, Program},
 };
 use crate::backend::{
@@ -43,6 +43,16 @@ impl Pass<'_> {
         first as usize..(first + len) as usize
     }
 
+    /// Whether a launch is a library's, whose captured form cannot be given other addresses.
+    pub(super) fn is_fixed(&self, nth: usize) -> bool {
+        matches!(self.program.calls[nth].code, Code::Product(_))
+    }
+
+    /// The touches of all launches that are libraries'.
+    pub(super) fn fixed(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|&nth| self.is_fixed(nth)).flat_map(|nth| self.touched(nth))
+    }
+
     /// Whether a launch is given the seed.
     pub(super) fn is_seeded(&self, nth: usize) -> bool {
         self.program.calls[nth].seed_at.is_some()
@@ -71,7 +81,7 @@ impl Pass<'_> {
         if let Some(at) = call.seed_at {
             put(filled, at, self.seed);
         }
-        Launch { function: call.function, grid: call.grid, block: call.block, arguments: filled, touches }
+        Launch { code: call.code, arguments: filled, touches }
     }
 }
 

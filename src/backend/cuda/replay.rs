@@ -1,11 +1,16 @@
 //! Runs of one executable as single pieces of work.
 //!
-//! Handing over a launch costs the host a few microseconds, more than many kernels take. So a stream's second run of a
-//! program is captured, and from then on one replay is handed over for all its launches. A captured launch holds
-//! addresses and a seed: those that differ from the last run's are updated before.
+//! Handing over a launch costs the host a few microseconds, more than many kernels take. So what a stream has run before
+//! is captured, and from then on one replay is handed over for all launches of a pass. A captured launch holds addresses
+//! and a seed: those of our kernels that differ from the last run's are updated before.
+//!
+//! What a library has captured is its own, and nobody can update it. So a replay is good for passes alone whose products
+//! lie where those lay that it was made of, and a stream has a few of them: whoever runs has blocks of memory that come
+//! back.
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,7 +20,14 @@ use super::{
     pass::{Arguments, Pass},
 };
 
-/// The replays of one executable, no more than there are streams.
+/// The most replays of an executable on a stream.
+const MOST: usize = 4;
+
+/// How many passes a replay goes unused before another may take its place. Else places that take turns, more than there
+/// are replays, would put each other out for ever, and a capture costs more than what it saves.
+const IDLE_PASSES: u64 = 64;
+
+/// The replays of one executable, no more than [`MOST`] for each stream.
 #[derive(Debug)]
 pub(super) struct Replays {
     device: Arc<Device>,
@@ -24,16 +36,21 @@ pub(super) struct Replays {
 
 /// What is known of an executable on a stream.
 #[derive(Debug, Default)]
-enum State {
-    /// It has not run there.
-    #[default]
-    New,
-    /// It has run there once. Many run no second time, so nothing is captured for the first.
-    RanOnce,
-    Captured(Captured),
-    /// The driver has refused, and is not asked again.
-    Refused,
+struct State {
+    /// The places of products in passes that have run as single launches, the latest first. Many run no second time, so
+    /// nothing is captured for the first; and where places never come back, nothing is captured at all.
+    ran: [Option<Places>; MOST],
+    /// The most recently used one last.
+    captured: Vec<Captured>,
+    /// How many passes there were.
+    passes: u64,
+    /// Whether the driver has refused; it is not asked again.
+    is_refused: bool,
 }
+
+/// A number for the addresses that a pass's products are given. Two may share one: then one pass is captured a run early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places(u64);
 
 #[derive(Debug)]
 struct Captured {
@@ -42,6 +59,8 @@ struct Captured {
     addresses: Box<[Address]>,
     /// The seed that they hold.
     seed: u64,
+    /// The pass that used it last.
+    last_used: u64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,9 +74,9 @@ impl Replays {
 
     /// Bytes of the host's memory that they take.
     pub(super) fn held_bytes(&self) -> usize {
-        let of_state = |state: &Arc<Mutex<State>>| match &*lock(state) {
-            State::Captured(captured) => size_of::<State>() + size_of_val(&*captured.addresses),
-            _ => size_of::<State>(),
+        let of_captured = |captured: &Captured| size_of::<Captured>() + size_of_val(&*captured.addresses);
+        let of_state = |state: &Arc<Mutex<State>>| {
+            size_of::<State>() + lock(state).captured.iter().map(of_captured).sum::<usize>()
         };
         lock(&self.by_stream).values().map(of_state).sum()
     }
@@ -74,32 +93,20 @@ impl Replays {
         let state = Arc::clone(lock(&self.by_stream).entry(stream).or_default());
         // Held until the replay is handed over: a thread whose queue shares the stream must not update it between.
         let mut state = lock(&state);
-        let ready = match &mut *state {
-            State::New => {
-                *state = State::RanOnce;
-                return Ok(false);
-            }
-            State::Refused => return Ok(false),
-            State::RanOnce => match Captured::of(&self.device, pass) {
-                None => return Ok(false),
-                Some(captured) => captured.map(|captured| *state = State::Captured(captured)),
-            },
-            // SAFETY: as the caller promises; the replay is this stream's, whose state is locked.
-            State::Captured(captured) => unsafe { captured.update(&self.device, pass) },
-        };
-        if let Err(error) = ready {
-            tracing::debug!(%error, "launches cannot be captured or updated: they are handed over singly");
-            self.close(std::mem::replace(&mut *state, State::Refused));
+        if state.is_refused {
             return Ok(false);
         }
-        let State::Captured(captured) = &*state else { return Ok(false) };
-        // SAFETY: its launches are now those of the pass, for which the caller promises; the state is locked.
-        unsafe { self.device.driver().replay(captured.replay, stream) }.map(|()| true)
-    }
-
-    fn close(&self, state: State) {
-        if let State::Captured(captured) = state {
-            close(self.device.driver(), captured.replay);
+        // SAFETY: as the caller promises; the replays are this stream's, whose state is locked.
+        match unsafe { state.ready(&self.device, pass) } {
+            None => Ok(false),
+            // SAFETY: its launches are now those of the pass, for which the caller promises; the state is locked.
+            Some(Ok(replay)) => unsafe { self.device.driver().replay(replay, stream) }.map(|()| true),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "launches cannot be captured or updated: they are handed over singly");
+                state.close(&self.device);
+                state.is_refused = true;
+                Ok(false)
+            }
         }
     }
 }
@@ -107,8 +114,60 @@ impl Replays {
 impl Drop for Replays {
     fn drop(&mut self) {
         for (_, state) in std::mem::take(&mut *lock(&self.by_stream)) {
-            self.close(std::mem::take(&mut *lock(&state)));
+            lock(&state).close(&self.device);
         }
+    }
+}
+
+impl State {
+    /// A replay whose launches are those of a pass; `None` where it is to run as single launches this time.
+    ///
+    /// # Safety
+    /// As for [`Replays::run`]; nobody else may use the replays meanwhile.
+    unsafe fn ready(&mut self, device: &Device, pass: &Pass<'_>) -> Option<Result<Replay, DriverError>> {
+        self.passes += 1;
+        if let Some(at) = self.captured.iter().position(|captured| captured.fits(pass)) {
+            self.captured[at..].rotate_left(1);
+            let captured = self.captured.last_mut()?;
+            captured.last_used = self.passes;
+            // SAFETY: as the caller promises.
+            return Some(unsafe { captured.update(device, pass) }.map(|()| captured.replay));
+        }
+        let places = Places::of(pass);
+        if !self.ran.contains(&Some(places)) {
+            self.ran.rotate_right(1);
+            self.ran[0] = Some(places);
+            return None;
+        }
+        let is_full = self.captured.len() == MOST;
+        if is_full && self.captured[0].last_used + IDLE_PASSES > self.passes {
+            return None;
+        }
+        let mut captured = match Captured::of(device, pass)? {
+            Ok(captured) => captured,
+            Err(error) => return Some(Err(error)),
+        };
+        captured.last_used = self.passes;
+        if is_full {
+            close(device.driver(), self.captured.remove(0).replay);
+        }
+        let replay = captured.replay;
+        self.captured.push(captured);
+        Some(Ok(replay))
+    }
+
+    fn close(&mut self, device: &Device) {
+        for captured in self.captured.drain(..) {
+            close(device.driver(), captured.replay);
+        }
+    }
+}
+
+impl Places {
+    fn of(pass: &Pass<'_>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        pass.fixed().for_each(|touch| pass.address(touch).hash(&mut hasher));
+        Self(hasher.finish())
     }
 }
 
@@ -119,25 +178,31 @@ impl Captured {
             let mut arguments = Arguments::default();
             for nth in 0..pass.len() {
                 // SAFETY: the record is the one that lowering made for this kernel, whose module the device keeps
-                // loaded. It is only kept; who hands it over promises for the addresses.
+                // loaded, or for a product that the executable keeps open. It is only kept; who hands it over promises
+                // for the addresses.
                 unsafe { device.driver().launch(&pass.launch(nth, &mut arguments), stream) }?;
             }
             Ok(())
         })?;
         Some(replay.map(|replay| {
             let addresses = (0..pass.program.origins.len()).map(|touch| pass.address(touch)).collect();
-            Self { replay, addresses, seed: pass.seed }
+            Self { replay, addresses, seed: pass.seed, last_used: 0 }
         }))
     }
 
-    /// Makes its launches those of a pass.
+    /// Whether its products lie where those of a pass do.
+    fn fits(&self, pass: &Pass<'_>) -> bool {
+        pass.fixed().all(|touch| self.addresses[touch] == pass.address(touch))
+    }
+
+    /// Makes its launches those of a pass that it fits.
     ///
     /// # Safety
     /// As for [`Replays::run`]; nobody else may use the replay meanwhile.
     unsafe fn update(&mut self, device: &Device, pass: &Pass<'_>) -> Result<(), DriverError> {
         let mut arguments = Arguments::default();
         let has_other_seed = self.seed != pass.seed;
-        for nth in 0..pass.len() {
+        for nth in (0..pass.len()).filter(|&nth| !pass.is_fixed(nth)) {
             let mut is_stale = has_other_seed && pass.is_seeded(nth);
             for touch in pass.touched(nth) {
                 let address = pass.address(touch);

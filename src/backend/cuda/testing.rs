@@ -7,7 +7,7 @@ use super::{
     CudaBackend, CudaOptions, Driver, OpenOptions, Stream,
     driver::{
         host::{HostDriver, images},
-        record::Recorder,
+        record::{Did, Recorder},
     },
     open_device,
     queue::CudaQueue,
@@ -15,7 +15,7 @@ use super::{
 use crate::backend::Queue;
 
 /// Enough for any test.
-pub(crate) const OPTIONS: CudaOptions = CudaOptions { memory_bytes: 1 << 29, graphs: true };
+pub(crate) const OPTIONS: CudaOptions = CudaOptions { memory_bytes: 1 << 29, graphs: true, tf32: false };
 
 /// A backend on a driver of a test's.
 pub(crate) fn backend_on(driver: &Arc<impl Driver + 'static>, options: CudaOptions) -> Arc<CudaBackend> {
@@ -27,12 +27,17 @@ pub(crate) fn driver() -> HostDriver {
     HostDriver::new()
 }
 
-/// A backend whose device is the host.
+/// A backend whose device is the host, with a library of products.
 pub(crate) fn host_backend() -> Arc<CudaBackend> {
     backend_on(&Arc::new(HostDriver::new()), OPTIONS)
 }
 
-/// The same, and its driver, which can hold streams back and fail.
+/// The same without a library: every product is computed by our kernels.
+pub(crate) fn backend_without_products() -> Arc<CudaBackend> {
+    backend_on(&Arc::new(HostDriver::without_products()), OPTIONS)
+}
+
+/// One with a library, and its driver, which can hold streams back and fail.
 pub(crate) fn held_backend() -> (Arc<CudaBackend>, Arc<HostDriver>) {
     let driver = Arc::new(HostDriver::new());
     (backend_on(&driver, OPTIONS), driver)
@@ -50,6 +55,16 @@ pub(crate) fn gpu_backend() -> Arc<CudaBackend> {
 pub(crate) fn recorded_backend() -> (Arc<CudaBackend>, Arc<Recorder>) {
     let recorder = Arc::new(Recorder::new(Arc::new(HostDriver::new())));
     (backend_on(&recorder, OPTIONS), recorder)
+}
+
+/// How many captures a recorder has seen since it was last asked, and how many replays.
+pub(crate) fn captures_and_replays(recorder: &Recorder) -> (usize, usize) {
+    let counts = (
+        recorder.count(|did| matches!(did, Did::BeginCapture(_))),
+        recorder.count(|did| matches!(did, Did::Replay(..))),
+    );
+    recorder.take();
+    counts
 }
 
 /// The stream of a queue, for [`HostDriver::hold`].

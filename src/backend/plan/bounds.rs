@@ -33,6 +33,13 @@ impl Bounds {
         Self(bounds)
     }
 
+    /// Has a block that the plan touches begin on a multiple of so many bytes.
+    pub fn align(&mut self, home: Home, alignment_bytes: usize) {
+        for (_, _, alignment) in self.0.iter_mut().filter(|(known, ..)| *known == home) {
+            *alignment = (*alignment).max(alignment_bytes);
+        }
+    }
+
     /// Bytes of memory that they take.
     pub fn held_bytes(&self) -> usize {
         self.0.capacity() * size_of::<(Home, usize, usize)>()

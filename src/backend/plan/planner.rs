@@ -22,8 +22,15 @@ pub trait Target {
     /// Whether the device reads an operand of an operation by its strides; if not, it is made contiguous.
     fn takes_strides(&self, op: &Op, operand: usize) -> bool;
 
-    /// Scratch bytes that one operation needs while it runs.
-    fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], outputs: &[&ValueInfo]) -> usize;
+    /// Scratch bytes that one operation needs while it runs. It reads its operands by `layouts`, each from the start of
+    /// memory that is aligned to [`ALIGNMENT_BYTES`], and writes contiguous results.
+    fn scratch_bytes(
+        &self,
+        op: &Op,
+        inputs: &[&ValueInfo],
+        layouts: &[&Layout],
+        outputs: &[&ValueInfo],
+    ) -> usize;
 }
 
 /// What a step does.
@@ -215,7 +222,10 @@ impl Planner<'_> {
             }
             let input_infos: SmallVec<[&ValueInfo; 4]> =
                 node.inputs.iter().map(|&v| self.graph.info(v)).collect();
-            let scratch_bytes = self.target.scratch_bytes(&node.op, &input_infos, &infos);
+            let scratch_bytes = {
+                let layouts: SmallVec<[&Layout; 4]> = inputs.iter().map(|bound| &bound.layout).collect();
+                self.target.scratch_bytes(&node.op, &input_infos, &layouts, &infos)
+            };
             self.drafts.push(Draft { kind: StepKind::Op(node.op.clone()), inputs, outputs, scratch_bytes });
         }
         Ok(())

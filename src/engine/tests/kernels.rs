@@ -89,6 +89,31 @@ impl Program for MoodyProgram {
     }
 }
 
+/// k(x) = tanh((x·w)·wᵀ): products of matrices, where w is one column.
+#[derive(Debug)]
+struct MixingProgram;
+
+impl Program for MixingProgram {
+    fn lower(&self, key: &PlanKey, _limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
+        let graph = || -> Result<Graph, GraphError> {
+            let mut b = Builder::new();
+            let x = b.source(Source::Input(0), key.input_shape.clone(), key.dtype)?;
+            let w = b.source(Source::Parameter(0), [WIDTH].into(), DType::F32)?;
+            let w = b.apply(Op::Reshape([WIDTH, 1].into()), &[w])?;
+            let y = b.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[x, w])?;
+            let y = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, &[y, w])?;
+            let y = b.apply(Op::Unary(Unary::Tanh), &[y])?;
+            b.sink(Sink::Output(0), y);
+            Ok(b.finish())
+        };
+        graph().map_err(|error| Box::new(error) as Box<dyn Fault + Send + Sync>)
+    }
+}
+
+pub(super) fn mixing_on(backend: &dyn Backend, n: usize) -> Arc<LiveSeed> {
+    live_on(backend, of_program(&format!("mixing-{n}"), &weights_of(n), Box::new(MixingProgram)), n as u64)
+}
+
 pub(super) fn moody(n: usize) -> Arc<LiveSeed> {
     live(of_program(&format!("moody-{n}"), &weights_of(n), Box::new(MoodyProgram)), n as u64)
 }

@@ -7,6 +7,7 @@ mod interleaving;
 mod kernels;
 mod on_cuda;
 mod plain;
+mod products;
 mod recomputation;
 mod roles;
 mod tickets;

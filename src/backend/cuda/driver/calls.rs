@@ -1,14 +1,14 @@
 //! The calls of a driver.
 
-use std::fmt;
-
-use super::{Address, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream};
+use super::{
+    Address, DriverError, Event, Function, Launch, Module, Priority, Products, Properties, Replay, Stream,
+};
 
 /// One device and the calls that the backend makes.
 ///
 /// Calls may come from any thread. Work on a stream runs in order; works on two streams are ordered by events alone.
 /// What is handed over may fail later: then the next call that waits for it says so.
-pub trait Driver: Send + Sync + fmt::Debug {
+pub trait Driver: Products {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
@@ -229,7 +229,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ///
     /// # Safety
     /// The function's module must be loaded, the arguments must be the record that it takes, and every address among
-    /// them good for what the kernel does with it until it is done.
+    /// them good for what the kernel does with it until it is done. A product must be open, its addresses aligned as its
+    /// kind promises and good for all that it touches.
     unsafe fn launch(&self, launch: &Launch<'_>, stream: Stream) -> Result<(), DriverError>;
 
     /// From now on what the stream is handed is kept instead of run; launches alone can be kept. Until
@@ -248,10 +249,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn end_capture(&self, stream: Stream) -> Result<Replay, DriverError>;
 
     /// Puts a launch in the place of the `nth` that was captured, of the same kernel. What was handed over before still
-    /// runs as it was.
+    /// runs as it was. What a library has captured is its own, and stays as it is.
     ///
     /// # Errors
-    /// [`DriverError::Failed`]; what the replay does then is undefined.
+    /// [`DriverError::Failed`], also for a product; what the replay does then is undefined.
     ///
     /// # Safety
     /// As for [`launch`](Self::launch) with each [`replay`](Self::replay), and nobody else may update or replay it

@@ -1,5 +1,7 @@
 //! What is handed to a driver and what comes back: handles, launches, errors.
 
+use super::Product;
+
 /// An address on the device.
 pub type Address = u64;
 
@@ -69,16 +71,28 @@ pub struct Touch {
     pub len_bytes: u64,
 }
 
-/// One launch of a kernel.
+/// What a launch runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// A kernel of ours.
+    Kernel {
+        /// Which.
+        function: Function,
+        /// Blocks, along one dimension.
+        grid: u32,
+        /// Threads of each, along one dimension.
+        block: u32,
+    },
+    /// A planned product of a library's.
+    Product(Product),
+}
+
+/// One launch.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Which kernel.
-    pub function: Function,
-    /// Blocks, along one dimension.
-    pub grid: u32,
-    /// Threads of each, along one dimension.
-    pub block: u32,
-    /// The bytes of its one argument.
+    /// Of what.
+    pub code: Code,
+    /// The bytes of its one argument: the record that the kernel takes, or [`ProductArguments`](super::ProductArguments).
     pub arguments: &'a [u8],
     /// The memory that it uses. A device does not need it; whoever checks the order of launches does.
     pub touches: &'a [Touch],

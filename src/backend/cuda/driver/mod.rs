@@ -7,13 +7,15 @@ mod calls;
 mod handles;
 #[cfg(test)]
 pub(crate) mod host;
+mod products;
 mod real;
 #[cfg(test)]
 pub(crate) mod record;
 
 pub use calls::Driver;
 pub use handles::{
-    Access, Address, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
-    Touch,
+    Access, Address, Code, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
+    Stream, Touch,
 };
+pub use products::{Matrices, PlannedProduct, Product, ProductArguments, ProductSpec, Products};
 pub use real::{RealDriver, open};

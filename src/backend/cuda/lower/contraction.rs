@@ -32,10 +32,30 @@ const FEW: u64 = 8;
 /// A product's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    batch: u64,
-    m: u64,
-    n: u64,
-    k: u64,
+    pub(super) batch: u64,
+    pub(super) m: u64,
+    pub(super) n: u64,
+    pub(super) k: u64,
+}
+
+/// A factor of a batch of products: strides along its rows' and its columns' indices, as the product sees it, and the
+/// layout of the batch's first elements.
+pub(super) struct Factor {
+    pub(super) row: u64,
+    pub(super) column: u64,
+    pub(super) batch: Layout,
+}
+
+impl Factor {
+    pub(super) fn of(layout: &Layout, is_transposed: bool) -> Self {
+        let outer = layout.shape().rank() - 2;
+        let strides = &layout.strides()[outer..];
+        let (row, column) = if is_transposed { (1, 0) } else { (0, 1) };
+        let shape: Shape = layout.shape()[..outer].into();
+        let batch = Layout::strided(shape, &layout.strides()[..outer], 0)
+            .unwrap_or_else(|| Layout::contiguous(Shape::scalar()));
+        Self { row: strides[row] as u64, column: strides[column] as u64, batch }
+    }
 }
 
 impl Sizes {
@@ -114,25 +134,18 @@ impl Lowering<'_> {
     ) -> Result<(), BuildError> {
         let (a, b, out) = (&step.inputs[0], &step.inputs[1], &step.outputs[0]);
         let sizes = Sizes::of_matmul(transpose_a, a.layout.shape(), out.layout.shape());
-        let outer = out.layout.shape().rank() - 2;
-        // Strides of a matrix along its rows' and its columns' indices, as the product sees them.
-        let inner = |place: &Place, transposed: bool| {
-            let strides = &place.layout.strides()[outer..];
-            let (row, column) = if transposed { (1, 0) } else { (0, 1) };
-            [strides[row] as u64, strides[column] as u64]
-        };
-        let batch = |place: &Place| {
-            let shape: Shape = place.layout.shape()[..outer].into();
-            Layout::strided(shape, &place.layout.strides()[..outer], 0)
-                .unwrap_or_else(|| Layout::contiguous(Shape::scalar()))
-        };
-        let (batch_a, batch_b) = (batch(a), batch(b));
-        let (walk, [strides_a, strides_b]) = walk(batch_a.shape(), [&batch_a, &batch_b]);
+        let [left, right] = [Factor::of(&a.layout, transpose_a), Factor::of(&b.layout, transpose_b)];
+        let (walk, [strides_a, strides_b]) = walk(left.batch.shape(), [&left.batch, &right.batch]);
         let splits = sizes.splits();
-        let [a_row, a_column] = inner(a, transpose_a);
-        let [b_row, b_column] = inner(b, transpose_b);
-        let cut = sizes.cut(splits);
-        let mut record = MatMul { cut, walk, a_row, a_column, b_row, b_column, ..MatMul::default() };
+        let mut record = MatMul {
+            cut: sizes.cut(splits),
+            walk,
+            a_row: left.row,
+            a_column: left.column,
+            b_row: right.row,
+            b_column: right.column,
+            ..MatMul::default()
+        };
         record.views[0].strides = strides_a;
         record.views[1].strides = strides_b;
         let views = offset_of!(MatMul, views);

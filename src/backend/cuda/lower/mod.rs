@@ -8,11 +8,13 @@ mod movement;
 mod norm;
 mod pointwise;
 mod pool;
+mod product;
 mod program;
 mod reduce;
 mod target;
 mod walk;
 
+pub(super) use product::{MOST_ALIGNMENT_BYTES, Planned};
 pub(super) use program::{MOST_BYTES, Program};
 pub(super) use target::{Cuda, check};
 
@@ -20,7 +22,7 @@ use program::{Use, Uses};
 
 use super::{
     arguments::{Fold, Record},
-    driver::{Access, Function},
+    driver::{Access, Code, Function},
     kernels::Kernels,
     source::Source,
 };
@@ -40,12 +42,12 @@ const THREADS: u32 = 256;
 /// The most blocks of a launch; each takes several pieces of work where there are more.
 const MOST_BLOCKS: u64 = 16 * 1024;
 
-/// Turns a plan into launches.
+/// Turns a plan into launches; products that were planned with it go to their library.
 ///
 /// # Errors
 /// [`BuildError::Unsupported`] for sizes past what kernels count with, [`BuildError::Device`] when a kernel is missing.
-pub(super) fn lower(plan: &Plan, kernels: &Kernels) -> Result<Program, BuildError> {
-    let mut lowering = Lowering { kernels, program: Program::default() };
+pub(super) fn lower(plan: &Plan, kernels: &Kernels, products: &Planned) -> Result<Program, BuildError> {
+    let mut lowering = Lowering { kernels, products, program: Program::default() };
     for step in &plan.steps {
         lowering.step(step)?;
     }
@@ -55,6 +57,7 @@ pub(super) fn lower(plan: &Plan, kernels: &Kernels) -> Result<Program, BuildErro
 
 struct Lowering<'a> {
     kernels: &'a Kernels,
+    products: &'a Planned,
     program: Program,
 }
 
@@ -67,6 +70,10 @@ impl Lowering<'_> {
         let StepKind::Op(op) = &step.kind else {
             return self.copy(step);
         };
+        if let Some(product) = self.products.of_step(op, step) {
+            self.product(step, product);
+            return Ok(());
+        }
         match op {
             Op::Unary(unary) => self.unary(step, "unary", unary),
             Op::UnaryGrad(unary) => self.unary(step, "unary_grad", unary),
@@ -127,7 +134,7 @@ impl Lowering<'_> {
     }
 
     fn push<R: Record>(&mut self, function: Function, cut: (u32, u32), record: &R, uses: &Uses) {
-        self.program.push(function, cut, record, uses, None);
+        self.program.push(kernel(function, cut), record, uses, None);
     }
 
     /// Joins what the splits of a step have left in its scratch memory from `skipped_bytes` on.
@@ -153,6 +160,11 @@ impl Lowering<'_> {
         self.push(function, per_element(elements), &record, &uses.into_iter().collect());
         Ok(())
     }
+}
+
+/// A kernel in so many blocks of so many threads.
+fn kernel(function: Function, (grid, block): (u32, u32)) -> Code {
+    Code::Kernel { function, grid, block }
 }
 
 /// Blocks and threads where each element has a thread.

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use super::{Lowering, Use, Uses, name, per_element, size_name, walk::walk};
+use super::{Lowering, Use, Uses, kernel, name, per_element, size_name, walk::walk};
 use crate::{
     backend::{
         BuildError,
@@ -90,7 +90,7 @@ impl Lowering<'_> {
         record.bound = (p * 4_294_967_296.0) as u64;
         let function = self.function(Source::Unary, "dropout", name(step.outputs[0].dtype))?;
         let seed_at = Some(offset_of!(Pointwise, seed));
-        self.program.push(function, per_element(record.walk.elements), &record, &uses, seed_at);
+        self.program.push(kernel(function, per_element(record.walk.elements)), &record, &uses, seed_at);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use crate::backend::{
     cuda::{
         arguments::Record,
-        driver::{Access, Function, Touch},
+        driver::{Access, Code, Touch},
     },
     plan::{Home, Place, Scratch},
 };
@@ -16,9 +16,7 @@ pub(in crate::backend::cuda) const MOST_BYTES: usize = 1024;
 /// A launch; its arguments and touches are parts of the program's lists.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cuda) struct Call {
-    pub(in crate::backend::cuda) function: Function,
-    pub(in crate::backend::cuda) grid: u32,
-    pub(in crate::backend::cuda) block: u32,
+    pub(in crate::backend::cuda) code: Code,
     /// Where its arguments begin, and how many bytes they have.
     pub(in crate::backend::cuda) arguments: (u32, u32),
     /// Where its touches begin, and how many there are.
@@ -38,6 +36,15 @@ pub(in crate::backend::cuda) struct Program {
 }
 
 impl Program {
+    /// The blocks that products read and write, some of them several times.
+    pub(in crate::backend::cuda) fn homes_of_products(&self) -> impl Iterator<Item = Home> {
+        let products = self.calls.iter().filter(|call| matches!(call.code, Code::Product(_)));
+        products.flat_map(|call| {
+            let (first, len) = call.touches;
+            self.origins[first as usize..(first + len) as usize].iter().map(|&(home, _)| home)
+        })
+    }
+
     /// Bytes of memory that it takes.
     pub(in crate::backend::cuda) fn held_bytes(&self) -> usize {
         self.calls.capacity() * size_of::<Call>()
@@ -55,14 +62,7 @@ impl Program {
     }
 
     /// Appends a launch.
-    pub(super) fn push<R: Record>(
-        &mut self,
-        function: Function,
-        (grid, block): (u32, u32),
-        record: &R,
-        uses: &[Use],
-        seed_at: Option<usize>,
-    ) {
+    pub(super) fn push<R: Record>(&mut self, code: Code, record: &R, uses: &[Use], seed_at: Option<usize>) {
         const { assert!(size_of::<R>() <= MOST_BYTES) };
         let (arguments, touches) = (self.arguments.len() as u32, self.touches.len() as u32);
         self.arguments.extend_from_slice(record.bytes());
@@ -71,9 +71,7 @@ impl Program {
             self.origins.push((used.home, used.offset_bytes));
         }
         self.calls.push(Call {
-            function,
-            grid,
-            block,
+            code,
             arguments: (arguments, size_of::<R>() as u32),
             touches: (touches, uses.len() as u32),
             seed_at: seed_at.map(|at| at as u32),

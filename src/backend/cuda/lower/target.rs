@@ -1,14 +1,29 @@
 //! What the device takes: which types and sizes, which operands by strides, how much scratch.
 
-use super::{contraction::Sizes, norm, pool, reduce};
+use std::cell::RefCell;
+
+use super::{contraction::Sizes, norm, pool, product::Planned, reduce};
 use crate::{
     backend::{BuildError, plan::Target},
     graph::{Graph, Op, ValueInfo},
-    tensor::DType,
+    tensor::{DType, Layout},
 };
 
-/// A CUDA device as planning sees it. All are alike: what a plan looks like does not depend on the card.
-pub(in crate::backend::cuda) struct Cuda;
+/// A CUDA device as planning sees it. All are alike but for what their library of products asks for: otherwise what a
+/// plan looks like does not depend on the card.
+pub(in crate::backend::cuda) struct Cuda(RefCell<Planned>);
+
+impl Cuda {
+    /// A device with a library of products, or none.
+    pub(in crate::backend::cuda) fn new(products: Planned) -> Self {
+        Self(RefCell::new(products))
+    }
+
+    /// The products that were planned.
+    pub(in crate::backend::cuda) fn into_products(self) -> Planned {
+        self.0.into_inner()
+    }
+}
 
 impl Target for Cuda {
     fn takes_strides(&self, op: &Op, operand: usize) -> bool {
@@ -27,8 +42,17 @@ impl Target for Cuda {
         }
     }
 
-    fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], outputs: &[&ValueInfo]) -> usize {
+    fn scratch_bytes(
+        &self,
+        op: &Op,
+        inputs: &[&ValueInfo],
+        layouts: &[&Layout],
+        outputs: &[&ValueInfo],
+    ) -> usize {
         let y = outputs[0];
+        if let Some(product) = self.0.borrow_mut().plan(op, layouts, y) {
+            return product.workspace_bytes;
+        }
         match op {
             Op::Reduce { .. } => reduce::scratch_bytes(inputs[0], y),
             Op::MatMul { transpose_a, .. } => {

@@ -10,10 +10,13 @@ use std::{
 use super::{
     super::{
         CudaBackend, CudaOptions, Driver, DriverError, Found, ImageCache, Nvrtc, Properties, Roots, compile,
-        driver,
+        driver::{self, RealDriver},
     },
     LibraryState, OpenError, Unavailable, places,
-    survey::{LIBCUDA, NVRTC, compilers, folders_of, loaded, mapped, survey, version_in_name},
+    survey::{
+        CUBLASLT, CUBLASLT_FILE, LIBCUDA, NVRTC, NVRTC_FILE, candidates, folders_of, loaded, mapped, survey,
+        unused, version_in_name,
+    },
 };
 
 /// What a GPU is opened with.
@@ -25,6 +28,8 @@ pub struct OpenOptions {
     pub memory_bytes: u64,
     /// Whether plans are captured once and replayed.
     pub graphs: bool,
+    /// Whether factors of products in `float32` may be rounded to TF32.
+    pub tf32: bool,
     /// Where libraries are looked for, in order, as [`places`](super::places) gives it.
     pub places: Vec<Roots>,
     /// Where compiled kernels are kept.
@@ -40,6 +45,7 @@ impl OpenOptions {
             ordinal: 0,
             memory_bytes: 0,
             graphs: true,
+            tf32: false,
             places: places(&[], variable, Path::new("/")),
             image_folder: variable("KASMINA_IMAGES")
                 .unwrap_or_else(|| env::temp_dir().join("kasmina-images")),
@@ -85,12 +91,14 @@ fn open_with(
     if let Some(path) = mapped(&fs::read_to_string("/proc/self/maps").unwrap_or_default()) {
         loaded(libraries, LIBCUDA, &path, version_in_name("cuda", &path));
     }
-    let driver = opened?;
+    let mut driver = opened?;
     let properties = driver.properties().clone();
+    // What it takes of the device's memory is not free any more.
+    add_products(&mut driver, &options.places, libraries);
     let budget_bytes = budget(options.memory_bytes, driver.free_bytes()? as u64, &properties)?;
     let driver: Arc<dyn Driver> = Arc::new(driver);
     let mut first_error = None;
-    for Found { path, .. } in compilers(&options.places, properties.cuda.0) {
+    for Found { path, .. } in candidates(NVRTC_FILE, &options.places, properties.cuda.0) {
         match build(&driver, &path, budget_bytes, options) {
             Ok((backend, (major, minor))) => {
                 loaded(libraries, NVRTC, &path, Some(format!("{major}.{minor}")));
@@ -103,6 +111,24 @@ fn open_with(
         }
     }
     Err(first_error.unwrap_or_else(|| OpenError::NoCompiler { looked_in: folders_of(&options.places) }))
+}
+
+/// Has the first cuBLASLt that works compute products. Without one, kernels of ours do.
+fn add_products(driver: &mut RealDriver, places: &[Roots], libraries: &mut [LibraryState]) {
+    let mut first_error = None;
+    for Found { path, .. } in candidates(CUBLASLT_FILE, places, driver.properties().cuda.0) {
+        match driver.use_products(&path) {
+            Ok(version) => return loaded(libraries, CUBLASLT, &path, Some(version)),
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "this cuBLASLt is of no use here");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    if let Some(error) = first_error {
+        tracing::info!(%error, "cuBLASLt is not used, matrix products run on Kasmina's own kernels");
+        unused(libraries, CUBLASLT, &error);
+    }
 }
 
 /// The backend with kernels that one NVRTC compiles, and that NVRTC's version.
@@ -124,7 +150,7 @@ fn build(
     let seconds = begun.elapsed().as_secs_f64();
     tracing::info!(device = name, seconds, "kernels are there");
     let version = nvrtc.version();
-    match backend_of(driver.clone(), &images, budget_bytes, options.graphs) {
+    match backend_of(driver.clone(), &images, budget_bytes, options) {
         Ok(backend) => Ok((backend, version)),
         Err(source) => Err(OpenError::Load { nvrtc: nvrtc.path().to_owned(), version, source }),
     }
@@ -135,10 +161,11 @@ fn backend_of(
     driver: Arc<dyn Driver>,
     images: &[Vec<u8>],
     budget_bytes: u64,
-    graphs: bool,
+    options: &OpenOptions,
 ) -> Result<CudaBackend, DriverError> {
     let memory_bytes = usize::try_from(budget_bytes).unwrap_or(usize::MAX);
-    CudaBackend::new(driver, images, CudaOptions { memory_bytes, graphs })
+    let (graphs, tf32) = (options.graphs, options.tf32);
+    CudaBackend::new(driver, images, CudaOptions { memory_bytes, graphs, tf32 })
 }
 
 /// What may be taken of a device's memory.
@@ -191,6 +218,7 @@ mod tests {
             ordinal: 4096,
             memory_bytes: 0,
             graphs: true,
+            tf32: false,
             places: places(&[], |_| None, root.path()),
             image_folder: root.path().join("images"),
         };

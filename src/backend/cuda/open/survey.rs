@@ -1,6 +1,8 @@
 //! What there is of NVIDIA's libraries on this node, and what their lack costs.
 
 use std::{
+    borrow::Cow,
+    fmt::Display,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,8 +18,8 @@ pub struct LibraryState {
     pub path: Option<PathBuf>,
     /// The version, as far as its file's name or the library itself tells.
     pub version: Option<String>,
-    /// What it is there for, or what its lack costs.
-    pub remark: &'static str,
+    /// What it is there for, what its lack costs, or why it is not used.
+    pub remark: Cow<'static, str>,
 }
 
 /// A library that is of use here.
@@ -39,16 +41,17 @@ const KNOWN: [Known; 4] = [
     },
     Known {
         name: NVRTC,
-        file: "nvrtc",
+        file: NVRTC_FILE,
         is_for: "compiles CUDA kernels",
         lack_costs: "kernels cannot be compiled, so that no GPU can be used: install PyTorch, or pip's \
                      nvidia-cuda-nvrtc",
     },
     Known {
-        name: "cuBLASLt",
-        file: "cublasLt",
-        is_for: "not used yet: on a GPU, matrix products run on Kasmina's own kernels",
-        lack_costs: "costs nothing yet: on a GPU, matrix products run on Kasmina's own kernels with it or without",
+        name: CUBLASLT,
+        file: CUBLASLT_FILE,
+        is_for: "matrix products",
+        lack_costs: "matrix products run on Kasmina's own kernels, which are slower: install PyTorch, or pip's \
+                     nvidia-cublas (nvidia-cublas-cu12 for a driver of CUDA 12)",
     },
     Known {
         name: "cuDNN",
@@ -62,6 +65,12 @@ const KNOWN: [Known; 4] = [
 pub(super) const LIBCUDA: &str = "libcuda";
 /// The compiler.
 pub(super) const NVRTC: &str = "NVRTC";
+/// The compiler's file.
+pub(super) const NVRTC_FILE: &str = "nvrtc";
+/// The library of products.
+pub(super) const CUBLASLT: &str = "cuBLASLt";
+/// Its file.
+pub(super) const CUBLASLT_FILE: &str = "cublasLt";
 
 /// Where libraries are looked for: first in the folders that the settings name, each a folder of libraries, a folder of
 /// Python packages or a Python environment, then in the usual places.
@@ -79,9 +88,10 @@ pub fn places(folders: &[PathBuf], variable: impl Fn(&str) -> Option<PathBuf>, r
     named.chain([Roots::usual(variable, root)]).collect()
 }
 
-/// Every NVRTC, first those that are no younger than the driver: it refuses what a later major version has compiled.
-pub(super) fn compilers(places: &[Roots], cuda_major: u32) -> Vec<Found> {
-    let mut all: Vec<Found> = places.iter().flat_map(|roots| find("nvrtc", roots)).collect();
+/// Every file of a library, first those that are no younger than the driver: it refuses what a later major version has
+/// compiled, or brings compiled.
+pub(super) fn candidates(file: &str, places: &[Roots], cuda_major: u32) -> Vec<Found> {
+    let mut all: Vec<Found> = places.iter().flat_map(|roots| find(file, roots)).collect();
     all.sort_by_key(|found| found.major > cuda_major);
     all
 }
@@ -96,9 +106,11 @@ pub(super) fn survey(places: &[Roots]) -> Vec<LibraryState> {
             Some(Found { path, major }) => {
                 let version = version_in_name(known.file, &path).unwrap_or_else(|| major.to_string());
                 let (path, version) = (Some(path), Some(version));
-                LibraryState { name: known.name, path, version, remark: known.is_for }
+                LibraryState { name: known.name, path, version, remark: known.is_for.into() }
             }
-            None => LibraryState { name: known.name, path: None, version: None, remark: known.lack_costs },
+            None => {
+                LibraryState { name: known.name, path: None, version: None, remark: known.lack_costs.into() }
+            }
         }
     };
     KNOWN.iter().map(state).collect()
@@ -109,7 +121,18 @@ pub(super) fn loaded(libraries: &mut [LibraryState], name: &str, path: &Path, ve
     let known = KNOWN.iter().find(|known| known.name == name);
     let state = libraries.iter_mut().find(|state| state.name == name);
     if let (Some(known), Some(state)) = (known, state) {
-        (state.path, state.version, state.remark) = (Some(path.to_owned()), version, known.is_for);
+        (state.path, state.version, state.remark) = (Some(path.to_owned()), version, known.is_for.into());
+    }
+}
+
+/// Notes why a library that was found is not used.
+pub(super) fn unused(libraries: &mut [LibraryState], name: &str, reason: &impl Display) {
+    // Without its remedy: one that cannot be used is not mended by installing the same.
+    let costs =
+        KNOWN.iter().find(|known| known.name == name).and_then(|known| known.lack_costs.split(':').next());
+    let costs = costs.unwrap_or_default();
+    if let Some(state) = libraries.iter_mut().find(|state| state.name == name) {
+        state.remark = format!("not used: {reason}; {costs}").into();
     }
 }
 
@@ -185,7 +208,7 @@ mod tests {
         assert!(all[0].3.starts_with("no GPU can be used"), "{}", all[0].3);
         assert_eq!(of(1), short(packages, "12"));
         assert_eq!(of(2), short("usr/local/cuda/lib64/libcublasLt.so.13", "13.2.1.4"));
-        assert!(all[2].3.starts_with("not used yet"), "{}", all[2].3);
+        assert_eq!(all[2].3, "matrix products");
         assert_eq!(of(3), (None, None));
         assert!(all[3].3.starts_with("costs nothing yet"), "{}", all[3].3);
         // Each kind of folder that the settings may name, before the usual places.
@@ -199,13 +222,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_found_and_is_not_used_says_why_and_what_that_costs() {
+        let root = tempfile::tempdir().unwrap();
+        touch(root.path(), &["a/libcublasLt.so.11"]);
+        let mut all = survey(&places(&[root.path().join("a")], |_| None, root.path()));
+        unused(&mut all, CUBLASLT, &"it is too old");
+        let LibraryState { path, version, remark, .. } = &all[2];
+        assert_eq!((path.is_some(), version.as_deref()), (true, Some("11")));
+        assert!(
+            remark.starts_with("not used: it is too old; matrix products run on Kasmina's own"),
+            "{remark}"
+        );
+        loaded(&mut all, CUBLASLT, Path::new("/b/libcublasLt.so.12"), Some("12.8.4".into()));
+        assert_eq!((all[2].version.as_deref(), &*all[2].remark), (Some("12.8.4"), "matrix products"));
+    }
+
+    #[test]
     fn a_compiler_that_the_driver_understands_goes_first() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         touch(root, &["a/libnvrtc.so.13", "a/libnvrtc.so.12", "usr/lib64/libnvrtc.so.11"]);
         let places = places(&[root.join("a")], |_| None, root);
         let majors = |cuda_major| {
-            compilers(&places, cuda_major).into_iter().map(|found| found.major).collect::<Vec<_>>()
+            candidates(NVRTC_FILE, &places, cuda_major)
+                .into_iter()
+                .map(|found| found.major)
+                .collect::<Vec<_>>()
         };
         assert_eq!(majors(13), [13, 12, 11]);
         assert_eq!(majors(12), [12, 11, 13]);

@@ -4,14 +4,22 @@ mod blocks;
 mod memory;
 mod numbers;
 mod order;
+mod places;
+mod products;
 mod queues;
 mod replays;
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use proptest::prelude::*;
 
-use super::{CudaBackend, testing::held_backend};
+use super::{
+    CudaBackend,
+    testing::{backend_without_products, held_backend},
+};
 use crate::{
     backend::{
         Backend as _, Bindings, BuildError, CompileOptions, HostMemory, HostQueue, Memory as _, RunContext,
@@ -24,6 +32,12 @@ use crate::{
 /// One backend for all tests that need none of their own.
 fn backend() -> &'static CudaBackend {
     test_device::cuda()
+}
+
+/// One whose products are all computed by our kernels.
+fn alone() -> &'static CudaBackend {
+    static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
+    BACKEND.get_or_init(backend_without_products)
 }
 
 const FREE: RunContext = RunContext { seed: 42, deadline: None, threads: 1 };
@@ -60,6 +74,11 @@ fn cuda_conforms() {
     conforms(backend());
 }
 
+#[test]
+fn cuda_conforms_without_a_library_of_products() {
+    conforms(alone());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -69,6 +88,7 @@ proptest! {
         outputs in prop::collection::vec(0usize..8, 1..4),
     ) {
         agrees(backend(), &choices, &outputs)?;
+        agrees(alone(), &choices, &outputs)?;
     }
 }
 

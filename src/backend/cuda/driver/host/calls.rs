@@ -8,7 +8,8 @@ use super::{
     super::{
         Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
     },
-    Entry, HostDriver, Work, failed, kept,
+    Entry, HostDriver, Work, failed,
+    streams::Kept,
 };
 use crate::backend::{HostMemory, Memory as _};
 
@@ -238,8 +239,12 @@ impl Driver for HostDriver {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>, stream: Stream) -> Result<(), DriverError> {
-        self.state().fault("launch")?;
-        self.hand(stream, Work::Launch(kept(launch)))
+        let kept = {
+            let mut state = self.state();
+            state.fault("launch")?;
+            state.kept(launch)?
+        };
+        self.hand(stream, Work::Launch(kept))
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<(), DriverError> {
@@ -263,14 +268,17 @@ impl Driver for HostDriver {
     unsafe fn update(&self, replay: Replay, nth: usize, launch: &Launch<'_>) -> Result<(), DriverError> {
         let mut state = self.state();
         state.fault("update")?;
+        let kept = state.kept(launch)?;
         let Some(place) = state.replays.get_mut(&replay).and_then(|all| all.get_mut(nth)) else {
             return failed("update", format!("no launch {nth} was captured"));
         };
-        if place.function != launch.function {
-            return failed("update", "another kernel was captured there");
+        match (&place, &kept) {
+            (Kept::Kernel { function: old, .. }, Kept::Kernel { function: new, .. }) if old == new => {
+                *place = kept;
+                Ok(())
+            }
+            _ => failed("update", "another kernel was captured there, or a product"),
         }
-        *place = kept(launch);
-        Ok(())
     }
 
     unsafe fn replay(&self, replay: Replay, stream: Stream) -> Result<(), DriverError> {

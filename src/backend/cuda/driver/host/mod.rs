@@ -6,6 +6,7 @@
 
 mod calls;
 mod images;
+mod products;
 mod streams;
 
 use std::{
@@ -17,7 +18,9 @@ use std::{
 
 use libloading::Library;
 
-use super::{Address, DriverError, Launch, Properties, Replay, Stream};
+use super::{
+    Address, Code, DriverError, Launch, Product, ProductArguments, ProductSpec, Properties, Replay, Stream,
+};
 use crate::backend::HostMemory;
 
 pub(in crate::backend::cuda) use images::images;
@@ -33,6 +36,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct HostDriver {
     properties: Properties,
+    /// Whether there is a library of products.
+    has_products: bool,
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -51,6 +56,7 @@ struct State {
     streams: Streams,
     captures: HashMap<Stream, Vec<Kept>>,
     replays: HashMap<Replay, Vec<Kept>>,
+    products: HashMap<Product, ProductSpec>,
     /// Calls that are to fail, once each.
     faults: Vec<&'static str>,
     /// What has failed on the device; every later call says so again, as CUDA does.
@@ -72,7 +78,12 @@ impl HostDriver {
             memory_bytes,
             cuda: (12, 0),
         };
-        Self { properties, state: Mutex::default(), moved: Condvar::new() }
+        Self { properties, has_products: true, state: Mutex::default(), moved: Condvar::new() }
+    }
+
+    /// A device without a library of products.
+    pub(crate) fn without_products() -> Self {
+        Self { has_products: false, ..Self::new() }
     }
 
     /// How many blocks of device memory are allocated.
@@ -83,6 +94,11 @@ impl HostDriver {
     /// How many pieces of host memory are locked.
     pub(crate) fn locked(&self) -> usize {
         self.state().locked.len()
+    }
+
+    /// The products that are open.
+    pub(in crate::backend::cuda) fn products(&self) -> Vec<ProductSpec> {
+        self.state().products.values().copied().collect()
     }
 
     /// How many streams, events, modules and replays are open.
@@ -196,6 +212,24 @@ impl State {
         });
     }
 
+    /// A launch as it is now.
+    fn kept(&self, launch: &Launch<'_>) -> Result<Kept, DriverError> {
+        match launch.code {
+            Code::Kernel { function, grid, block } => {
+                let words = launch.arguments.chunks(8).map(|chunk| {
+                    let mut word = [0; 8];
+                    word[..chunk.len()].copy_from_slice(chunk);
+                    u64::from_ne_bytes(word)
+                });
+                Ok(Kept::Kernel { function, grid, block, arguments: words.collect() })
+            }
+            Code::Product(product) => match self.products.get(&product) {
+                Some(spec) => Ok(Kept::Product(*spec, ProductArguments::read(launch.arguments).unwrap())),
+                None => failed("launch", format!("{product:?} is not open")),
+            },
+        }
+    }
+
     fn is_locked(&self, start: usize, bytes: usize) -> bool {
         self.locked.iter().any(|range| range.start <= start && start + bytes <= range.end)
     }
@@ -213,14 +247,15 @@ unsafe fn run(entries: &[Entry], work: &Work) -> Result<(), DriverError> {
     // SAFETY: as the caller promises.
     unsafe {
         match work {
-            Work::Launch(kept) => {
-                let entry = entries[kept.function.0 as usize];
+            Work::Launch(Kept::Kernel { function, grid, block, arguments }) => {
+                let entry = entries[function.0 as usize];
                 // The record is the kernel's, by the promise of `launch`; words are aligned as records are.
-                match entry(kept.arguments.as_ptr().cast(), kept.grid, kept.block) {
+                match entry(arguments.as_ptr().cast(), *grid, *block) {
                     0 => {}
                     code => return failed("launch", format!("the shim gives {code}")),
                 }
             }
+            Work::Launch(Kept::Product(spec, at)) => products::multiply(spec, at)?,
             Work::Copy { to, from, bytes } => std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes),
             Work::Write { to, bytes } => std::ptr::copy(bytes.as_ptr(), *to as *mut u8, bytes.len()),
             Work::Fill { to, byte, bytes } => std::ptr::write_bytes(*to as *mut u8, *byte, *bytes),
@@ -231,13 +266,4 @@ unsafe fn run(entries: &[Entry], work: &Work) -> Result<(), DriverError> {
 
 fn failed<T>(call: &'static str, reason: impl ToString) -> Result<T, DriverError> {
     Err(DriverError::Failed { call, reason: reason.to_string() })
-}
-
-fn kept(launch: &Launch<'_>) -> Kept {
-    let words = launch.arguments.chunks(8).map(|chunk| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_ne_bytes(word)
-    });
-    Kept { function: launch.function, grid: launch.grid, block: launch.block, arguments: words.collect() }
 }

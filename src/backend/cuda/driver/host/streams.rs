@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::super::{Address, Event, Function, Stream};
+use super::super::{Address, Event, Function, ProductArguments, ProductSpec, Stream};
 
-/// A launch, its arguments in words as its record is aligned.
+/// A launch.
 #[derive(Clone, Debug)]
-pub(super) struct Kept {
-    pub(super) function: Function,
-    pub(super) grid: u32,
-    pub(super) block: u32,
-    pub(super) arguments: Vec<u64>,
+pub(super) enum Kept {
+    /// Of a kernel, its arguments in words as its record is aligned.
+    Kernel {
+        function: Function,
+        grid: u32,
+        block: u32,
+        arguments: Vec<u64>,
+    },
+    Product(ProductSpec, ProductArguments),
 }
 
 /// What a stream does.

@@ -12,7 +12,7 @@ use std::{
 use cudarc::driver::sys as cu;
 
 use super::{
-    super::{DriverError, Launch, Replay, Stream},
+    super::{Code, DriverError, Launch, Replay, Stream},
     check, handle, number, with_arguments,
 };
 
@@ -22,15 +22,18 @@ pub(super) struct Captures {
     /// How many streams capture. A launch while none does looks at nothing else, and takes no lock.
     under_way: AtomicUsize,
     /// The nodes so far, by stream.
-    nodes: Mutex<HashMap<Stream, Vec<u64>>>,
+    nodes: Mutex<HashMap<Stream, Vec<Node>>>,
     captured: RwLock<HashMap<Replay, Arc<Captured>>>,
 }
+
+/// The node of a launch; `None` for what a library has captured, as one node or several.
+type Node = Option<u64>;
 
 /// What a replay was made of. An update names a node of the graph, which therefore stays.
 #[derive(Debug)]
 struct Captured {
     graph: u64,
-    nodes: Vec<u64>,
+    nodes: Vec<Node>,
 }
 
 impl Captures {
@@ -45,12 +48,16 @@ impl Captures {
     }
 
     /// Keeps the node of the launch that a stream was handed last, if it captures.
-    pub(super) fn launched(&self, stream: Stream) -> Result<(), DriverError> {
+    pub(super) fn launched(&self, code: Code, stream: Stream) -> Result<(), DriverError> {
         if self.under_way.load(Ordering::Relaxed) == 0 {
             return Ok(());
         }
         let mut all = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(nodes) = all.get_mut(&stream) else { return Ok(()) };
+        if matches!(code, Code::Product(_)) {
+            nodes.push(None);
+            return Ok(());
+        }
         let mut status = cu::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         let (mut last, mut count) = (std::ptr::null(), 0);
         call!(cuStreamGetCaptureInfo_v2(
@@ -70,7 +77,7 @@ impl Captures {
             return Err(DriverError::Failed { call: "cuStreamGetCaptureInfo_v2", reason });
         }
         // SAFETY: the driver has given a list of one, which stays until the stream is handed more.
-        nodes.push(number(unsafe { *last }));
+        nodes.push(Some(number(unsafe { *last })));
         Ok(())
     }
 
@@ -98,17 +105,18 @@ impl Captures {
     /// The caller of [`Driver::update`](super::Driver::update) answers for the launch.
     pub(super) fn update(&self, replay: Replay, nth: usize, launch: &Launch<'_>) -> Result<(), DriverError> {
         let captured = self.captured.read().unwrap_or_else(PoisonError::into_inner).get(&replay).cloned();
-        let Some(&node) = captured.as_ref().and_then(|captured| captured.nodes.get(nth)) else {
-            let reason = format!("no launch {nth} was captured");
+        let node = captured.as_ref().and_then(|captured| captured.nodes.get(nth).copied().flatten());
+        let (Some(node), Code::Kernel { function, grid, block }) = (node, launch.code) else {
+            let reason = format!("no kernel of ours was captured as launch {nth}");
             return Err(DriverError::Failed { call: "cuGraphExecKernelNodeSetParams_v2", reason });
         };
         with_arguments(launch, |extra| {
             let parameters = cu::CUDA_KERNEL_NODE_PARAMS {
-                func: handle(launch.function.0),
-                gridDimX: launch.grid,
+                func: handle(function.0),
+                gridDimX: grid,
                 gridDimY: 1,
                 gridDimZ: 1,
-                blockDimX: launch.block,
+                blockDimX: block,
                 blockDimY: 1,
                 blockDimZ: 1,
                 sharedMemBytes: 0,

@@ -9,7 +9,7 @@ use std::{
 use cudarc::driver::sys as cu;
 
 use super::{
-    Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
+    Address, Code, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
 };
 
 /// How `cuLaunchKernel` is told that all arguments lie in one buffer, and how long that is.
@@ -25,6 +25,8 @@ pub struct RealDriver {
     /// Priorities of streams: normal, high.
     priorities: [c_int; 2],
     captures: Captures,
+    /// What computes products, if it was found.
+    products: Option<CublasLt>,
 }
 
 // SAFETY: the driver's functions may be called from any thread; the context is made current on it first.
@@ -43,9 +45,12 @@ macro_rules! call {
 
 // Behind the macro, which they call too.
 mod captures;
+mod cublaslt;
 mod open;
+mod products;
 
 use captures::Captures;
+use cublaslt::CublasLt;
 pub use open::open;
 
 fn check(call: &'static str, result: cu::CUresult) -> Result<(), DriverError> {
@@ -132,6 +137,7 @@ impl RealDriver {
 
 impl Drop for RealDriver {
     fn drop(&mut self) {
+        self.close_products();
         if let Err(error) = call!(cuDevicePrimaryCtxRelease_v2(self.device)) {
             tracing::debug!(%error, "the device's context could not be let go");
         }
@@ -329,12 +335,17 @@ impl Driver for RealDriver {
 
     unsafe fn launch(&self, launch: &Launch<'_>, stream: Stream) -> Result<(), DriverError> {
         self.bind()?;
-        let (function, stream_handle) = (handle(launch.function.0), handle(stream.0));
-        let (grid, block) = (launch.grid, launch.block);
-        with_arguments(launch, |extra| {
-            call!(cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, stream_handle, null_mut(), extra))
-        })?;
-        self.captures.launched(stream)
+        match launch.code {
+            Code::Kernel { function, grid, block } => {
+                let (function, on) = (handle(function.0), handle(stream.0));
+                with_arguments(launch, |extra| {
+                    call!(cuLaunchKernel(function, grid, 1, 1, block, 1, 1, 0, on, null_mut(), extra))
+                })?;
+            }
+            // SAFETY: as the caller promises.
+            Code::Product(product) => unsafe { self.multiply(product, launch.arguments, stream) }?,
+        }
+        self.captures.launched(launch.code, stream)
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<(), DriverError> {

@@ -51,8 +51,8 @@ pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
     let properties = properties(device, wanted, version)?;
     let mut context = null_mut();
     call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
-    let mut driver =
-        RealDriver { properties, device, context, priorities: [0, 0], captures: Captures::default() };
+    let captures = Captures::default();
+    let mut driver = RealDriver { properties, device, context, priorities: [0, 0], captures, products: None };
     driver.bind()?;
     let (mut least, mut greatest) = (0, 0);
     call!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Access, Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
-    Stream,
+    Access, Address, Driver, DriverError, Event, Function, Launch, Module, PlannedProduct, Priority, Product,
+    ProductSpec, Products, Properties, Replay, Stream,
 };
 
 pub(in crate::backend::cuda) use judge::judge;
@@ -122,6 +122,17 @@ fn uses(launch: &Launch<'_>) -> Uses {
         ranges.collect()
     };
     Uses { reads: of(Access::Read), writes: of(Access::Write) }
+}
+
+// What a product touches is said with its launch, as of any other.
+impl Products for Recorder {
+    fn plan_product(&self, spec: &ProductSpec) -> Option<PlannedProduct> {
+        self.inner.plan_product(spec)
+    }
+
+    fn close_product(&self, product: Product) {
+        self.inner.close_product(product);
+    }
 }
 
 impl Driver for Recorder {

@@ -1,0 +1,222 @@
+//! What a product is, in the library's descriptors.
+
+use std::{
+    ffi::{c_int, c_void},
+    ptr::null_mut,
+    sync::Arc,
+};
+
+use super::{
+    super::super::{DriverError, Matrices, ProductSpec},
+    functions::{Descriptor, Functions, Status},
+};
+use crate::tensor::DType;
+
+// cudaDataType_t.
+const R_32F: c_int = 0;
+const R_64F: c_int = 1;
+const R_16F: c_int = 2;
+const R_16BF: c_int = 14;
+// cublasComputeType_t. Under 32F neither factors nor sums of float32 are rounded on the way.
+const COMPUTE_32F: c_int = 68;
+const COMPUTE_64F: c_int = 70;
+const COMPUTE_32F_FAST_TF32: c_int = 77;
+// cublasLtMatmulDescAttributes_t, and cublasOperation_t.
+const TRANSA: c_int = 3;
+const TRANSB: c_int = 4;
+const OP_T: c_int = 1;
+// cublasLtMatrixLayoutAttribute_t.
+const BATCH_COUNT: c_int = 5;
+const STRIDED_BATCH_OFFSET: c_int = 6;
+// cublasLtMatmulPreferenceAttributes_t: the workspace, reductions, then the alignment of a, b, c and d.
+const MAX_WORKSPACE_BYTES: c_int = 1;
+const REDUCTION_SCHEME_MASK: c_int = 3;
+const MIN_ALIGNMENT_BYTES: [c_int; 4] = [5, 6, 7, 8];
+/// Where the inner size is split, the parts are kept in the type that sums have, in the workspace, and joined in their
+/// order. Not allowed are parts that are added in place, one after the other in the result's own type, or kept in it:
+/// halves would be rounded once for each part. What is not split is always allowed.
+const REDUCTION_COMPUTE_TYPE: u32 = 2;
+
+/// A descriptor that is let go at the end.
+#[derive(Debug)]
+pub(super) struct Owned {
+    functions: Arc<Functions>,
+    descriptor: Descriptor,
+    destroy: unsafe extern "C" fn(Descriptor) -> Status,
+}
+
+// SAFETY: a descriptor belongs to no thread.
+unsafe impl Send for Owned {}
+// SAFETY: nobody changes one once it is made.
+unsafe impl Sync for Owned {}
+
+impl Owned {
+    pub(super) fn get(&self) -> Descriptor {
+        self.descriptor
+    }
+
+    /// Sets an attribute of a descriptor of the kind that `set` is for.
+    fn set<T: Copy>(
+        &self,
+        call: &'static str,
+        set: unsafe extern "C" fn(Descriptor, c_int, *const c_void, usize) -> Status,
+        attribute: c_int,
+        value: T,
+    ) -> Result<(), DriverError> {
+        // SAFETY: the descriptor is open, and the value is as long as is said. The library refuses a wrong length.
+        let status = unsafe { set(self.descriptor, attribute, (&raw const value).cast(), size_of::<T>()) };
+        self.functions.check(call, status)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor was made by this library and is not used again.
+        let status = unsafe { (self.destroy)(self.descriptor) };
+        if let Err(error) = self.functions.check("letting a descriptor of cuBLASLt go", status) {
+            tracing::debug!(%error, "a descriptor could not be let go");
+        }
+    }
+}
+
+/// A kind of product.
+#[derive(Debug)]
+pub(super) struct Description {
+    functions: Arc<Functions>,
+    operation: Owned,
+    /// The layouts of a, b and the result.
+    layouts: [Owned; 3],
+}
+
+impl Description {
+    pub(super) fn new(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Self, DriverError> {
+        let (a, b) = (turned(spec.m, spec.k, spec.transposes_a), turned(spec.k, spec.n, spec.transposes_b));
+        Ok(Self {
+            functions: Arc::clone(functions),
+            operation: operation(functions, spec)?,
+            layouts: [
+                layout(functions, spec, a, &spec.a)?,
+                layout(functions, spec, b, &spec.b)?,
+                layout(functions, spec, [spec.m, spec.n], &spec.out)?,
+            ],
+        })
+    }
+
+    pub(super) fn operation(&self) -> Descriptor {
+        self.operation.get()
+    }
+
+    pub(super) fn a(&self) -> Descriptor {
+        self.layouts[0].get()
+    }
+
+    pub(super) fn b(&self) -> Descriptor {
+        self.layouts[1].get()
+    }
+
+    pub(super) fn out(&self) -> Descriptor {
+        self.layouts[2].get()
+    }
+
+    /// What algorithms may do.
+    pub(super) fn preference(
+        &self,
+        spec: &ProductSpec,
+        most_workspace_bytes: usize,
+    ) -> Result<Owned, DriverError> {
+        let functions = &self.functions;
+        let preference = owned(
+            functions,
+            "cublasLtMatmulPreferenceCreate",
+            functions.cublasLtMatmulPreferenceDestroy,
+            // SAFETY: the out-parameter is a variable of the caller's.
+            |descriptor| unsafe { (functions.cublasLtMatmulPreferenceCreate)(descriptor) },
+        )?;
+        let (call, set) =
+            ("cublasLtMatmulPreferenceSetAttribute", functions.cublasLtMatmulPreferenceSetAttribute);
+        preference.set(call, set, MAX_WORKSPACE_BYTES, most_workspace_bytes)?;
+        preference.set(call, set, REDUCTION_SCHEME_MASK, REDUCTION_COMPUTE_TYPE)?;
+        for (attribute, matrices) in
+            MIN_ALIGNMENT_BYTES.into_iter().zip([&spec.a, &spec.b, &spec.out, &spec.out])
+        {
+            preference.set(call, set, attribute, matrices.alignment_bytes)?;
+        }
+        Ok(preference)
+    }
+}
+
+/// Rows and columns as they lie.
+fn turned(rows: u64, columns: u64, is_transposed: bool) -> [u64; 2] {
+    if is_transposed { [columns, rows] } else { [rows, columns] }
+}
+
+/// The library's number for a type.
+fn number(dtype: DType) -> Result<c_int, DriverError> {
+    match dtype {
+        DType::F32 => Ok(R_32F),
+        DType::F64 => Ok(R_64F),
+        DType::F16 => Ok(R_16F),
+        DType::BF16 => Ok(R_16BF),
+        other => {
+            let reason = format!("there are no products of {other}");
+            Err(DriverError::Failed { call: "cublasLtMatrixLayoutCreate", reason })
+        }
+    }
+}
+
+fn owned(
+    functions: &Arc<Functions>,
+    call: &'static str,
+    destroy: unsafe extern "C" fn(Descriptor) -> Status,
+    create: impl FnOnce(*mut Descriptor) -> Status,
+) -> Result<Owned, DriverError> {
+    let mut descriptor = null_mut();
+    functions.check(call, create(&mut descriptor))?;
+    Ok(Owned { functions: Arc::clone(functions), descriptor, destroy })
+}
+
+fn operation(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Owned, DriverError> {
+    let (compute, scale) = match spec.dtype {
+        DType::F64 => (COMPUTE_64F, R_64F),
+        DType::F32 if spec.tf32 => (COMPUTE_32F_FAST_TF32, R_32F),
+        _ => (COMPUTE_32F, R_32F),
+    };
+    let operation =
+        owned(functions, "cublasLtMatmulDescCreate", functions.cublasLtMatmulDescDestroy, |descriptor| {
+            // SAFETY: the out-parameter is a variable of the caller's.
+            unsafe { (functions.cublasLtMatmulDescCreate)(descriptor, compute, scale) }
+        })?;
+    let (call, set) = ("cublasLtMatmulDescSetAttribute", functions.cublasLtMatmulDescSetAttribute);
+    for (attribute, is_transposed) in [(TRANSA, spec.transposes_a), (TRANSB, spec.transposes_b)] {
+        if is_transposed {
+            operation.set(call, set, attribute, OP_T)?;
+        }
+    }
+    Ok(operation)
+}
+
+fn layout(
+    functions: &Arc<Functions>,
+    spec: &ProductSpec,
+    [rows, columns]: [u64; 2],
+    matrices: &Matrices,
+) -> Result<Owned, DriverError> {
+    let dtype = number(spec.dtype)?;
+    let layout = owned(
+        functions,
+        "cublasLtMatrixLayoutCreate",
+        functions.cublasLtMatrixLayoutDestroy,
+        |descriptor| {
+            // SAFETY: the out-parameter is a variable of the caller's.
+            unsafe {
+                (functions.cublasLtMatrixLayoutCreate)(descriptor, dtype, rows, columns, matrices.lead as i64)
+            }
+        },
+    )?;
+    if spec.batch > 1 {
+        let (call, set) = ("cublasLtMatrixLayoutSetAttribute", functions.cublasLtMatrixLayoutSetAttribute);
+        layout.set(call, set, BATCH_COUNT, spec.batch as c_int)?;
+        layout.set(call, set, STRIDED_BATCH_OFFSET, matrices.apart as i64)?;
+    }
+    Ok(layout)
+}
