@@ -56,6 +56,7 @@ def ours(binary, folder, device, passes, under="", once=False):
     command = [*under.split(), binary, device, folder, str(passes), *(["once"] if once else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
+        print("\n".join(line for line in done.stdout.splitlines() if not line.startswith("{"))[-20000:], flush=True)
         raise SystemExit(f"{binary} ended with {done.returncode}; what it said stands above")
     # A tool that watches says things of its own before and after.
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
@@ -167,14 +168,23 @@ def main():
         print(f"every kernel ran on {report['ours']['device']}")
         return
     report |= {"torch": torch.__version__, "tf32": torch.backends.cudnn.allow_tf32, "eager": {}, "compiled": {}}
+
+    def keep():
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1))
+
+    keep()
     for case in chosen:
         report["eager"][case.name] = theirs(case, options.device, compiled=False)
+    keep()
     until = time.monotonic() + options.compile_seconds
     for case in (case for name in COMPILED for case in chosen if case.name == name):
         if time.monotonic() < until:
-            report["compiled"][case.name] = theirs(case, options.device, compiled=True)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1))
+            try:
+                report["compiled"][case.name] = theirs(case, options.device, compiled=True)
+            except Exception as error:  # whatever a compiler does: the other figures stand
+                print(f"{case.name} is not compiled: {str(error)[:300]}", file=sys.stderr)
+            keep()
     print(table(report))
 
 

@@ -87,10 +87,10 @@ fn begin_anew() -> ExitCode {
     };
     // The driver closes its files when a program is replaced, and so does the library for all that the daemon has opened.
     let arguments = std::env::args_os().skip(1);
-    let error = match std::env::current_exe() {
-        Ok(program) => Command::new(program).args(arguments).env(LOSSES, losses).exec(),
-        Err(error) => error,
-    };
+    // The program as it is installed now, or this one where its file is gone.
+    let installed = std::env::current_exe().ok().filter(|path| path.exists());
+    let program = installed.unwrap_or_else(|| "/proc/self/exe".into());
+    let error = Command::new(program).args(arguments).env(LOSSES, losses).exec();
     eprintln!("kasminad: cannot begin anew: {error}");
     ExitCode::FAILURE
 }

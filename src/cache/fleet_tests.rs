@@ -102,7 +102,7 @@ async fn who_was_away_hears_what_it_missed_once() {
     let mut listener = Listener::start(&away).await;
     speaker.announce(&id("k1")).await.unwrap();
     assert_eq!(listener.next().await, id("k1"));
-    // It has been saved once the next one has been heard.
+    // Something has been saved once the next one has been heard, unless all were read at once.
     speaker.announce(&id("k2")).await.unwrap();
     assert_eq!(listener.next().await, id("k2"));
     speaker.announce(&id("k3")).await.unwrap();
@@ -116,7 +116,7 @@ async fn who_was_away_hears_what_it_missed_once() {
     let back = node(&server, "b", cursor);
     let mut listener = Listener::start(&back).await;
     let mut first = listener.next().await;
-    while first == id("k3") || first == id("k2") {
+    while ["k1", "k2", "k3"].contains(&first.as_str()) {
         first = listener.next().await;
     }
     assert_eq!(first, id("missed0"));
@@ -155,8 +155,8 @@ async fn what_could_not_be_forgotten_is_tried_again_and_keeps_nothing_else_waiti
         speaker.announce(&id(name)).await.unwrap();
     }
     let mut tried = Vec::new();
-    // Three times, the last two unasked, and the others in between once.
-    while tried.iter().filter(|kernel| **kernel == id("k2")).count() < 3 {
+    // Three times at least, the last two unasked, and the others beside once; when is the machine's.
+    while tried.iter().filter(|kernel| **kernel == id("k2")).count() < 3 || !tried.contains(&id("k3")) {
         tried.push(listener.next().await);
     }
     let others: Vec<_> = tried.iter().filter(|kernel| **kernel != id("k2")).collect();

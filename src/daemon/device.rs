@@ -65,6 +65,7 @@ pub(super) async fn choose_device(
             ordinal: settings.ordinal,
             memory_bytes: settings.memory.0,
             graphs: settings.graphs,
+            tf32: settings.tf32,
             places: places(&settings.libraries, variable, Path::new("/")),
             image_folder,
         })
@@ -119,7 +120,7 @@ fn gpu(settings: &Device, opened: Opened, mps: bool) -> ChosenDevice {
         "kernels run on the GPU"
     );
     for LibraryState { name, remark, .. } in libraries.iter().filter(|library| library.path.is_none()) {
-        tracing::info!(library = name, costs = remark, "library missing");
+        tracing::info!(library = name, costs = &**remark, "library missing");
     }
     let gpu = GpuReport {
         model: properties.model,
@@ -150,7 +151,7 @@ fn library_report(library: &LibraryState) -> LibraryReport {
         name: library.name.to_owned(),
         path: library.path.as_ref().map(|path| path.display().to_string()),
         version: library.version.clone(),
-        remark: library.remark.to_owned(),
+        remark: library.remark.to_string(),
     }
 }
 
@@ -183,10 +184,14 @@ mod tests {
             name: "libcuda",
             path: Some("/usr/lib64/libcuda.so.570.86".into()),
             version: Some("570.86".into()),
-            remark: "the driver",
+            remark: "the driver".into(),
         };
-        let nvrtc =
-            LibraryState { name: "NVRTC", path: None, version: None, remark: "kernels cannot be compiled" };
+        let nvrtc = LibraryState {
+            name: "NVRTC",
+            path: None,
+            version: None,
+            remark: "kernels cannot be compiled".into(),
+        };
         Err(Unavailable { error, libraries: vec![libcuda, nvrtc] })
     }
 

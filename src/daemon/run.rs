@@ -126,11 +126,15 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         notifier.ready();
     }
     let mut watch = tokio::time::interval(config.daemon.watch_interval);
-    let outcome = loop {
+    let mut outcome = loop {
         tokio::select! {
             () = signals.next() => break Ok(()),
             () = shutdown.notified() => break Ok(()),
-            (stream, peer) = accept(&trainers.socket) => admit(stream, peer, &trainers_allowed, &supervisor).await,
+            (stream, peer) = accept(&trainers.socket) => match backend.lost() {
+                // Whoever comes back at once is let in by the next daemon.
+                Some(reason) => break Err(DaemonError::DeviceLost { reason }),
+                None => admit(stream, peer, &trainers_allowed, &supervisor).await,
+            },
             (stream, peer) = accept(&operators.socket) => {
                 if operators_allowed.admits(&peer) {
                     actix::spawn(serve_operator(stream, peer, control.clone()));
@@ -151,13 +155,14 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     };
 
     Phase::Draining.enter();
-    if let Some(notifier) = &environment.notifier {
+    // Where the device is lost no ticket can be spent any more. The process goes on as another daemon, so a service manager
+    // that is told of an end would make it one.
+    let is_lost = matches!(outcome, Err(DaemonError::DeviceLost { .. }));
+    if let Some(notifier) = environment.notifier.as_ref().filter(|_| !is_lost) {
         notifier.stopping();
     }
     // New trainers are told at once that nobody is here; those that are connected finish.
     drop(trainers);
-    // Where the device is lost no ticket can be spent any more.
-    let is_lost = matches!(outcome, Err(DaemonError::DeviceLost { .. }));
     let patience = if is_lost { Duration::ZERO } else { config.daemon.drain_timeout };
     tokio::select! {
         left = supervisor.ask(BeginDrain { patience }) => match left {
@@ -165,7 +170,11 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
             Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
             Err(error) => tracing::warn!(%error, "could not drain"),
         },
-        () = signals.next() => tracing::warn!("leaving at once"),
+        () = signals.next() => {
+            tracing::warn!("leaving at once");
+            // Asked to leave, it does not begin anew.
+            outcome = outcome.or_else(|error| if is_lost { Ok(()) } else { Err(error) });
+        }
     }
     Phase::Stopping.enter();
     drop((operators, metrics));

@@ -49,8 +49,9 @@ struct Module {
 struct Function {
     Entry entry;
 };
+// Whoever waits does so for the record that was the last one then.
 struct Event {
-    uint64_t recorded = 0, reached = 0;
+    std::shared_ptr<bool> reached = std::make_shared<bool>(true);
 };
 
 // A launch with its argument, aligned as its record is.
@@ -80,8 +81,7 @@ struct Capture {
 struct Item {
     enum Kind { WORK, RECORD, WAIT } kind;
     std::function<int()> work;
-    Event* event = nullptr;
-    uint64_t nth = 0;
+    std::shared_ptr<bool> mark;
 };
 struct Stream {
     std::deque<Item> items;
@@ -151,7 +151,7 @@ static bool takes_fault() {
 static bool is_runnable(const Stream& stream) {
     if (stream.items.empty() || stream.is_at_work) return false;
     const Item& item = stream.items.front();
-    return item.kind != Item::WAIT || item.event->reached >= item.nth;
+    return item.kind != Item::WAIT || *item.mark;
 }
 
 static void work() {
@@ -166,7 +166,7 @@ static void work() {
         }
         Stream* stream = ready[device.random() % ready.size()];
         Item item = std::move(stream->items.front());
-        if (item.kind == Item::RECORD) item.event->reached = std::max(item.event->reached, item.nth);
+        if (item.kind == Item::RECORD) *item.mark = true;
         if (item.kind == Item::WORK && !device.broken) {
             stream->is_at_work = true;
             lock.unlock();
@@ -226,7 +226,7 @@ static int hand(Stream* stream, std::function<void()> work) {
         stream->capture->is_broken = true;
         return CAPTURE_UNSUPPORTED;
     }
-    push(stream, {Item::WORK, [work] { work(); return SUCCESS; }});
+    push(stream, {Item::WORK, [work] { work(); return SUCCESS; }, {}});
     return SUCCESS;
 }
 
@@ -454,7 +454,7 @@ API CUresult cuEventCreate(Event** event, unsigned) {
 API CUresult cuEventDestroy_v2(Event* event) {
     ENTER();
     if (!device.events.erase(event)) return INVALID_HANDLE;
-    // Kept: a stream may still wait for it, as CUDA allows.
+    delete event;
     return SUCCESS;
 }
 
@@ -462,7 +462,8 @@ API CUresult cuEventRecord(Event* event, Stream* stream) {
     ENTER();
     if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
-    push(stream, {Item::RECORD, {}, event, ++event->recorded});
+    event->reached = std::make_shared<bool>(false);
+    push(stream, {Item::RECORD, {}, event->reached});
     return SUCCESS;
 }
 
@@ -470,14 +471,14 @@ API CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     ENTER();
     if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
-    push(stream, {Item::WAIT, {}, event, event->recorded});
+    push(stream, {Item::WAIT, {}, event->reached});
     return SUCCESS;
 }
 
 API CUresult cuEventQuery(Event* event) {
     ENTER_UNCAPTURED();
     if (!device.events.count(event)) return INVALID_HANDLE;
-    return event->reached >= event->recorded ? SUCCESS : NOT_READY;
+    return *event->reached ? SUCCESS : NOT_READY;
 }
 
 API CUresult cuModuleLoadData(Module** module, const void* image) {
@@ -541,7 +542,7 @@ API CUresult cuLaunchKernel(Function* function, unsigned grid, unsigned y, unsig
         stream->capture->graph->nodes.push_back(std::make_shared<Node>(Node{launch}));
         return stream->capture->is_broken ? CAPTURE_INVALIDATED : SUCCESS;
     }
-    push(stream, {Item::WORK, [launch] { return run(launch); }});
+    push(stream, {Item::WORK, [launch] { return run(launch); }, {}});
     return SUCCESS;
 }
 
@@ -615,7 +616,7 @@ API CUresult cuGraphLaunch(Exec* exec, Stream* stream) {
         for (auto& entry : *all)
             if (int result = run(entry.second)) return result;
         return int(SUCCESS);
-    }});
+    }, {}});
     return SUCCESS;
 }
 
