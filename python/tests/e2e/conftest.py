@@ -50,7 +50,10 @@ def device_settings(settings):
     kind = os.environ.get("KASMINA_DEVICE")
     if kind is None or "[device]" in settings:
         return ""
-    return f'[device]\nkind = "{kind}"\nimage_folder = "{os.environ["KASMINA_IMAGES"]}"\n'
+    text = f'[device]\nkind = "{kind}"\nimage_folder = "{os.environ["KASMINA_IMAGES"]}"\n'
+    # Before those of a Python environment that is active.
+    driver = os.environ.get("KASMINA_DRIVER")
+    return text + (f'libraries = ["{driver}"]\n' if driver else "")
 
 
 def device_environment():

@@ -31,7 +31,7 @@ def start_on_cuda(start, driver):
     """Starts daemons on the stand-in."""
 
     def begin(settings="", **variables):
-        device = f'[device]\nkind = "cuda"\nimage_folder = "{driver}/images"\n'
+        device = f'[device]\nkind = "cuda"\nlibraries = ["{driver}"]\nimage_folder = "{driver}/images"\n'
         return start(settings=device + settings, environment={"LD_LIBRARY_PATH": str(driver), **variables})
 
     return begin
