@@ -30,7 +30,7 @@ pub struct OpenOptions {
     pub graphs: bool,
     /// Whether factors of products in `float32` may be rounded to TF32.
     pub tf32: bool,
-    /// Where libraries are looked for, in order, as [`places`](super::places) gives it.
+    /// Where libraries are looked for, in order, as [`places`] gives it.
     pub places: Vec<Roots>,
     /// Where compiled kernels are kept.
     pub image_folder: PathBuf,
