@@ -173,7 +173,9 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         () = signals.next() => {
             tracing::warn!("leaving at once");
             // Asked to leave, it does not begin anew.
-            outcome = outcome.or_else(|error| if is_lost { Ok(()) } else { Err(error) });
+            if is_lost {
+                outcome = Ok(());
+            }
         }
     }
     Phase::Stopping.enter();

@@ -194,7 +194,7 @@ static int await(Lock& lock, Stream* stream) {
     return device.broken;
 }
 
-static bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t start, size_t bytes) {
+template <class Address> static bool lies_in(const std::map<Address, size_t>& ranges, Address start, size_t bytes) {
     auto after = ranges.upper_bound(start);
     if (after == ranges.begin()) return false;
     auto [from, length] = *std::prev(after);
@@ -202,10 +202,7 @@ static bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t start, 
 }
 
 static bool is_allocated(CUdeviceptr start, size_t bytes) {
-    auto after = device.blocks.upper_bound(start);
-    if (after == device.blocks.begin()) return false;
-    auto [from, length] = *std::prev(after);
-    return start + bytes <= from + length;
+    return lies_in(device.blocks, start, bytes);
 }
 
 static bool is_locked(const void* start, size_t bytes) {

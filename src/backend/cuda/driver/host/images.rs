@@ -1,17 +1,11 @@
 //! The sources as libraries of the host.
 
-use std::{
-    ffi::OsString,
-    fs,
-    path::Path,
-    process::Command,
-    sync::{
-        Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{ffi::OsString, fs, path::Path, process::Command, sync::OnceLock};
 
-use crate::backend::cuda::source::{Source, headers};
+use crate::backend::cuda::{
+    compile::each_source,
+    source::{Source, headers},
+};
 
 /// The libraries of all sources, compiled once for all tests of this process.
 ///
@@ -25,18 +19,7 @@ pub(in crate::backend::cuda) fn images() -> &'static [Vec<u8>] {
             fs::write(folder.path().join(name), text).unwrap();
         }
         fs::write(folder.path().join("host.h"), include_str!("../../source/shim/host.h")).unwrap();
-        let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![Vec::new(); Source::ALL.len()]));
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(4) {
-                scope.spawn(|| {
-                    while let Some(source) = Source::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let image = compile(folder.path(), *source);
-                        made.lock().unwrap()[*source as usize] = image;
-                    }
-                });
-            }
-        });
-        made.into_inner().unwrap()
+        each_source(|source| compile(folder.path(), source))
     })
 }
 
