@@ -364,6 +364,7 @@ fn layer(device: &Device, kernel: &Arc<Kernel>, case: &Case, passes: usize, once
         let there = layer.forward(&forward, &arena, &mut quota).expect("the forward runs");
         assert!(there.failures.is_empty(), "{:?}", there.failures);
         let backward = wire::Backward {
+            places: None,
             sequence: 0,
             layer: LayerId(1),
             ticket: TicketId(there.ticket.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import select
 import socket
 import threading
 import weakref
@@ -14,16 +15,22 @@ from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 import numpy as np
 
 from . import _frames
+from ._cuda import DeviceMemory, Gpu, Signals, number_of
 from ._heap import Block, Heap
 from ._lane import Lane
 from ._layer import Layer
-from ._layout import ARENA_MAGIC, PROTOCOL
+from ._layout import ARENA_MAGIC, HEADER_WORDS, PROTOCOL, RING_ENTRIES
 from ._offers import Offers
 from ._version import __version__
-from .errors import ConnectionLost, SessionError, UsageError, from_reply
+from .errors import ArenaFull, ConnectionLost, SessionError, UsageError, from_reply
 
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
+
+_GONE = getattr(select, "POLLRDHUP", 0x2000)
+#: How long a session on a GPU that is closed waits for what is under way, and how long, where it was cut off, the daemon
+#: may still be at something.
+_CLOSING_S, _GRACE_S = 10.0, 5.0
 
 _CLOSED = "the session was closed"
 
@@ -35,8 +42,15 @@ class Connection:
     is of no use on another; its memory stays mapped as long as anything looks at it."""
 
     def __init__(
-        self, path: str, arena_bytes: int, offers: Optional[Offers] = None, wait_for_room_s: float = 0.0
+        self,
+        path: str,
+        arena_bytes: int,
+        offers: Optional[Offers] = None,
+        wait_for_room_s: float = 0.0,
+        device: Any = None,
     ) -> None:
+        #: Where tensors lie, or None where that is the host's memory.
+        self.gpu: Optional[Gpu] = None if device is None else Gpu.of(number_of(device))
         #: How long a forward waits where the daemon has no room for it.
         self.wait_for_room_s = wait_for_room_s
         self._offers = offers or Offers()
@@ -56,20 +70,28 @@ class Connection:
                     f"cannot connect to {path}: {error}; is kasminad running, and may this user connect?",
                     code="session.unavailable",
                 ) from error
-            hello, descriptors = self._ask(
-                {
-                    "verb": "hello",
-                    "protocol": PROTOCOL,
-                    "client": f"kasmina-python/{__version__}",
-                    "pid": os.getpid(),
-                    "arena_bytes": arena_bytes,
-                }
-            )
+            greeting = {
+                "verb": "hello",
+                "protocol": PROTOCOL,
+                "client": f"kasmina-python/{__version__}",
+                "pid": os.getpid(),
+                "arena_bytes": arena_bytes,
+            }
+            if self.gpu is not None:
+                greeting["gpu"] = self.gpu.uuid
+            hello, descriptors = self._ask(greeting)
             doorbell = None
             try:
-                if len(descriptors) != 2:
-                    raise SessionError("an arena and a doorbell were expected", code="session.protocol")
+                expected = ["an arena", "a doorbell", *([] if self.gpu is None else ["a GPU's memory"])]
+                if len(descriptors) != len(expected):
+                    raise SessionError(
+                        f"{', '.join(expected)} were expected beside the greeting's reply, {len(descriptors)} descriptors "
+                        "came: install matching versions of client and daemon",
+                        code="session.protocol",
+                    )
                 self._memory = map_sealed(descriptors[0], hello["arena"]["arena_bytes"])
+                if self.gpu is not None:
+                    self._device_memory = DeviceMemory(self.gpu, descriptors[2], self.device_bytes_of(hello))
                 doorbell = socket.socket(fileno=os.dup(descriptors[1]))
             finally:
                 _frames.close_all(descriptors)
@@ -85,17 +107,61 @@ class Connection:
         if int.from_bytes(self._memory[:8], "little") != ARENA_MAGIC:
             raise SessionError("the arena's layout is not known here", code="session.protocol")
         self._heap = Heap(arena["heap_offset"], arena["heap_bytes"], self._how_to_get_more(arena_bytes))
-        self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"])
         self._bytes = np.frombuffer(self._memory, np.uint8)
-        self._base = self._bytes.ctypes.data
+        #: Where tensors' memory begins, and how long it is.
+        self._base, self._extent = self._bytes.ctypes.data, len(self._memory)
+        signals = None
+        if self.gpu is not None:
+            signals = self._signals(self.gpu)
+            self._base, self._extent = self._device_memory.address, self._device_memory.size
+        self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"], signals)
+        if signals is not None:
+            self._watch(signals)
         self._held: Set[_Holder] = set()
         #: Tensors over blocks, kept by kasmina.torch.
         self._views: Dict[Any, Any] = {}
         _connections.add(self)
 
+    def _signals(self, gpu: Gpu) -> Signals:
+        # It is for PyTorch's tensors alone, whose streams PyTorch knows.
+        from .torch import _gpu
+
+        number, start = gpu.number, self._bytes.ctypes.data
+        signals = Signals(
+            gpu, self._memory, start, HEADER_WORDS, RING_ENTRIES, lambda: _gpu.current_stream(number)
+        )
+        return signals
+
+    def _watch(self, signals: Signals) -> None:
+        assert self.ends is not None
+        parts = self.ends, self._lane, signals
+        threading.Thread(target=_give_up_with, args=parts, name="kasmina-signals", daemon=True).start()
+
+    @staticmethod
+    def device_bytes_of(reply: Any) -> int:
+        """How much memory of a GPU came beside a reply."""
+        count = reply.get("device_bytes")
+        if not isinstance(count, int):
+            raise SessionError(
+                "the daemon does not say how much of the GPU's memory it shares: install matching versions of client "
+                "and daemon",
+                code="session.protocol",
+            )
+        return count
+
+    def refuse_gpu(self, what: str) -> None:
+        """Raises ``UsageError`` where tensors do not lie in the host's memory."""
+        if self.gpu is not None:
+            raise UsageError(
+                f"{what} as NumPy arrays lie in the host's memory, and this session was opened for tensors on "
+                f"cuda:{self.gpu.number}: use kasmina.torch, or connect without device="
+            )
+
     def __del__(self) -> None:
         # Whoever watches over the sockets holds them, and not this.
-        ends = getattr(self, "ends", None)
+        ends, lane = getattr(self, "ends", None), getattr(self, "_lane", None)
+        if lane is not None:
+            lane.close(_CLOSED)
         if ends is not None:
             ends.end()
 
@@ -232,7 +298,18 @@ class Connection:
                 return  # its buffer is full, or the daemon is gone and its layers with it
 
     def _allocate(self, count: int) -> Block:
-        return self._heap.allocate(count)
+        while True:
+            try:
+                return self._heap.allocate(count)
+            except ArenaFull as full:
+                # Passes on a GPU are under way that nobody waits for, and hold what they read.
+                if self.gpu is None or full.never or not self._lane.wait_for_oldest():
+                    raise
+
+    def drain(self) -> None:
+        """Before it ends: waits for what streams wait for."""
+        if self.gpu is not None:
+            self._lane.drain(_CLOSING_S)
 
     def _array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
         """A block as an array. The block must be kept alive beside it."""
@@ -283,6 +360,17 @@ class Ends:
         self.close()
 
 
+def _give_up_with(ends: Ends, lane: Lane, signals: Signals) -> None:
+    """Lets streams go on that wait for a daemon that is gone. What is held here is held until then: streams may wait
+    when nobody else has the session any more."""
+    poll = select.poll()
+    poll.register(ends.doorbell, _GONE)
+    poll.poll()
+    # First, so that nobody publishes what nobody will do.
+    lane.close("the daemon is gone")
+    signals.give_up(0.0 if lane.peer_ended else _GRACE_S)
+
+
 def map_sealed(descriptor: int, size: int) -> mmap.mmap:
     """Maps a memory file that nobody can shrink under our feet. Raises ``SessionError`` for any other."""
     try:
@@ -300,6 +388,9 @@ def _after_fork() -> None:
     for connection in list(_connections):
         connection._forked = True
         connection._lock = threading.Lock()
+        signals = connection._lane.signals if connection.ends is not None else None
+        if signals is not None:
+            signals.after_fork()
         if connection.ends is not None:
             connection.ends.close()
 

@@ -18,6 +18,7 @@ import weakref
 from collections import deque, namedtuple
 from typing import Any, Deque, Dict, Optional, Set, Tuple
 
+from ._cuda import Ahead, Signals
 from ._layout import (
     COMPLETION,
     DESCRIPTOR_BYTES,
@@ -50,6 +51,9 @@ _NO_EXTRA: Tuple[int, ...] = (0,) * 4
 #: After how long whoever waits for another thread's reading looks for itself, where nobody has woken it.
 _PATIENCE_S = 1.0
 
+#: How long ``drain`` sleeps between two looks.
+_DRAIN_NAP_S = 0.0005
+
 _lanes: "weakref.WeakSet[Lane]" = weakref.WeakSet()
 
 
@@ -63,10 +67,18 @@ class Lane:
     its owner, and is let go by whoever owns it; and what is read is put where its waiter looks before it counts as read.
     """
 
-    def __init__(self, memory: Any, doorbell: socket.socket, arena: Any, spin_us: int) -> None:
+    def __init__(
+        self, memory: Any, doorbell: socket.socket, arena: Any, spin_us: int, signals: Optional[Signals] = None
+    ) -> None:
         self._buffer = memoryview(memory)
         self._words = self._buffer.cast("Q")
         self._doorbell = doorbell
+        #: Where tensors lie on a GPU, what orders its work with the daemon's.
+        self.signals = signals
+        #: The place of a submission that was begun and not published.
+        self._spoilt = -1
+        #: Submissions of which nobody will ask, and whose tickets are others' to give back.
+        self._ignored: Set[int] = set()
         self._submissions: int = arena["submissions_offset"]
         self._completions: int = arena["completions_offset"]
         self._tail = 0
@@ -96,6 +108,11 @@ class Lane:
     @property
     def alive(self) -> bool:
         return not self._lost and not self._forked
+
+    @property
+    def peer_ended(self) -> bool:
+        """Whether the daemon's lane has ended, by itself and not because this side did first."""
+        return self._peer_ended
 
     @property
     def lost(self) -> str:
@@ -141,11 +158,13 @@ class Lane:
         blocks: Tuple[int, ...] = (0,) * 12,
         dims: Tuple[int, ...] = _NO_DIMS,
         extra: Tuple[int, ...] = _NO_EXTRA,
+        ahead: Optional[Ahead] = None,
     ) -> int:
         """Publishes a submission and returns its sequence, of which ``finish`` or ``abandon`` must follow.
 
         ``held`` lives until the daemon is done with it: all that it reads and writes. So an exception that comes from
-        elsewhere, as a signal's handler raises it, may leave a pass at any moment.
+        elsewhere, as a signal's handler raises it, may leave a pass at any moment. With ``ahead`` the present stream of a
+        GPU waits for it from then on.
         """
         sequence = -1
         if self._lock._is_owned():
@@ -154,7 +173,9 @@ class Lane:
             with self._lock:
                 if self._releases:
                     self._flush(True)
-                sequence = self._publish(held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra)
+                sequence = self._publish(
+                    held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra, ahead
+                )
         except BaseException:
             if sequence >= 0:
                 self.abandon(sequence, layer)
@@ -216,6 +237,28 @@ class Lane:
         except KasminaError:
             pass  # finish says what it was
 
+    def wait_for_oldest(self) -> bool:
+        """Waits until one more submission is done, if any is under way: what it held is free then."""
+        under_way = list(self._awaited)
+        if not under_way or not self.alive:
+            return False
+        self.wait(min(under_way))
+        return True
+
+    def drain(self, limit_s: float) -> None:
+        """Waits until nothing is under way, or as long as the limit."""
+        until = time.monotonic() + limit_s
+        while self._awaited and self.alive and time.monotonic() < until:
+            if not self.finished(min(list(self._awaited), default=-1)):
+                time.sleep(_DRAIN_NAP_S)
+
+    def ignore(self, sequence: int) -> None:
+        """Nobody will ask for this submission again, and its ticket, if it takes one, is another's to give back. Never
+        blocks and never raises."""
+        self._ignored.add(sequence)
+        if self._done.pop(sequence, None) is not None:
+            self._ignored.discard(sequence)
+
     def abandon(self, sequence: int, layer: int) -> None:
         """Nobody will ask for this submission again. Never blocks and never raises, as ``release``."""
         self._abandoned.add(sequence)
@@ -273,15 +316,28 @@ class Lane:
         blocks: Tuple[int, ...],
         dims: Tuple[int, ...],
         extra: Tuple[int, ...],
+        ahead: Optional[Ahead] = None,
     ) -> int:
         if self._lost or self._forked:
             self._refuse()
+        if self._spoilt >= 0:
+            # Something interrupted the one that was to have this place. A release of no ticket takes it.
+            self._spoilt = -1
+            assert self.signals is not None
+            self.signals.forget(self._tail)
+            self._publish(None, RELEASE, 0, layer, 0, 0, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
         # With at most a ring's worth under way neither ring can overflow.
         while self._tail - self._head >= RING_ENTRIES:
             self._make_room()
         tail = self._tail
         if verb != RELEASE:
             self._awaited[tail] = layer, held
+            if self.signals is not None:
+                # Until it is published, a word that says that it is ready is another's, if any.
+                self._spoilt = tail
+                if ahead is not None:
+                    self.signals.expect(tail, ahead)
+                self.signals.send(tail)
         else:
             self._awaited.pop(tail, None)  # of one that was interrupted before it was published
         offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
@@ -302,6 +358,7 @@ class Lane:
         try:
             self._tail = tail + 1
             self._words[_SUBMISSION_TAIL] = tail + 1
+            self._spoilt = -1
             with self._barriers[0]:  # a fence, see above
                 pass
             if self._words[_DAEMON_SLEEPING] or not _TSO:
@@ -315,6 +372,9 @@ class Lane:
                     self._awaited.pop(tail, None)
                     self._peer_ended = self._peer_ended or not self._lost
                     self._lose(str(error), in_flight=self._may_have_begun(tail))
+            if ahead is not None:
+                assert self.signals is not None
+                self.signals.wait(tail, ahead)
         except BaseException:
             if self._tail > tail and tail in self._awaited:
                 self.abandon(tail, layer)  # nobody is told its number
@@ -383,7 +443,12 @@ class Lane:
         sequence, head = completion.sequence, self._head
         awaited = self._awaited.get(sequence)
         if awaited is not None:  # else a ticket's release
-            self._done[sequence] = completion
+            if sequence in self._ignored:
+                self._ignored.discard(sequence)
+            else:
+                self._done[sequence] = completion
+            if self.signals is not None:
+                self.signals.settled(sequence)
         self._head = head + 1
         self._words[_COMPLETION_HEAD] = head + 1
         if awaited is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optiona
 
 import numpy as np
 
+from ._cuda import Ahead, DeviceMemory
 from ._export import Exported, exported
 from ._heap import Block
 from ._lane import Completion
@@ -74,7 +75,8 @@ class Grafted:
         self.memory = memory
 
     def array(self, entry: Entry) -> np.ndarray:
-        """A parameter's or buffer's elements, shared with the daemon."""
+        """A parameter's or buffer's elements, shared with the daemon, in a session whose tensors lie in the host's memory."""
+        self.client.refuse_gpu("kernels' parameters")
         array = np.frombuffer(self.memory, np.dtype(entry.dtype), entry.elements, entry.offset)
         return array.reshape(entry.shape)
 
@@ -199,7 +201,12 @@ class Layer:
         try:
             if len(descriptors) != 1:
                 raise SessionError("one memory file was expected beside the reply", code="session.protocol")
-            memory = map_sealed(descriptors[0], reply["memory_bytes"])
+            gpu = self.client.gpu
+            memory: Any
+            if gpu is not None:
+                memory = DeviceMemory(gpu, descriptors[0], self.client.device_bytes_of(reply))
+            else:
+                memory = map_sealed(descriptors[0], reply["memory_bytes"])
             grafted = Grafted(reply, memory, asked, self.client)
         finally:
             close_all(descriptors)
@@ -287,6 +294,7 @@ class Layer:
         factors for this pass alone, one for each seed, NaN for the seed's own; a seed with a factor of 0 runs
         then.
         """
+        self.client.refuse_gpu("inputs")
         if x.dtype != self.dtype:
             raise UsageError(f"the layer is for {self.dtype}, the array is of {x.dtype}", layer=self.number)
         shape = tuple(x.shape) if output_shape is None else tuple(int(size) for size in output_shape)
@@ -360,18 +368,26 @@ class Ticket:
 
     def run_backward(self, flags: int, places: Tuple[int, ...], extra: Tuple[int, ...], held: Any) -> Completion:
         """Spends the ticket: runs the backward, of the blocks in ``places`` and ``extra``, which ``held`` holds."""
+        sequence = self.begin_backward(flags, places, extra, held)
+        completion = self.layer.client._lane.finish(sequence, self.layer.number)
+        self.held = None
+        return completion
+
+    def begin_backward(self, flags: int, places: Tuple[int, ...], extra: Tuple[int, ...], held: Any,
+                       ahead: Optional[Ahead] = None) -> int:
+        """The same without waiting for it: the sequence, of which ``finish`` must follow."""
         number, lane = self.spend(), self.layer.client._lane
         sequence = -1
         try:
             # The daemon goes on with it where something interrupts this, and so with the forward's memory.
             held = (self.held, held)
-            sequence = lane.begin(held, BACKWARD, flags, self.layer.number, 0, number, 0, places, extra=extra)
+            sequence = lane.begin(
+                held, BACKWARD, flags, self.layer.number, 0, number, 0, places, extra=extra, ahead=ahead
+            )
         finally:
             if sequence < 0:
                 lane.release(self.layer.number, number)
-        completion = lane.finish(sequence, self.layer.number)
-        self.held = None
-        return completion
+        return sequence
 
     def __del__(self) -> None:
         if self.number:

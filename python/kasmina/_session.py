@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from . import _reattach
 from ._connection import Connection
+from ._cuda import number_of
 from ._events import Events
 from ._layer import Layer
 from ._offers import Offers
@@ -25,6 +26,7 @@ def connect(
     arena_bytes: int = DEFAULT_ARENA_BYTES,
     reconnect: bool = True,
     wait_for_room_s: float = 0.0,
+    device: Any = None,
 ) -> Client:
     """Opens a session at ``path``, by default ``$KASMINA_SOCKET``, else ``/run/kasmina/kasmina.sock``.
 
@@ -38,19 +40,28 @@ def connect(
     ``await`` lets the event loop go on. Leave it 0 where all forwards come before all backwards: nobody would make
     room.
 
+    ``device`` says where the tensors of ``kasmina.torch`` lie: in the host's memory, or with ``"cuda"``, ``"cuda:1"`` or
+    a ``torch.device`` on the GPU that the daemon computes on. Then the arena and kernels' parameters lie there and are
+    mapped here, and no tensor is copied through the host.
+
     Raises ``SessionError``:
     ``session.unavailable`` when nobody answers, ``session.quota`` and others when the daemon does not want this
-    process.
+    process, ``session.device`` when the GPU's memory cannot be shared with it.
     """
     path = path or os.environ.get("KASMINA_SOCKET") or DEFAULT_SOCKET
-    return Client(path, arena_bytes, reconnect, wait_for_room_s)
+    return Client(path, arena_bytes, reconnect, wait_for_room_s, device)
 
 
 class Client:
     """A session with the daemon. Threads may share it. It ends with ``close`` or with the process."""
 
     def __init__(
-        self, path: str, arena_bytes: int, reconnect: bool = True, wait_for_room_s: float = 0.0
+        self,
+        path: str,
+        arena_bytes: int,
+        reconnect: bool = True,
+        wait_for_room_s: float = 0.0,
+        device: Any = None,
     ) -> None:
         if not 0.0 <= wait_for_room_s < float("inf"):
             raise UsageError(f"wait_for_room_s is {wait_for_room_s}: give a number of seconds, 0 or more")
@@ -59,6 +70,8 @@ class Client:
         self.path = path
         self._arena_bytes = arena_bytes
         self._wait_for_room_s = wait_for_room_s
+        # By its number: what "cuda" is depends on the thread.
+        self._device = None if device is None else f"cuda:{number_of(device)}"
         #: Whether a daemon that is gone is waited for.
         self.reconnects = reconnect
         #: What the daemon has from here, and the next one is to have.
@@ -73,7 +86,7 @@ class Client:
 
     def connect(self) -> Connection:
         """Another connection, as this session's are."""
-        return Connection(self.path, self._arena_bytes, self._offers, self._wait_for_room_s)
+        return Connection(self.path, self._arena_bytes, self._offers, self._wait_for_room_s, self._device)
 
     @property
     def connected(self) -> bool:
@@ -167,6 +180,7 @@ class Client:
         """Ends the session. Tensors that lie in its memory stay valid."""
         self.reconnects = False
         self._stop.set()
+        self.connection.drain()
         self.connection.end("the session was closed")
 
     def __enter__(self) -> Client:

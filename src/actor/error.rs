@@ -75,6 +75,26 @@ pub enum ActorError {
         /// Ours.
         ours: u32,
     },
+    /// A trainer whose tensors lie on a GPU, and a device whose memory nobody else can map.
+    #[error(
+        "the trainer's tensors are to lie on a GPU, and the daemon runs kernels on {device}, whose memory no other process can map: have it run on that GPU (device.kind, device.ordinal), or connect without device="
+    )]
+    NotShared {
+        /// What the daemon runs kernels on.
+        device: String,
+    },
+    /// A trainer whose tensors lie on another GPU.
+    #[error(
+        "the trainer's tensors lie on the GPU {asked}, and the daemon runs kernels on {ours} ({device}): train on that one, or start a daemon with the device.ordinal of the other"
+    )]
+    OtherGpu {
+        /// The trainer's.
+        asked: String,
+        /// The daemon's.
+        ours: String,
+        /// What the daemon calls it.
+        device: String,
+    },
     /// No such layer in this session.
     #[error("the session has no layer {layer}")]
     LayerUnknown {
@@ -207,7 +227,10 @@ impl Fault for ActorError {
             Self::NoFleet => ErrorClass::Invalid,
             Self::Engine(error) => error.class(),
             Self::Wire(error) => error.class(),
-            Self::Greeting { .. } | Self::Protocol { .. } => ErrorClass::Invalid,
+            Self::Greeting { .. }
+            | Self::Protocol { .. }
+            | Self::NotShared { .. }
+            | Self::OtherGpu { .. } => ErrorClass::Invalid,
             Self::LayerUnknown { .. }
             | Self::SeedUnknown { .. }
             | Self::NoKernel { .. }
@@ -237,6 +260,7 @@ impl Fault for ActorError {
             Self::Engine(error) => error.code(),
             Self::Wire(error) => error.code(),
             Self::Greeting { .. } | Self::Protocol { .. } => "session.protocol",
+            Self::NotShared { .. } | Self::OtherGpu { .. } => "session.device",
             Self::LayerUnknown { .. } => "layer.unknown",
             Self::SeedUnknown { .. } => "seed.unknown",
             Self::NoKernel { .. } => "seed.no_kernel",

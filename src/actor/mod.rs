@@ -28,7 +28,7 @@ pub use kernel_cache::{
 pub use roll::LaneNumbers;
 pub use seed::{
     BeginGraft, BlendSeed, DescribeSeed, ExportSeed, FinishGraft, FossilizeSeed, GraftSeed, Grafted,
-    HoldSeed, PruneSeed, Seed, SeedParts, SetSeedAlpha, UnloadSeed,
+    HoldSeed, PruneSeed, Seed, SeedFile, SeedParts, SetSeedAlpha, UnloadSeed,
 };
 pub use session::{ReportSession, Session, SessionOverview, SessionParts, serve_session, serve_watcher};
 pub use supervisor::{

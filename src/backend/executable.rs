@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Instant};
 
-use super::{HostMemory, HostQueue, Memory, OwnMemory, Queue, Region, Shared};
+use super::{DeviceFile, HostMemory, HostQueue, Memory, OwnMemory, Queue, Region, Shared};
 use crate::{graph::Graph, tensor::PackedLayout};
 
 /// A device that compiles and runs graphs.
@@ -35,6 +35,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`RunError::OutOfMemory`], [`RunError::Device`].
     fn share(&self, memory: Arc<dyn Memory>) -> Result<Shared, RunError> {
         Ok(Shared::same(memory))
+    }
+
+    /// What tells the device from all others, where other processes can map its memory; `None` where they cannot.
+    fn uuid(&self) -> Option<&str> {
+        None
+    }
+
+    /// How large [`allocate_file`](Self::allocate_file) makes what is asked for.
+    fn file_bytes(&self, len_bytes: usize) -> usize {
+        len_bytes
+    }
+
+    /// Zeroed memory of the device that other processes can map; at least as large as asked for.
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`], [`RunError::Device`], also where the device has no such memory.
+    fn allocate_file(&self, len_bytes: usize) -> Result<Arc<dyn DeviceFile>, RunError> {
+        let reason = format!("no other process can map {len_bytes} bytes of its memory");
+        Err(RunError::Device { device: self.name().to_owned(), reason })
     }
 
     /// Whether a run goes on after it was handed over. Where it does, one thread can keep many queues busy.

@@ -1,6 +1,6 @@
 //! Memory that runs work on: shared with a trainer or the daemon's own.
 
-use std::{cell::UnsafeCell, fmt, sync::Arc};
+use std::{cell::UnsafeCell, fmt, os::fd::BorrowedFd, sync::Arc};
 
 use super::{Queue, Region, RunError};
 use crate::tensor::ALIGNMENT_BYTES;
@@ -54,28 +54,47 @@ impl Memory for Lacking {
     }
 }
 
+/// Memory of a device that another process maps by its file. It lasts as long as anybody has that open or mapped.
+pub trait DeviceFile: Memory {
+    /// The file.
+    fn file(&self) -> BorrowedFd<'_>;
+}
+
 /// Memory that a trainer maps too, and where the device has it: the same memory, or a copy of it at the same offsets.
 #[derive(Debug)]
 pub struct Shared {
     /// First, so that a device lets go of the other before it is unmapped.
     ours: Option<OwnMemory>,
     theirs: Arc<dyn Memory>,
+    /// The host's memory beside it, where it is a device's.
+    words: Option<Arc<dyn Memory>>,
 }
 
 impl Shared {
     /// Memory that the device reads and writes where it is.
     pub fn same(memory: Arc<dyn Memory>) -> Self {
-        Self { ours: None, theirs: memory }
+        Self { ours: None, theirs: memory, words: None }
     }
 
     /// Memory with a copy on the device, which is as large.
     pub fn copied(theirs: Arc<dyn Memory>, ours: OwnMemory) -> Self {
-        Self { ours: Some(ours), theirs }
+        Self { ours: Some(ours), theirs, words: None }
     }
 
-    /// As the trainer has it, in the host's memory.
-    pub fn host(&self) -> Region<'_> {
+    /// Memory of the device, which the trainer maps too, and memory of the host for what this process itself reads and
+    /// writes: in a block of either lies what has the same offset in the other.
+    pub fn on_device(tensors: Arc<dyn Memory>, words: Arc<dyn Memory>) -> Self {
+        Self { ours: None, theirs: tensors, words: Some(words) }
+    }
+
+    /// As the trainer has it, wherever that is.
+    pub fn theirs(&self) -> Region<'_> {
         self.theirs.region()
+    }
+
+    /// In the host's memory, for what this process reads and writes itself.
+    pub fn words(&self) -> Region<'_> {
+        self.words.as_ref().unwrap_or(&self.theirs).region()
     }
 
     /// As the device has it.

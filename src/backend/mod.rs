@@ -23,7 +23,7 @@ pub(crate) mod test_device;
 pub use executable::{
     Backend, Bindings, BuildError, CompileOptions, Executable, MemoryNeeds, RunContext, RunError,
 };
-pub use memory::{HostMemory, Lacking, Memory, OwnMemory, Shared, nothing};
+pub use memory::{DeviceFile, HostMemory, Lacking, Memory, OwnMemory, Shared, nothing};
 pub use offline::{PassBlocks, run_on_host};
 pub use queue::{HostQueue, NOTE_BYTES, Queue};
 pub use region::Region;

@@ -76,6 +76,7 @@ fn ask<T: Send + 'static>(lane: &LaneHandle, command: impl FnOnce(Answer<T>) -> 
 
 fn hello(lane: &DaemonLane) -> HelloReply {
     HelloReply {
+        device_bytes: None,
         session: SessionId(1),
         server: "kasminad/test".into(),
         protocol: PROTOCOL,
@@ -121,6 +122,7 @@ fn graft(lane: &LaneHandle, graft: &Graft) -> (GraftReply, Arc<SharedMemory>) {
         persistent: true,
     };
     let reply = GraftReply {
+        device_bytes: None,
         layer,
         seed,
         kernel: graft.kernel.clone(),
@@ -193,6 +195,7 @@ fn session() -> (Client, JoinHandle<()>) {
             config: Arc::new(EngineConfig::default()),
             limits: LaneLimits::default(),
             recorder: None,
+            device_arena: None,
         };
         control(&theirs, &LaneHandle::start(parts, Box::new(|_| {})).unwrap());
     });

@@ -91,6 +91,7 @@ impl Client {
 
     pub(super) fn start(mut control: Connection, options: &ConnectOptions) -> Result<Self, ClientError> {
         let hello = Request::Hello(Hello {
+            gpu: None,
             protocol: PROTOCOL,
             client: concat!("kasmina-rust/", env!("CARGO_PKG_VERSION")).to_owned(),
             pid: std::process::id(),

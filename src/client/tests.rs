@@ -24,6 +24,7 @@ use crate::{
 
 fn hello(lane: &DaemonLane) -> HelloReply {
     HelloReply {
+        device_bytes: None,
         session: SessionId(1),
         server: "kasminad/test".into(),
         protocol: PROTOCOL,
@@ -51,6 +52,7 @@ fn graft_reply(kernel: KernelId) -> GraftReply {
         persistent: true,
     };
     GraftReply {
+        device_bytes: None,
         layer: LayerId(1),
         seed: SeedIndex(1),
         kernel,

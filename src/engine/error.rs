@@ -252,7 +252,7 @@ pub enum EngineError {
 
 impl EngineError {
     /// What a run is told as that failed: `what` ran.
-    pub(super) fn of_run(what: &str) -> impl Fn(RunError) -> Self + Copy {
+    pub(crate) fn of_run(what: &str) -> impl Fn(RunError) -> Self + Copy {
         move |source| Self::Run { what: what.to_owned(), source }
     }
 

@@ -25,7 +25,7 @@ impl LiveSeed {
     /// # Errors
     /// [`EngineError::MemoryTooSmall`].
     pub fn new(kernel: Arc<Kernel>, memory: Shared, generation: Generation) -> Result<Self, EngineError> {
-        let (needed_bytes, actual_bytes) = (kernel.memory_bytes(), memory.host().len_bytes());
+        let (needed_bytes, actual_bytes) = (kernel.memory_bytes(), memory.theirs().len_bytes());
         if actual_bytes < needed_bytes {
             let kernel = kernel.id().clone();
             return Err(EngineError::MemoryTooSmall { kernel, needed_bytes, actual_bytes });
@@ -50,12 +50,12 @@ impl LiveSeed {
 
     /// The block of parameters, as its trainer has it.
     pub fn parameters(&self) -> Region<'_> {
-        part(self.memory.host(), self.parameters_at())
+        part(self.memory.theirs(), self.parameters_at())
     }
 
     /// The block of buffers, as its trainer has it.
     pub fn buffers(&self) -> Region<'_> {
-        part(self.memory.host(), self.buffers_at())
+        part(self.memory.theirs(), self.buffers_at())
     }
 
     /// The block of parameters, as the device has it.

@@ -33,8 +33,14 @@ impl Target {
 }
 
 /// The memory of a block that was checked to lie within the arena, as the trainer has it; none where it does not.
-pub(super) fn within(arena: &Shared, block: Block) -> Region<'_> {
-    part(arena.host(), block)
+pub(super) fn theirs(arena: &Shared, block: Block) -> Region<'_> {
+    part(arena.theirs(), block)
+}
+
+/// The same in the host's memory, for what is read and written here and not on the device: blend factors and their
+/// gradients.
+pub(super) fn words(arena: &Shared, block: Block) -> Region<'_> {
+    part(arena.words(), block)
 }
 
 /// The same as the device has it.

@@ -79,6 +79,11 @@ impl Quota {
         TicketId(self.taken)
     }
 
+    /// Numbers the next ticket: `after` and one more. Numbers only rise.
+    pub(super) fn number_after(&mut self, after: u64) {
+        self.taken = self.taken.max(after);
+    }
+
     /// Gives back what the last pass has reserved and not used.
     pub(super) fn settle(&mut self) {
         self.ledger.strike(&std::mem::take(&mut self.reserved));

@@ -40,6 +40,19 @@ impl DType {
     pub const ALL: [Self; 8] =
         [Self::F32, Self::F64, Self::BF16, Self::F16, Self::I64, Self::I32, Self::U8, Self::Bool];
 
+    /// The number 1, as memory has it.
+    pub const fn one(self) -> &'static [u8] {
+        match self {
+            Self::F32 => &[0, 0, 0x80, 0x3f],
+            Self::F64 => &[0, 0, 0, 0, 0, 0, 0xf0, 0x3f],
+            Self::BF16 => &[0x80, 0x3f],
+            Self::F16 => &[0, 0x3c],
+            Self::I64 => &[1, 0, 0, 0, 0, 0, 0, 0],
+            Self::I32 => &[1, 0, 0, 0],
+            Self::U8 | Self::Bool => &[1],
+        }
+    }
+
     /// Bytes of one element.
     pub const fn size_bytes(self) -> usize {
         match self {
@@ -96,6 +109,11 @@ mod tests {
             assert_eq!(usize::from(dtype.code()), i + 1);
             assert_eq!(DType::from_code(dtype.code()), Some(dtype));
         }
+        assert_eq!(DType::F32.one(), 1.0f32.to_le_bytes());
+        assert_eq!(DType::F64.one(), 1.0f64.to_le_bytes());
+        assert_eq!(DType::BF16.one(), half::bf16::ONE.to_le_bytes());
+        assert_eq!(DType::F16.one(), half::f16::ONE.to_le_bytes());
+        assert!(DType::ALL.iter().all(|dtype| dtype.one().len() == dtype.size_bytes()));
         assert_eq!(DType::from_code(0), None);
         assert_eq!(DType::from_code(9), None);
     }

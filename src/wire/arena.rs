@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{ARENA_MAGIC, ArenaHeader, ArenaLayout, Block, SharedMemory, WireError};
+use super::{ARENA_MAGIC, ArenaHeader, ArenaLayout, Block, RING_ENTRIES, SharedMemory, WireError};
 use crate::backend::{Memory, Region};
 
 /// A session's shared memory. The daemon makes it, the client maps it.
@@ -115,6 +115,45 @@ impl Arena {
             Counter::ClientSleeping => offset_of!(ArenaHeader, client_sleeping),
         };
         &self.memory.words(offset, 1)[0]
+    }
+
+    /// The word that says whether what a submission reads is there, where a GPU writes that.
+    pub(super) fn ready(&self, submission: u64) -> &AtomicU64 {
+        self.word_of(offset_of!(ArenaHeader, ready), submission)
+    }
+
+    /// The word that says whether it is done.
+    pub(super) fn done(&self, submission: u64) -> &AtomicU64 {
+        self.word_of(offset_of!(ArenaHeader, done), submission)
+    }
+
+    /// The word for what of the client's own output goes into the layer's.
+    pub(super) fn rest(&self, submission: u64) -> &AtomicU64 {
+        self.word_of(offset_of!(ArenaHeader, rest), submission)
+    }
+
+    fn word_of(&self, offset: usize, submission: u64) -> &AtomicU64 {
+        let place = submission as usize % RING_ENTRIES;
+        &self.memory.words(offset + 8 * place, 1)[0]
+    }
+
+    /// How many submissions the daemon has taken.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> u64 {
+        self.counter(Counter::SubmissionHead).load(Ordering::Acquire)
+    }
+
+    /// Says that what a submission reads is there, as a client's stream does.
+    #[cfg(test)]
+    pub(crate) fn set_ready(&self, submission: u64) {
+        self.ready(submission).store(submission + 1, Ordering::Release);
+    }
+
+    /// What a client's stream finds that waits for a submission.
+    #[cfg(test)]
+    pub(crate) fn done_and_rest(&self, submission: u64) -> (u64, f32) {
+        let rest = self.rest(submission).load(Ordering::Relaxed) as u32;
+        (self.done(submission).load(Ordering::Acquire), f32::from_bits(rest))
     }
 
     pub(super) fn words(&self, offset: usize, count: usize) -> &[AtomicU64] {

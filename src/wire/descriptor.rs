@@ -139,6 +139,8 @@ pub struct Backward {
     pub grad_input: Option<Block>,
     /// Where the parameters' gradients are to be written: the blocks of the seeds that ran, in seed order.
     pub grad_parameters: Option<Block>,
+    /// Where it says at which byte of it each slot's block begins, where they do not follow each other.
+    pub places: Option<Block>,
     /// Where the alphas' gradients are to be written, one f32 for each seed of the layer.
     pub grad_alphas: Option<Block>,
     /// Where the gradient of y lies for seeds in training, where it is another than that of the output.
@@ -276,12 +278,14 @@ impl Submission {
         let grad_alphas =
             wanted(wants.alphas, "grad_alphas", self.grad_alphas_offset, self.grad_alphas_bytes)?;
         let straight = given(arena, "straight", self.straight_offset, self.straight_bytes)?;
+        let places = given(arena, "places", self.alphas_offset, self.alphas_bytes)?;
         disjoint(&[
             ("grad_output", Some(grad_output)),
             ("grad_input", grad_input),
             ("grad_parameters", grad_parameters),
             ("grad_alphas", grad_alphas),
             ("straight", straight),
+            ("places", places),
         ])?;
         Ok(Backward {
             sequence: self.sequence,
@@ -290,6 +294,7 @@ impl Submission {
             grad_output,
             grad_input,
             grad_parameters,
+            places,
             grad_alphas,
             straight,
         })

@@ -64,6 +64,28 @@ impl DaemonLane {
         };
         Ok((lane, theirs))
     }
+
+    /// Whether what the submission that was taken last reads is there, in a session whose tensors lie on a GPU: the
+    /// client's streams say so when they come to it.
+    pub fn is_ready(&self) -> bool {
+        let taken = self.consumer.taken();
+        taken.checked_sub(1).is_none_or(|last| self.arena.ready(last).load(Ordering::Acquire) >= taken)
+    }
+
+    /// How many submissions were taken.
+    pub fn taken(&self) -> u64 {
+        self.consumer.taken()
+    }
+
+    /// Lets the client's streams go on that wait for the submission that was taken last. `rest` is what of the client's
+    /// own output goes into the layer's.
+    pub fn let_streams_go_on(&self, rest: f32) {
+        let taken = self.consumer.taken();
+        if let Some(last) = taken.checked_sub(1) {
+            self.arena.rest(last).store(rest.to_bits().into(), Ordering::Relaxed);
+            self.arena.done(last).store(taken, Ordering::Release);
+        }
+    }
 }
 
 impl ClientLane {
@@ -254,6 +276,23 @@ mod tests {
             "published before it died"
         );
         assert_eq!(daemon.wait(Duration::ZERO, None).unwrap(), Wake::Gone);
+    }
+
+    #[test]
+    fn a_submission_is_ready_when_its_word_says_so() {
+        let (mut daemon, mut client) = lanes();
+        assert!(daemon.is_ready(), "none was taken");
+        for sequence in 0..200 {
+            client.publish(&Submission { sequence, ..Submission::default() }).unwrap();
+            assert!(matches!(daemon.wait(Duration::ZERO, None).unwrap(), Wake::Item(_)));
+            assert!(!daemon.is_ready(), "the word is of an earlier one");
+            client.arena().set_ready(sequence);
+            assert!(daemon.is_ready() && client.arena().done_and_rest(sequence).0 <= sequence);
+            daemon.let_streams_go_on(0.25);
+            assert_eq!(client.arena().done_and_rest(sequence), (sequence + 1, 0.25));
+            daemon.publish(&Completion { sequence, ..Completion::default() }).unwrap();
+            assert!(matches!(client.wait(Duration::ZERO, None).unwrap(), Wake::Item(_)));
+        }
     }
 
     #[test]

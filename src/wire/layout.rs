@@ -110,6 +110,13 @@ shared! {
         client_sleeping: u64,
         /// To the end of the cache line.
         pad_client_sleeping: [u64; 7],
+        /// Where tensors lie on a GPU: word n mod 64 becomes n + 1 when what submission n reads is there. Written by
+        /// the client's streams.
+        ready: [u64; 64],
+        /// The same: word n mod 64 becomes n + 1 when submission n is done, for the client's streams to wait for.
+        done: [u64; 64],
+        /// The same: word n mod 64 is 1 − A, as f32 in its low half, once the forward n of a convex layer is done.
+        rest: [u64; 64],
     }
 
     /// What a client asks of its lane: 256 bytes in the submission ring. Fields that a verb does not use
@@ -163,7 +170,8 @@ shared! {
         /// Sizes of S, P or y, the batch first.
         output_dims: [u32; 8],
         /// Forward: where alphas for this pass lie, one f32 for each seed of the layer, NaN for the daemon's
-        /// own; 0 where none are given.
+        /// own; 0 where none are given. Backward: where it says at which byte of the parameters' gradients those of each
+        /// slot begin, a u64 for each, all bits set for none; 0 where they follow each other.
         alphas_offset: u64,
         /// Bytes of them, or 0.
         alphas_bytes: u64,
@@ -213,7 +221,7 @@ shared! {
 const _: () = {
     assert!(size_of::<Submission>() == DESCRIPTOR_BYTES);
     assert!(size_of::<Completion>() == DESCRIPTOR_BYTES);
-    assert!(size_of::<ArenaHeader>() <= PAGE_BYTES);
+    assert!(size_of::<ArenaHeader>() <= PAGE_BYTES && RING_ENTRIES == 64);
     assert!(HEAP_OFFSET.is_multiple_of(PAGE_BYTES) && RING_ENTRIES.is_power_of_two());
 };
 

@@ -184,6 +184,9 @@ pub struct Hello {
     pub pid: u32,
     /// How large an arena the client would like; the daemon may give less.
     pub arena_bytes: u64,
+    /// The GPU that the client's tensors lie on, by its UUID in hexadecimal; null where they lie in the host's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<String>,
 }
 
 /// What a session is given.
@@ -203,6 +206,10 @@ pub struct HelloReply {
     pub limits: SessionLimits,
     /// How long the client may spin for a completion before it sleeps; 0 means that it should not.
     pub spin_us: u32,
+    /// Bytes of the GPU's memory whose descriptor comes last: where tensors lie, at the arena's offsets. Absent where they
+    /// lie in the arena.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
 }
 
 /// How much one session may hold.
@@ -294,7 +301,7 @@ pub struct Graft {
     pub schedule: Option<ScheduleSpec>,
 }
 
-/// Answers [`Request::Graft`]. The descriptor beside it is a sealed memory file of `memory_bytes` bytes:
+/// Answers [`Request::Graft`]. The descriptor beside it is a sealed memory file of `memory_bytes` bytes, or of a GPU's memory:
 /// the parameters' block from 0, the buffers' block from `buffers_offset`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GraftReply {
@@ -310,8 +317,11 @@ pub struct GraftReply {
     pub state: SeedState,
     /// The blend factor it runs with.
     pub alpha: f32,
-    /// Bytes of the memory file.
+    /// Bytes of the memory file that are used.
     pub memory_bytes: u64,
+    /// Bytes of the GPU's memory that the descriptor is of; absent where it is of the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<u64>,
     /// Where the buffers' block starts in the memory file.
     pub buffers_offset: u64,
     /// Bytes of this seed's block in a backward's parameter gradients, laid out as the parameters' block.

@@ -88,6 +88,11 @@ impl<D: Descriptor> Consumer<D> {
         Self { arena, place, head: 0, kind: PhantomData }
     }
 
+    /// How many descriptors were taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.head
+    }
+
     /// Whether the producer says that there is another descriptor.
     pub(super) fn has_next(&self) -> bool {
         self.arena.counter(self.place.tail).load(Ordering::Relaxed) != self.head

@@ -5,9 +5,13 @@
 // random: who relies on more order than events give sees other numbers. What a program may not do is an error here too: a call without
 // a current context, work on memory that nobody allocated, allocating or waiting during a capture. An error on the device stays.
 //
+// Memory that processes share is a file, whose descriptor one hands to the other: it lasts as long as anybody has it mapped.
+//
 // STAND_IN_FAULT names a file: where it is there when a kernel is to run, it is removed, and the kernel has read an illegal
 // address.
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +20,8 @@
 #include <cstring>
 #include <deque>
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -35,7 +41,7 @@ typedef unsigned long long CUdeviceptr;
 
 enum : int {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
-    INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
+    INVALID_CONTEXT = 201, ALREADY_MAPPED = 208, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700,
     ALREADY_REGISTERED = 712, NOT_REGISTERED = 713, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901, CAPTURE_WRONG_THREAD = 908,
 };
@@ -79,9 +85,11 @@ struct Capture {
 };
 
 struct Item {
-    enum Kind { WORK, RECORD, WAIT } kind;
+    enum Kind { WORK, RECORD, WAIT, WAIT_VALUE } kind;
     std::function<int()> work;
     std::shared_ptr<bool> mark;
+    const std::atomic<uint64_t>* word = nullptr;
+    uint64_t value = 0;
 };
 struct Stream {
     std::deque<Item> items;
@@ -89,11 +97,27 @@ struct Stream {
     std::unique_ptr<Capture> capture;
 };
 
+// Memory by its handle, and addresses that were set aside for such memory.
+struct Physical {
+    int file;
+    size_t bytes;
+    bool is_own;
+};
+struct Range {
+    size_t bytes, mapped = 0;
+    std::shared_ptr<Physical> memory;
+    bool is_open = false;
+};
+
 struct Device {
     std::mutex mutex;
     std::condition_variable moved;
     std::map<CUdeviceptr, size_t> blocks;
+    std::map<uint64_t, std::shared_ptr<Physical>> handles;
+    uint64_t next_handle = 1;
+    std::map<CUdeviceptr, Range> ranges;
     size_t used = 0;
+    Stream by_default;
     std::map<uintptr_t, size_t> locked, own;
     std::set<Stream*> streams;
     std::set<Event*> events;
@@ -114,9 +138,11 @@ struct Device {
 // Never destroyed: the worker may outlive main.
 static Device& device = *new Device;
 static const size_t MEMORY = size_t(2) << 30;
+static const size_t GRANULARITY = size_t(2) << 20;
 static bool initialised = false;
 static int the_context;
 static thread_local void* current = nullptr;
+static thread_local std::vector<void*> pushed;
 
 typedef std::unique_lock<std::mutex> Lock;
 
@@ -148,9 +174,14 @@ static bool takes_fault() {
     return path && unlink(path) == 0;
 }
 
+static bool waits_for_value(const Stream* stream) {
+    return !stream->items.empty() && stream->items.front().kind == Item::WAIT_VALUE;
+}
+
 static bool is_runnable(const Stream& stream) {
     if (stream.items.empty() || stream.is_at_work) return false;
     const Item& item = stream.items.front();
+    if (item.kind == Item::WAIT_VALUE) return int64_t(item.word->load() - item.value) >= 0;
     return item.kind != Item::WAIT || *item.mark;
 }
 
@@ -161,7 +192,11 @@ static void work() {
         for (Stream* stream : device.streams)
             if (is_runnable(*stream)) ready.push_back(stream);
         if (ready.empty()) {
-            device.moved.wait(lock);
+            // Whoever writes a word tells nobody.
+            if (std::any_of(device.streams.begin(), device.streams.end(), waits_for_value))
+                device.moved.wait_for(lock, std::chrono::microseconds(100));
+            else
+                device.moved.wait(lock);
             continue;
         }
         Stream* stream = ready[device.random() % ready.size()];
@@ -202,7 +237,11 @@ template <class Address> static bool lies_in(const std::map<Address, size_t>& ra
 }
 
 static bool is_allocated(CUdeviceptr start, size_t bytes) {
-    return lies_in(device.blocks, start, bytes);
+    if (lies_in(device.blocks, start, bytes)) return true;
+    auto after = device.ranges.upper_bound(start);
+    if (after == device.ranges.begin()) return false;
+    auto& [from, range] = *std::prev(after);
+    return range.is_open && start + bytes <= from + range.mapped;
 }
 
 static bool is_locked(const void* start, size_t bytes) {
@@ -216,18 +255,26 @@ static int run(const Launch& launch) {
         : SUCCESS;
 }
 
-// A copy or a fill; a stream that captures takes launches alone.
+// A stream as a caller names it; no name is that of the one that all have.
+static Stream* named(Stream* stream) {
+    return stream ? stream : &device.by_default;
+}
+
+// A copy, a fill or a word; a stream that captures takes launches alone.
 static int hand(Stream* stream, std::function<void()> work) {
+    stream = named(stream);
     if (!device.streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) {
         stream->capture->is_broken = true;
         return CAPTURE_UNSUPPORTED;
     }
-    push(stream, {Item::WORK, [work] { work(); return SUCCESS; }, {}});
+    push(stream, {Item::WORK, [work] { work(); return SUCCESS; }, {}, nullptr, 0});
     return SUCCESS;
 }
 
 API CUresult cuInit(unsigned) {
+    Lock lock(device.mutex);
+    device.streams.insert(&device.by_default);
     initialised = true;
     return SUCCESS;
 }
@@ -237,7 +284,7 @@ API CUresult cuGetErrorString(CUresult error, const char** text) {
         {SUCCESS, "no error"}, {INVALID_VALUE, "invalid argument"}, {OUT_OF_MEMORY, "out of memory"},
         {NOT_INITIALIZED, "initialization error"}, {INVALID_DEVICE, "invalid device ordinal"},
         {INVALID_IMAGE, "device kernel image is invalid"}, {INVALID_CONTEXT, "invalid device context"},
-        {INVALID_HANDLE, "invalid resource handle"}, {NOT_FOUND, "named symbol not found"},
+        {ALREADY_MAPPED, "resource already mapped"}, {INVALID_HANDLE, "invalid resource handle"}, {NOT_FOUND, "named symbol not found"},
         {NOT_READY, "device not ready"}, {ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
         {ALREADY_REGISTERED, "part or all of the requested memory range is already mapped"},
         {NOT_REGISTERED, "pointer does not correspond to a registered memory region"},
@@ -282,8 +329,15 @@ API CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice) {
         case 16: *value = 2; return SUCCESS;
         case 75: *value = 8; return SUCCESS;
         case 76: *value = 0; return SUCCESS;
+        case 102: case 103: case 122: *value = !getenv("STAND_IN_UNSHARED"); return SUCCESS;
         default: return INVALID_VALUE;
     }
+}
+
+API CUresult cuDeviceGetUuid_v2(unsigned char* uuid, CUdevice) {
+    static const char* other = getenv("STAND_IN_UUID");
+    memset(uuid, other ? atoi(other) : 0x5A, 16);
+    return SUCCESS;
 }
 
 API CUresult cuDevicePrimaryCtxRetain(void** context, CUdevice) {
@@ -303,6 +357,28 @@ API CUresult cuCtxSetCurrent(void* context) {
     Lock lock(device.mutex);
     if (context != &the_context || !device.retained) return INVALID_CONTEXT;
     current = context;
+    return SUCCESS;
+}
+
+API CUresult cuCtxGetCurrent(void** context) {
+    if (!initialised) return NOT_INITIALIZED;
+    *context = current;
+    return SUCCESS;
+}
+
+API CUresult cuCtxPushCurrent_v2(void* context) {
+    Lock lock(device.mutex);
+    if (context != &the_context || !device.retained) return INVALID_CONTEXT;
+    pushed.push_back(current);
+    current = context;
+    return SUCCESS;
+}
+
+API CUresult cuCtxPopCurrent_v2(void** context) {
+    if (pushed.empty()) return INVALID_CONTEXT;
+    *context = current;
+    current = pushed.back();
+    pushed.pop_back();
     return SUCCESS;
 }
 
@@ -351,6 +427,128 @@ API CUresult cuMemFree_v2(CUdeviceptr address) {
     return SUCCESS;
 }
 
+// As CUDA lays it out: of a device's own memory, shared by descriptors.
+struct Location {
+    int type, id;
+};
+struct Properties {
+    int type, handles;
+    Location location;
+    void* meta;
+    unsigned char flags[8];
+};
+struct Access {
+    Location location;
+    int flags;
+};
+
+static bool is_shareable(const Properties* properties) {
+    return properties->type == 1 && properties->handles == 1 && properties->location.type == 1 && properties->location.id == 0;
+}
+
+API CUresult cuMemGetAllocationGranularity(size_t* bytes, const Properties* properties, int) {
+    *bytes = GRANULARITY;
+    return is_shareable(properties) ? SUCCESS : INVALID_VALUE;
+}
+
+API CUresult cuMemCreate(uint64_t* handle, size_t bytes, const Properties* properties, unsigned long long flags) {
+    ENTER_UNCAPTURED();
+    if (!bytes || bytes % GRANULARITY || flags || !is_shareable(properties)) return INVALID_VALUE;
+    if (device.used + bytes > MEMORY) return OUT_OF_MEMORY;
+    int file = memfd_create("device", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, bytes)) return OUT_OF_MEMORY;
+    device.used += bytes;
+    *handle = device.next_handle++;
+    device.handles[*handle].reset(new Physical{file, bytes, true}, [](Physical* memory) {
+        close(memory->file);
+        if (memory->is_own) device.used -= memory->bytes;
+        delete memory;
+    });
+    return SUCCESS;
+}
+
+API CUresult cuMemRelease(uint64_t handle) {
+    ENTER_UNCAPTURED();
+    return device.handles.erase(handle) ? SUCCESS : INVALID_VALUE;
+}
+
+API CUresult cuMemExportToShareableHandle(void* into, uint64_t handle, int type, unsigned long long flags) {
+    ENTER();
+    auto found = device.handles.find(handle);
+    if (found == device.handles.end() || type != 1 || flags) return INVALID_VALUE;
+    int file = fcntl(found->second->file, F_DUPFD_CLOEXEC, 0);
+    if (file < 0) return OUT_OF_MEMORY;
+    memcpy(into, &file, sizeof file);
+    return SUCCESS;
+}
+
+API CUresult cuMemImportFromShareableHandle(uint64_t* handle, void* descriptor, int type) {
+    ENTER_UNCAPTURED();
+    int file = fcntl(int(intptr_t(descriptor)), F_DUPFD_CLOEXEC, 0);
+    struct stat found;
+    if (type != 1 || file < 0 || fstat(file, &found) || !S_ISREG(found.st_mode)) {
+        if (file >= 0) close(file);
+        return INVALID_VALUE;
+    }
+    *handle = device.next_handle++;
+    device.handles[*handle].reset(new Physical{file, size_t(found.st_size), false}, [](Physical* memory) {
+        close(memory->file);
+        delete memory;
+    });
+    return SUCCESS;
+}
+
+API CUresult cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
+    ENTER_UNCAPTURED();
+    if (!bytes || bytes % GRANULARITY) return INVALID_VALUE;
+    void* start = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) return OUT_OF_MEMORY;
+    *address = CUdeviceptr(start);
+    device.ranges[*address].bytes = bytes;
+    return SUCCESS;
+}
+
+API CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags) {
+    ENTER_UNCAPTURED();
+    auto range = device.ranges.find(address);
+    auto memory = device.handles.find(handle);
+    if (range == device.ranges.end() || memory == device.handles.end()) return INVALID_VALUE;
+    if (bytes % GRANULARITY || bytes > range->second.bytes || bytes > memory->second->bytes || offset || flags) return INVALID_VALUE;
+    if (range->second.mapped) return ALREADY_MAPPED;
+    range->second.mapped = bytes, range->second.memory = memory->second;
+    return SUCCESS;
+}
+
+API CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const Access* access, size_t count) {
+    ENTER_UNCAPTURED();
+    auto range = device.ranges.find(address);
+    if (range == device.ranges.end() || range->second.mapped != bytes) return INVALID_VALUE;
+    if (count != 1 || access->location.type != 1 || access->location.id != 0 || access->flags != 3) return INVALID_VALUE;
+    void* start = reinterpret_cast<void*>(address);
+    if (mmap(start, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range->second.memory->file, 0) == MAP_FAILED)
+        return OUT_OF_MEMORY;
+    range->second.is_open = true;
+    return SUCCESS;
+}
+
+API CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
+    ENTER_UNCAPTURED();
+    auto range = device.ranges.find(address);
+    if (range == device.ranges.end() || !bytes || range->second.mapped != bytes) return INVALID_VALUE;
+    mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    range->second.mapped = 0, range->second.is_open = false, range->second.memory.reset();
+    return SUCCESS;
+}
+
+API CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
+    ENTER_UNCAPTURED();
+    auto range = device.ranges.find(address);
+    if (range == device.ranges.end() || range->second.bytes != bytes || range->second.mapped) return INVALID_VALUE;
+    munmap(reinterpret_cast<void*>(address), bytes);
+    device.ranges.erase(range);
+    return SUCCESS;
+}
+
 API CUresult cuMemHostAlloc(void** start, size_t bytes, unsigned) {
     ENTER_UNCAPTURED();
     *start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -380,6 +578,13 @@ API CUresult cuMemHostRegister_v2(void* start, size_t bytes, unsigned) {
 API CUresult cuMemHostUnregister(void* start) {
     ENTER_UNCAPTURED();
     return device.locked.erase(uintptr_t(start)) ? SUCCESS : NOT_REGISTERED;
+}
+
+API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* address, void* start, unsigned) {
+    ENTER();
+    if (!is_locked(start, 1)) return INVALID_VALUE;
+    *address = CUdeviceptr(start);
+    return SUCCESS;
 }
 
 API CUresult cuPointerGetAttributes(unsigned count, int* attributes, void** values, CUdeviceptr address) {
@@ -420,6 +625,40 @@ API CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char byte, size_t bytes, S
     return hand(stream, [=] { memset(reinterpret_cast<void*>(to), byte, bytes); });
 }
 
+static bool is_reachable(CUdeviceptr address, size_t bytes) {
+    return address % 8 == 0 && (is_allocated(address, bytes) || is_locked(reinterpret_cast<void*>(address), bytes));
+}
+
+API CUresult cuStreamWriteValue64_v2(Stream* stream, CUdeviceptr address, uint64_t value, unsigned flags) {
+    ENTER();
+    if (!is_reachable(address, 8) || flags) return INVALID_VALUE;
+    return hand(stream, [=] { reinterpret_cast<std::atomic<uint64_t>*>(address)->store(value); });
+}
+
+API CUresult cuStreamWaitValue64_v2(Stream* stream, CUdeviceptr address, uint64_t value, unsigned flags) {
+    ENTER();
+    if (!device.streams.count(named(stream))) return INVALID_HANDLE;
+    if (named(stream)->capture) return CAPTURE_UNSUPPORTED;
+    // Until it is as large or larger, the one comparison that is known here.
+    if (!is_reachable(address, 8) || flags) return INVALID_VALUE;
+    push(named(stream), {Item::WAIT_VALUE, {}, {}, reinterpret_cast<const std::atomic<uint64_t>*>(address), value});
+    return SUCCESS;
+}
+
+API CUresult cuStreamIsCapturing(Stream* stream, int* status) {
+    ENTER();
+    if (!device.streams.count(named(stream))) return INVALID_HANDLE;
+    *status = !named(stream)->capture ? 0 : named(stream)->capture->is_broken ? 2 : 1;
+    return SUCCESS;
+}
+
+API CUresult cuStreamQuery(Stream* stream) {
+    ENTER();
+    stream = named(stream);
+    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    return stream->items.empty() && !stream->is_at_work ? SUCCESS : NOT_READY;
+}
+
 API CUresult cuStreamCreateWithPriority(Stream** stream, unsigned, int) {
     ENTER();
     device.streams.insert(*stream = new Stream);
@@ -438,6 +677,7 @@ API CUresult cuStreamDestroy_v2(Stream* stream) {
 
 API CUresult cuStreamSynchronize(Stream* stream) {
     ENTER_UNCAPTURED();
+    stream = named(stream);
     if (!device.streams.count(stream)) return INVALID_HANDLE;
     return await(lock, stream);
 }
@@ -457,6 +697,7 @@ API CUresult cuEventDestroy_v2(Event* event) {
 
 API CUresult cuEventRecord(Event* event, Stream* stream) {
     ENTER();
+    stream = named(stream);
     if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
     event->reached = std::make_shared<bool>(false);
@@ -466,6 +707,7 @@ API CUresult cuEventRecord(Event* event, Stream* stream) {
 
 API CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     ENTER();
+    stream = named(stream);
     if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
     push(stream, {Item::WAIT, {}, event->reached});

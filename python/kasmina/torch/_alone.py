@@ -69,7 +69,7 @@ class Alone:
             first = gradients.pop(0) if gradients else None
             found.append(grad.new_zeros(shape) if first is None else first)
         if want & WANT_GRAD_PARAMETERS:
-            block = torch.zeros(gradient_bytes // 4, dtype=torch.float32)
+            block = grad.new_zeros(gradient_bytes // 4, dtype=torch.float32)
             raw = block.view(torch.uint8)
             # The host's block is the last.
             start = gradient_bytes - hosted._grafted.gradient_bytes if hosted is not None else 0
@@ -79,5 +79,5 @@ class Alone:
                     place.view(gradient.dtype).view(entry.shape).copy_(gradient)
             found.append(block)
         if alphas:
-            found.append(torch.zeros(alphas, dtype=torch.float32))
+            found.append(torch.zeros(alphas, dtype=torch.float32, device="cpu"))
         return found

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 class Alphas(InPlace):
     """A layer's learnt blend factors by the number of the seed, ``alphas.0`` and so on in a ``state_dict``: beside the
-    seeds and not in them, where any name may be one of a kernel's own parameters."""
+    seeds and not in them, where any name may be one of a kernel's own parameters. They lie in the host's memory,
+    whatever the layer does."""
 
     def of(self, index: int) -> Optional[nn.Parameter]:
         """The parameter of a seed, if its blend factor is learnt."""
@@ -29,12 +30,17 @@ class Alphas(InPlace):
         parameter = self.of(index)
         if parameter is None:
             with torch.inference_mode(False):
-                parameter = nn.Parameter(torch.tensor(float(value), dtype=torch.float32))
+                parameter = nn.Parameter(torch.tensor(float(value), dtype=torch.float32, device="cpu"))
             self._parameters[str(index)] = parameter
         else:
             with torch.no_grad():
                 parameter.fill_(value)
         return parameter
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        # Every forward reads their values here, which must not wait for a GPU.
+        probe = fn(torch.empty(0, dtype=torch.float32, device="cpu"))
+        return self if probe.device.type != "cpu" else super()._apply(fn, recurse)
 
     def forget(self, index: int) -> None:
         """Has a seed's blend factor be a number again. An optimizer may go on holding the parameter."""

@@ -1,4 +1,4 @@
-"""Tensors in the session's shared memory."""
+"""Tensors in the memory that a session shares with the daemon: the host's, or a GPU's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from .._heap import Block
 from .._layout import ALIGNMENT
+from . import _gpu
 
 if TYPE_CHECKING:
     from .._connection import Connection
@@ -26,7 +27,7 @@ _VIEWS_KEPT = 512
 def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
     """Where a tensor lies in the arena, and the block it was copied to; none where it lay there already."""
     offset = tensor.data_ptr() - client._base
-    if 0 <= offset < len(client._memory) and not offset % ALIGNMENT and tensor.is_contiguous():
+    if 0 <= offset < client._extent and not offset % ALIGNMENT and tensor.is_contiguous():
         return offset, None
     return copied(client, tensor)
 
@@ -34,6 +35,9 @@ def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Bl
 def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
     """The same of a copy that nobody else can write to."""
     block = client._allocate(tensor.numel() * tensor.element_size())
+    if client.gpu is not None:
+        # Another stream may have had the block before.
+        client._lane.signals.follow()
     _view(client, block, tensor).copy_(tensor)
     return block.offset, block
 
@@ -46,6 +50,10 @@ def _view(client: Connection, block: Block, like: torch.Tensor) -> torch.Tensor:
     if view is None:
         if len(client._views) >= _VIEWS_KEPT:
             client._views.clear()
+        if client.gpu is not None:
+            address, device = client._base + block.offset, _gpu.device_of(client)
+            view = client._views[key] = _gpu.over(device, address, like.dtype, tuple(like.shape), client._device_memory)
+            return view
         array = client._array(block, _NUMPY[like.dtype], tuple(like.shape))
         with torch.inference_mode(False):
             view = client._views[key] = torch.from_numpy(array).view(like.dtype)
@@ -54,6 +62,9 @@ def _view(client: Connection, block: Block, like: torch.Tensor) -> torch.Tensor:
 
 def owning_tensor(client: Connection, block: Block, dtype: torch.dtype, shape: Tuple[int, ...]) -> torch.Tensor:
     """A tensor over a block, which is given back when nothing looks at it any more."""
+    if client.gpu is not None:
+        held = block, client._device_memory
+        return _gpu.over(_gpu.device_of(client), client._base + block.offset, dtype, shape, held)
     flat = torch.from_numpy(client._owning_array(block, _NUMPY[dtype], math.prod(shape)))
     # No view of another: what an autograd function returns may then be written to in place.
-    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, shape)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(flat.untyped_storage(), 0, shape)

@@ -89,6 +89,9 @@ class Exporting(nn.Module):
             )
         # The daemon reads its memory file: what was moved out of it (``p.data = …``) belongs there first.
         found._settle_places()
+        if self.remote.client.gpu is not None:
+            # What an optimizer has handed to it is to be there.
+            self.remote.client.gpu.synchronize()
         return self.remote.export(found.index).save(path)
 
     def _seed_of(self, seed: Union[int, Seed]) -> Seed:

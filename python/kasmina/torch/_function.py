@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 import torch
 
 from ..errors import ConnectionLost, UsageError
+from ._ahead import Ahead, collect, goes_ahead
 from ._alphas import alphas_of
 from ._pass import Pass, share_out, wanted
 
@@ -28,10 +29,13 @@ def run(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch
         return layer._host(x) if h is None else h
     # Another thread may be putting a kernel into a seed; what the daemon is told and what autograd is must be one.
     with layer._changing:
+        if layer._outstanding:
+            collect(layer)
         alphas, tensors = alphas_of(layer), tensors_of(layer)
         is_recorded = recorded(x, h, alphas, tensors)
         want = wanted_of(layer, x, alphas, tensors) if is_recorded else 0
-        started = Pass(layer, x, h, want, alphas)
+        kind = Ahead if goes_ahead(layer, h, alphas, want) else Pass
+        started = kind(layer, x, h, want, alphas)
     return Blend.apply(layer, started, x, h, len(alphas), *alphas, *tensors) if is_recorded else started.settle(h)
 
 
@@ -118,7 +122,7 @@ class Blend(torch.autograd.Function):
                 grads[2] = gradients.input
             for place, gradient in enumerate(gradients.alphas, _FIRST):
                 if needs[place]:
-                    grads[place] = torch.tensor(gradient, dtype=torch.float32)
+                    grads[place] = torch.tensor(gradient, dtype=torch.float32, device="cpu")
             if gradients.parameters is not None:
                 for place, gradient in share_out(started, gradients.parameters):
                     if needs[first + place]:

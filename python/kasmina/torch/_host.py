@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import logging
 import threading
 import warnings
@@ -79,12 +80,12 @@ class Hosted:
     def type_under_autocast(self, x: torch.Tensor) -> torch.dtype:
         """Of what the module itself would give for an input like this one under the autocast that is on now: asked of a
         copy of it, once for each type."""
-        key = x.dtype, torch.get_autocast_dtype("cpu")
+        key = x.dtype, torch.get_autocast_dtype(x.device.type)
         found = self._under_autocast.get(key)
         if found is None:
             twin = copy.deepcopy(self.module).eval()
             with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
-                found = self._under_autocast[key] = twin(torch.zeros(_BATCH, *x.shape[1:], dtype=x.dtype)).dtype
+                found = self._under_autocast[key] = twin(x.new_zeros(_BATCH, *x.shape[1:])).dtype
         return found
 
     def output_of(self, x: torch.Tensor) -> Tuple[int, ...]:
@@ -157,8 +158,12 @@ class Hosted:
 def export(module: nn.Module, shape: Tuple[int, ...], dtype: torch.dtype) -> Tuple[bytes, Tuple[int, ...]]:
     """The module as a PT2 archive for any batch, and the sizes of its output without the batch.
 
-    It is exported in training mode, which says all of it; the daemon makes eval mode of that where it is asked to.
+    It is exported in training mode, which says all of it; the daemon makes eval mode of that where it is asked to. What
+    lies on a GPU is exported from a copy that does not: the archive is to name no device.
     """
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        module = copy.deepcopy(module).cpu()
     before = {each: each.training for each in module.modules()}
     # What is frozen now may be trained later, and must have its gradient then.
     frozen = [each for each in module.parameters() if each.is_floating_point() and not each.requires_grad]
@@ -172,7 +177,7 @@ def export(module: nn.Module, shape: Tuple[int, ...], dtype: torch.dtype) -> Tup
             module.train()
             for parameter in frozen:
                 parameter.requires_grad_(True)
-            example = torch.zeros(_BATCH, *shape, dtype=dtype)
+            example = torch.zeros(_BATCH, *shape, dtype=dtype, device="cpu")
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
             archive = io.BytesIO()
             torch.export.save(program, archive)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple, Union
+import weakref
+from collections import deque
+from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Set, Tuple, Union
 
 import torch
 from torch import nn
@@ -15,7 +17,8 @@ from .._layer import Layer
 from .._room import Room
 from .._session import Client
 from ..errors import ArenaFull, ConnectionLost, KasminaError, SeedFailureWarning, SessionError, UsageError
-from . import _ops
+from . import _gpu, _ops
+from ._ahead import Outstanding, collect, ignore
 from ._alone import elsewhere
 from ._alphas import Alphas, value_of
 from ._export import Exporting
@@ -101,10 +104,14 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         self._return: Optional[Return] = None
         self._arrived = False
         self.client = client
-        #: The seeds that failed in the most recent pass, with the code of the failure.
-        self.last_failures: Dict[int, str] = {}
+        self._failures: Dict[int, str] = {}
+        # Passes on a GPU of which nobody has seen yet what became of them, and the tickets of those that were refused.
+        self._outstanding: Deque[Outstanding] = deque()
+        self._refused: Set[Tuple[Lane, int]] = set()
+        weakref.finalize(self, ignore, self._outstanding).atexit = False
         self._warned: Set[Tuple[int, str]] = set()
-        self._random = torch.empty((), dtype=torch.int64)
+        self._random = torch.empty((), dtype=torch.int64, device="cpu")
+        self._device_type = _gpu.device_of(client.connection).type
         self._passes = [0, 0]
         self._repeats = Repeats(self.name)
         # The latest pass of submit, and on which lane: what was before it is done when it is.
@@ -130,6 +137,14 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         )
         if input_shape is not None:
             self.input_shape = input_shape
+
+    @property
+    def last_failures(self) -> Dict[int, str]:
+        """The seeds that failed in the most recent pass, with the code of the failure. On a GPU this waits for the passes
+        that are under way, and raises what one of them was refused for."""
+        if self._outstanding:
+            collect(self, waits=True)
+        return self._failures
 
     @property
     def connected(self) -> bool:
@@ -216,7 +231,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         if own_x is None:
             return self._host(x, *args, **kwargs)
         self._passes[0] += 1
-        if not torch.is_autocast_enabled("cpu"):
+        if not torch.is_autocast_enabled(self._device_type):
             return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None))
         dtype = self._hosted.type_under_autocast(x)  # type: ignore[union-attr]
         return self._guarded(lambda: self._host(x), lambda: run(self, own_x, None)).to(dtype)
@@ -276,7 +291,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
             own_x = self._for_daemon(x, args, kwargs)
             if own_x is None or not x.numel():
                 return Pending(self, x, own(self._host(x, *args, **kwargs), x), None)
-            if torch.is_autocast_enabled("cpu"):
+            if torch.is_autocast_enabled(self._device_type):
                 cast = self._hosted.type_under_autocast(x)  # type: ignore[union-attr]
         else:
             h = own_h = own(self._host(x, *args, **kwargs), x)
@@ -385,7 +400,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         )
 
     def _cast(self, x: torch.Tensor, h: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-        if not torch.is_autocast_enabled("cpu"):
+        if not torch.is_autocast_enabled(self._device_type):
             raise UsageError(
                 f"layer {self.name!r} was made for {self.dtype}; its input is of {x.dtype} and its host's output "
                 f"of {h.dtype}: cast them, run it under torch.autocast, or make the layer with dtype="
@@ -459,10 +474,16 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
             lane.wait(sequence)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
-        if x.device.type != "cpu" or h.device.type != "cpu":
+        device = _gpu.device_of(self.client.connection)
+        if x.device != device or h.device != device:
+            how = f"move both to {device}"
+            if x.device == h.device and x.is_cuda:
+                how += f', or open the session with kasmina.connect(device="{x.device}")'
+            elif x.device == h.device and self.client.connection.gpu is not None:
+                how += ", or open the session without device="
             raise UsageError(
-                f"the daemon runs layer {self.name!r} on {self.client.device}; its input is on {x.device} and "
-                f"its host's output on {h.device}"
+                f"the session of layer {self.name!r} takes tensors on {device}; its input is on {x.device} and "
+                f"its host's output on {h.device}: {how}"
             )
 
     def _note_moving(self, live_mask: int, train: bool) -> None:
@@ -472,7 +493,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
 
     def _note_failures(self, failures: Dict[int, str]) -> None:
         """Records what failed in a pass; asks the daemon whether it has given a seed up."""
-        self.last_failures = failures
+        self._failures = failures
         for index, code in failures.items():
             if (index, code) not in self._warned:
                 self._warned.add((index, code))

@@ -16,6 +16,7 @@ import torch
 
 from .._layout import WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from ..errors import ConnectionLost, TicketError, UsageError
+from . import _gpu
 from ._alone import Alone, elsewhere
 from ._alphas import alphas_of
 from ._function import once, recorded, tensors_of, wanted_of
@@ -29,6 +30,9 @@ _layers: "weakref.WeakValueDictionary[int, SeededLayer]" = weakref.WeakValueDict
 _numbers = itertools.count(1)
 _passes: "Dict[int, Union[Pass, Alone]]" = {}
 _RANDOM = (torch.Tag.nondeterministic_seeded,)
+if hasattr(torch.Tag, "cudagraph_unsafe"):
+    # Each pass is another submission to the daemon.
+    _RANDOM += (torch.Tag.cudagraph_unsafe,)
 
 
 def register(layer: SeededLayer) -> int:
@@ -138,7 +142,7 @@ def _(
     want: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     y = h[0].new_empty(h[0].shape) if h else x.new_empty(_layer(handle)._hosted.output_of(x))
-    return y, x.new_empty((1,), dtype=torch.int64)
+    return y, x.new_empty((1,), dtype=torch.int64, device="cpu")
 
 
 @torch.library.custom_op("kasmina::blend_backward", mutates_args=(), tags=_RANDOM)
@@ -176,7 +180,7 @@ def _blend_backward(
     if want & WANT_GRAD_PARAMETERS:
         found.append(_whole(passed, gradients.parameters, gradient_bytes))
     if alphas:
-        found.append(torch.tensor(gradients.alphas or [0.0] * alphas, dtype=torch.float32))
+        found.append(torch.tensor(gradients.alphas or [0.0] * alphas, dtype=torch.float32, device="cpu"))
     return found
 
 
@@ -185,7 +189,8 @@ def _whole(passed: Pass, block: Any, gradient_bytes: int) -> torch.Tensor:
     live = passed.live()
     if block is not None and len(live) == len(passed.ran):
         return block
-    whole = torch.zeros(gradient_bytes // 4, dtype=torch.float32)
+    device = _gpu.device_of(passed.remote.client)
+    whole = torch.zeros(gradient_bytes // 4, dtype=torch.float32, device=device)
     start = read = 0
     for ran in passed.ran:
         count = ran.grafted.gradient_bytes // 4
@@ -205,7 +210,7 @@ def _nothing(
     if want & WANT_GRAD_PARAMETERS:
         found.append(grad.new_zeros(gradient_bytes // 4, dtype=torch.float32))
     if alphas:
-        found.append(grad.new_zeros(alphas, dtype=torch.float32))
+        found.append(grad.new_zeros(alphas, dtype=torch.float32, device="cpu"))
     return found
 
 

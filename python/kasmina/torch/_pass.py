@@ -247,7 +247,7 @@ class Pass:
             if layer._moving:
                 # The daemon counts no step of a schedule where the blend factor was given, which is the repetition's.
                 layer._note_moving(completion.live_mask, self.train and not self.again)
-            if completion.failed_mask or layer.last_failures:
+            if completion.failed_mask or layer._failures:
                 layer._note_failures(failures_of(completion))
         return self.completion
 
@@ -275,10 +275,13 @@ class Pass:
             return grad
         return grad * (self.factor if self.layer.blend == "multiply" else 1.0 - self.completion.blend_weight)
 
+    def runs(self, slot: int) -> bool:
+        """Whether what is in a slot ran."""
+        return bool(self.completion.live_mask >> slot & 1)
+
     def live(self) -> List[Ran]:
         """Those that ran."""
-        mask = self.completion.live_mask
-        return [ran for ran in self.ran if mask >> ran.slot & 1]
+        return [ran for ran in self.ran if self.runs(ran.slot)]
 
     def backward(self, grad: torch.Tensor, h: Optional[torch.Tensor]) -> Gradients:
         """Runs the daemon's backward, once, of the gradient of y. ``h`` where ``needs_h``."""
@@ -311,10 +314,8 @@ class Pass:
             to_alphas = client._allocate(seeds * 4)
             places[10:12] = to_alphas.offset, seeds * 4
         blocks = held, straight_held, grad, to_x, to_parameters, to_alphas
-        completion = self.ticket.run_backward(want, tuple(places), extra, blocks)
+        self._spend(want, tuple(places), extra, blocks)
         blocks = held = straight_held = None  # the gradients may go now
-        if completion.failed_mask:
-            layer._note_failures(failures_of(completion))
         crowded = client._heap.crowded
         grad_x = block = None
         if to_x is not None:
@@ -327,6 +328,12 @@ class Pass:
         if to_alphas is not None:
             alphas = self._alphas(client._array(to_alphas, np.float32, (seeds,)).tolist(), grad, h, live)
         return Gradients(grad_x, block, alphas)
+
+    def _spend(self, want: int, places: Tuple[int, ...], extra: Tuple[int, ...], blocks: Any) -> None:
+        """Has the daemon run the backward."""
+        completion = self.ticket.run_backward(want, places, extra, blocks)
+        if completion.failed_mask:
+            self.layer._note_failures(failures_of(completion))
 
     def _alphas(
         self, parts: List[float], grad: torch.Tensor, h: Optional[torch.Tensor], live: List[Ran]
@@ -355,7 +362,7 @@ def share_out(passed: Pass, block: torch.Tensor) -> List[Tuple[int, Optional[tor
     parts: List[Tuple[int, Optional[torch.Tensor]]] = []
     place, start = 0, 0
     for ran in passed.ran:
-        runs = passed.completion.live_mask >> ran.slot & 1
+        runs = passed.runs(ran.slot)
         for entry in ran.grafted.parameters:
             parts.append((place, part(block, start + entry.offset, entry) if runs else None))
             place += 1

@@ -11,7 +11,9 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .._layer import Entry, Grafted
+from .._cuda import DeviceMemory
 from ..errors import UsageError
+from . import _gpu
 
 
 class InPlace(nn.Module):
@@ -103,13 +105,16 @@ def _refuse_to_replace(name: str) -> None:
 
 def shared_tensor(grafted: Grafted, entry: Entry) -> torch.Tensor:
     """A tensor over the memory a parameter or buffer lies in; keeps that mapped as long as it lives."""
-    dtype = getattr(torch, entry.dtype)
+    dtype, memory = getattr(torch, entry.dtype), grafted.memory
     if entry.elements == 0:
-        return torch.empty(entry.shape, dtype=dtype)
+        return torch.empty(entry.shape, dtype=dtype, device=_gpu.device_of(grafted.client))
+    if isinstance(memory, DeviceMemory):
+        device = _gpu.device_of(grafted.client)
+        return _gpu.over(device, memory.address + entry.offset, dtype, entry.shape, memory)
     # Grafting may happen in inference mode; the parameters are to be trained all the same.
     with warnings.catch_warnings(), torch.inference_mode(False):
         warnings.simplefilter("ignore")
-        flat = torch.frombuffer(grafted.memory, dtype=dtype, count=entry.elements, offset=entry.offset)
+        flat = torch.frombuffer(memory, dtype=dtype, count=entry.elements, offset=entry.offset)
         return flat.view(entry.shape)
 
 
@@ -177,6 +182,12 @@ def _vacate(storage: StorageWeakRef, pointer: int) -> None:
     """Gives whoever still looks at a tensor's place the values that lie there, elsewhere."""
     held = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)
     if held is not None and held.data_ptr() == pointer:
+        if held.device.type != "cpu":
+            raise UsageError(
+                "a parameter or buffer that lay in a GPU's memory shared with the daemon was replaced, and something "
+                "still holds what lay there, which cannot be moved under it there: write into the tensor (copy_) "
+                "instead of putting another in its place (.data =, functional_call)"
+            )
         try:
             # The one way to move a storage under all that hold it.
             held.share_memory_()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import KasminaError, UsageError
+from . import _gpu
 
 if TYPE_CHECKING:
     from .._session import Client
@@ -26,8 +27,8 @@ _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", defau
 
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
-    {"client", "last_failures", "remote", "_alone", "_arrived", "_changing", "_copies", "_grafted", "_handle", "_host", "_hosted",
-     "_learning", "_learnt", "_live", "_loading", "_moving", "_passes", "_published", "_quiet", "_random", "_repeats", "_return", "_submitted",
+    {"client", "remote", "_alone", "_arrived", "_changing", "_copies", "_device_type", "_failures", "_grafted", "_handle", "_host", "_hosted",
+     "_learning", "_learnt", "_live", "_loading", "_moving", "_outstanding", "_passes", "_published", "_quiet", "_random", "_refused", "_repeats", "_return", "_submitted",
      "_unhosted", "_warned"}
 )
 #: Children that do as well.
@@ -68,7 +69,7 @@ class Stateful(nn.Module):
             "input_shape": self.input_shape,
             "seeds": [seed._record() for seed in self.seeds],
         }
-        return torch.tensor(list(json.dumps(record).encode()), dtype=torch.uint8)
+        return torch.tensor(list(json.dumps(record).encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Grafts what a checkpoint names, by the kernels' ids; a seed that has its kernel already keeps it."""
@@ -128,11 +129,15 @@ class Stateful(nn.Module):
     # moving
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        probe = fn(torch.empty(0, dtype=self.dtype))
-        if probe.device.type != "cpu":
+        probe = fn(torch.empty(0, dtype=self.dtype, device="cpu"))
+        device = _gpu.device_of(self.client.connection)
+        if probe.device not in (device, torch.device("cpu")):
+            how = ""
+            if probe.device.type == "cuda" and self.client.device.startswith("cuda"):
+                how = f': its session was opened for tensors on {device}, open one with kasmina.connect(device="{probe.device}")'
             raise UsageError(
-                f"the daemon runs layer {self.name!r} on {self.client.device} and its input must lie on the cpu: "
-                f"it cannot be moved to {probe.device}"
+                f"the daemon runs layer {self.name!r} on {self.client.device} and its input must lie on {device}: "
+                f"it cannot be moved to {probe.device}{how}"
             )
         if probe.dtype is not self.dtype:
             if any(seed._grafted is not None or seed._loading is not None for seed in self.seeds):

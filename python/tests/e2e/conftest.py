@@ -17,12 +17,14 @@ torch = pytest.importorskip("torch")
 
 import kasmina  # noqa: E402
 import kasmina.torch._return  # noqa: E402
-from . import modules  # noqa: E402
+from . import modules, on_gpu  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
 BINARY = Path(os.environ.get("KASMINAD", ROOT / "target/debug/kasminad"))
 
 torch.set_num_threads(2)
+if on_gpu.DEVICE:
+    on_gpu.prepare(os.environ.get("KASMINA_DRIVER"))
 # How long a layer waits for all of its seeds after the daemon's return, before it goes on with some. Tests look at all.
 kasmina.torch._return.PATIENCE_S = 60.0
 
@@ -98,7 +100,7 @@ class Daemon:
         return (self.folder / "log").read_text()
 
     def connect(self):
-        return kasmina.connect(str(self.socket))
+        return kasmina.connect(str(self.socket), device=on_gpu.DEVICE)
 
     def operator(self):
         return kasmina.Operator(str(self.control))
@@ -166,7 +168,8 @@ def kernels(tmp_path_factory):
     """A directory origin with the suite's kernels and the shipped ones."""
     folder = tmp_path_factory.mktemp("kernels")
     shutil.copytree(ROOT / "examples/kernels", folder, dirs_exist_ok=True)
-    modules.write(folder)
+    with torch.device("cpu"):
+        modules.write(folder)
     return folder
 
 
@@ -204,6 +207,25 @@ def start(kernels):
     """Starts daemons; what still runs at the end is killed."""
     with daemons(kernels) as begin:
         yield begin
+
+
+@pytest.fixture(scope="session")
+def driver():
+    """The folder of the stand-in for a GPU, its kernels compiled once for all runs of the suite."""
+    folder = ROOT / "target/stand-in"
+    subprocess.run([ROOT / "tests/cuda/build", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def start_on_cuda(start, driver):
+    """Starts daemons on the stand-in."""
+
+    def begin(settings="", **variables):
+        device = f'[device]\nkind = "cuda"\nlibraries = ["{driver}"]\nimage_folder = "{driver}/images"\n'
+        return start(settings=device + settings, environment={"LD_LIBRARY_PATH": str(driver), **variables})
+
+    return begin
 
 
 @pytest.fixture

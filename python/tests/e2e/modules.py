@@ -81,9 +81,11 @@ def name_of(dtype):
 def twin(name):
     """A fresh copy of the module that a kernel was written from."""
     make, _ = INPUTS[name.removesuffix("-ts").removesuffix("-nan")]
-    with torch.random.fork_rng():
+    # Made on the CPU wherever it is to lie: each device has random numbers of its own.
+    with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(sum(map(ord, name.removesuffix("-ts").removesuffix("-nan"))))
-        return make()
+        made = make()
+    return made.to(torch.get_default_device())
 
 
 def export(module, shape, path, dtype=torch.float32):

@@ -3,7 +3,6 @@
 What layers compute on it is tested by test_equality and test_roles, which scripts/test runs on it too.
 """
 
-import subprocess
 import time
 
 import pytest
@@ -11,30 +10,11 @@ import torch
 from torch import nn
 
 import kasmina.torch
-from .conftest import ROOT, settled
+from .conftest import settled
 from .modules import TOKENS
 from .test_reattach import Twins, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::kasmina.ConnectionWarning")
-DRIVER = ROOT / "target/stand-in"
-
-
-@pytest.fixture(scope="session")
-def driver():
-    """The folder of the stand-in, its kernels compiled once for all runs of the suite."""
-    subprocess.run([ROOT / "tests/cuda/build", DRIVER], check=True)
-    return DRIVER
-
-
-@pytest.fixture
-def start_on_cuda(start, driver):
-    """Starts daemons on the stand-in."""
-
-    def begin(settings="", **variables):
-        device = f'[device]\nkind = "cuda"\nlibraries = ["{driver}"]\nimage_folder = "{driver}/images"\n'
-        return start(settings=device + settings, environment={"LD_LIBRARY_PATH": str(driver), **variables})
-
-    return begin
 
 
 def test_a_daemon_says_which_gpu_it_has_and_what_is_used_of_it(start_on_cuda, driver):

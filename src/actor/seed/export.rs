@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use actix::{Handler, Message, ResponseFuture};
 
-use super::{Occupant, Recovery, Seed};
+use super::{Occupant, Recovery, Seed, SeedFile};
 use crate::{
     actor::{ActorError, Holder},
+    backend::{Backend, Memory as _},
     digest::Digest,
-    engine::{Holdings, Kernel},
+    engine::{EngineError, Holdings, Kernel},
     validation::Metadata,
-    wire::{Arena, Block, ExportReply, SharedMemory},
+    wire::{Arena, Block, ExportReply},
 };
 
 /// Has the artifact written into the trainer's arena.
@@ -41,6 +42,7 @@ impl Handler<ExportSeed> for Seed {
         let (id, digest, memory) = (occupant.graft.kernel.clone(), occupant.digest, occupant.memory.clone());
         let running = occupant.kernel.upgrade();
         let (kernels, ledger) = (self.parts.kernels.clone(), self.parts.ledger.clone());
+        let backend = self.parts.backend.clone();
         let holder = Holder { session, layer, seed, generation: self.generation };
         Box::pin(async move {
             // One that was unloaded, and may have left memory.
@@ -61,7 +63,7 @@ impl Handler<ExportSeed> for Seed {
             let bytes = kernel.export_bytes() as u64;
             let share = ledger.take(Holdings { bytes, ..Holdings::NONE })?;
             let written = tokio::task::spawn_blocking(move || {
-                let written = write(&kernel, &memory.shared, &arena, block);
+                let written = write(&kernel, &memory.shared, &*backend, &arena, block);
                 drop(share);
                 written
             });
@@ -79,12 +81,17 @@ impl Handler<ExportSeed> for Seed {
 /// Writes the artifact where there is room for it; its length, and its digest if it was written.
 fn write(
     kernel: &Kernel,
-    memory: &SharedMemory,
+    memory: &SeedFile,
+    backend: &dyn Backend,
     arena: &Arena,
     block: Block,
 ) -> Result<(u64, Option<Digest>), ActorError> {
-    let exported =
-        kernel.export(memory.region()).ok_or(ActorError::Lost { what: "the kernel's artifact" })?;
+    let copy = match memory {
+        SeedFile::Host(_) => None,
+        SeedFile::Device(_) => Some(memory.read(backend).map_err(EngineError::of_kernel(kernel.id()))?),
+    };
+    let weights = copy.as_ref().map_or_else(|| memory.region(), |copy| copy.region());
+    let exported = kernel.export(weights).ok_or(ActorError::Lost { what: "the kernel's artifact" })?;
     let refused = |source| ActorError::Export { kernel: kernel.id().clone(), source: Box::new(source) };
     let artifact = exported.map_err(refused)?;
     let is_written = artifact.len() as u64 <= block.bytes && arena.region(block)?.write(&artifact);

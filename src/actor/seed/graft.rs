@@ -6,7 +6,7 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Handler, Message, ResponseAc
 
 use super::{
     Occupant, Seed, SeedParts, Way,
-    memory::{KeptMemory, SeedMemory},
+    memory::{KeptMemory, SeedFile, SeedMemory},
     tables::Tables,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     failpoint::{self, Failpoint},
     id::{Generation, KernelId},
     tensor::{DType, Shape},
-    wire::{EventKind, GraftReply, GraftRole, ScheduleSpec, SeedState, SharedMemory},
+    wire::{EventKind, GraftReply, GraftRole, ScheduleSpec, SeedState},
 };
 
 /// The batch that a graft is planned for, to learn early whether the kernel fits. Two, because batch
@@ -68,7 +68,7 @@ pub struct Grafted {
     /// What the trainer is told.
     pub reply: GraftReply,
     /// The memory file that goes with it.
-    pub memory: Arc<SharedMemory>,
+    pub memory: Arc<SeedFile>,
 }
 
 /// A kernel made ready beside whatever runs: memory, and proof that it fits.
@@ -87,7 +87,7 @@ impl SeedParts {
         generation: Generation,
         earlier: Option<(KeptMemory, Tables)>,
     ) -> Result<Prepared, ActorError> {
-        let SeedParts { session, layer, seed, .. } = *self;
+        let SeedParts { session, layer, seed, on_device, .. } = *self;
         let lease = self.kernels.get(&graft.kernel, Holder { session, layer, seed, generation }).await?;
         failpoint::reached(Failpoint::GraftLoaded);
         let (kernel, backend, config) = (Arc::clone(&*lease), self.backend.clone(), self.config.clone());
@@ -106,7 +106,7 @@ impl SeedParts {
             }
             Some((memory, _)) => memory._share.clone(),
             None => {
-                let bytes = kernel.memory_bytes() as u64;
+                let bytes = SeedFile::bytes_for(&kernel, &*backend, on_device);
                 Arc::new(self.ledger.take(Holdings { seeds: 1, bytes, ..Holdings::NONE })?)
             }
         };
@@ -115,20 +115,14 @@ impl SeedParts {
             kernel.plans(&key, backend.as_ref(), &config)?;
             let shared = match earlier {
                 Some((memory, _)) => memory.shared,
-                None => {
-                    let shared = Arc::new(SharedMemory::create("kasmina-seed", kernel.memory_bytes())?);
-                    if !kernel.initialise(shared.region()) {
-                        return Err(ActorError::Lost { what: "writing the kernel's weights" });
-                    }
-                    shared
-                }
+                None => Arc::new(SeedFile::of(&kernel, &*backend, on_device)?),
             };
             failpoint::reached(Failpoint::GraftMemoryMade);
             let memory = KeptMemory { shared, _share: share };
             let held = SeedMemory { kept: memory.clone(), _lease: lease };
             let shared = backend.share(Arc::new(held)).map_err(EngineError::of_kernel(kernel.id()))?;
             let live = Arc::new(LiveSeed::new(kernel, shared, generation)?);
-            Ok((live, memory))
+            Ok::<_, ActorError>((live, memory))
         });
         let (live, memory) =
             planned.await.map_err(|_| ActorError::Lost { what: "planning the kernel" })??;
@@ -305,6 +299,7 @@ impl Seed {
             state: self.state,
             alpha: self.reply().alpha,
             memory_bytes,
+            device_bytes: memory.shared.device_bytes(),
             buffers_offset,
             gradient_bytes,
             parameters,

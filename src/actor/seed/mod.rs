@@ -22,6 +22,7 @@ pub use self::{
     blend::{BlendSeed, FossilizeSeed, HoldSeed, SetSeedAlpha},
     export::ExportSeed,
     graft::{BeginGraft, FinishGraft, GraftSeed, Grafted},
+    memory::SeedFile,
     prune::PruneSeed,
 };
 use self::{
@@ -57,6 +58,8 @@ pub struct SeedParts {
     pub kernels: Kernels,
     /// Where they run.
     pub backend: Arc<dyn Backend>,
+    /// Whether the trainer's tensors lie there too.
+    pub on_device: bool,
     /// How they run.
     pub config: Arc<EngineConfig>,
     /// Where its passes are counted.

@@ -1,9 +1,6 @@
 //! The control connection: one request after the other, each with one reply.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    time::Duration,
-};
+use std::{os::fd::BorrowedFd, time::Duration};
 
 use actix::Addr;
 use tokio::net::UnixStream;
@@ -90,9 +87,8 @@ async fn serve(frames: &mut Frames, session: &Addr<Session>, request: Request) -
         // The session has ended meanwhile.
         Err(_) => return Err(WireError::Closed),
     };
-    let Answer { frame, descriptors, memory } = answer;
-    let owned = descriptors.iter().map(OwnedFd::as_fd);
-    let all: Vec<BorrowedFd<'_>> = memory.iter().map(|memory| memory.file()).chain(owned).collect();
+    let Answer { frame, memory } = answer;
+    let all: Vec<BorrowedFd<'_>> = memory.iter().map(|memory| memory.file()).collect();
     failpoint::reached(Failpoint::ReplyReady);
     if !all.is_empty() {
         failpoint::reached(Failpoint::DescriptorsReady);

@@ -86,6 +86,8 @@ pub struct Session {
     teller: Teller,
     arena: Option<Arc<Arena>>,
     arena_bytes: u64,
+    /// Whether tensors lie on the device.
+    on_device: bool,
     layers: Layers,
     hints: Hints,
     offers: Offers,
@@ -105,6 +107,7 @@ impl Session {
             lane: None,
             arena: None,
             arena_bytes: 0,
+            on_device: false,
             layers: Layers::default(),
             hints: Hints::default(),
             offers: Offers::default(),

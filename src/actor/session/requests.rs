@@ -1,6 +1,13 @@
 //! What a trainer may ask of its session, and the answers.
 
-use std::{os::fd::OwnedFd, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use actix::{
     Actor as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
@@ -14,16 +21,18 @@ use super::{
 };
 use crate::{
     actor::{
-        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seed, SeedParts, SetSeedAlpha,
+        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seed, SeedFile, SeedParts,
+        SetSeedAlpha,
     },
-    engine::{EngineError, LaneLimits, LaneParts, LayerSpec},
+    backend::DeviceFile,
+    engine::{EngineError, LaneEvent, LaneLimits, LaneParts, LayerSpec},
     failpoint::{self, Failpoint},
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
     wire::{
         Arena, CloseLayer, DaemonLane, Empty, ErrorReply, EventKind, FrameKind, Graft, GraftReply, GraftRole,
         Hello, HelloReply, LastErrorReply, LayerReply, MAX_SEEDS, MIN_ARENA_BYTES, OpenLayer, PROTOCOL,
-        PrefetchReply, Reply, Request, SeedRef, SharedMemory, encode,
+        PrefetchReply, Reply, Request, SeedRef, encode,
     },
 };
 
@@ -31,10 +40,8 @@ use crate::{
 pub(super) struct Answer {
     /// The whole frame.
     pub(super) frame: Vec<u8>,
-    /// Memory files that go with it, before the descriptors.
+    /// What goes with it, each by its descriptor.
     pub(super) memory: Vec<Arc<dyn MemoryFile>>,
-    /// Descriptors that go with it.
-    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 /// Something whose memory file is handed to the trainer.
@@ -42,9 +49,24 @@ pub(super) trait MemoryFile: Send + Sync {
     fn file(&self) -> std::os::fd::BorrowedFd<'_>;
 }
 
-impl MemoryFile for SharedMemory {
+impl MemoryFile for SeedFile {
     fn file(&self) -> std::os::fd::BorrowedFd<'_> {
-        SharedMemory::file(self)
+        SeedFile::file(self)
+    }
+}
+
+impl MemoryFile for OwnedFd {
+    fn file(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+/// The memory of a GPU that a session's tensors lie in.
+struct DeviceArena(Arc<dyn DeviceFile>);
+
+impl MemoryFile for DeviceArena {
+    fn file(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.file()
     }
 }
 
@@ -56,21 +78,16 @@ impl MemoryFile for Arena {
 
 impl Answer {
     pub(super) fn plain<T: Serialize>(result: Result<T, ErrorReply>) -> Self {
-        Self::with(result, Vec::new(), Vec::new())
+        Self::with(result, Vec::new())
     }
 
-    fn with<T: Serialize>(
-        result: Result<T, ErrorReply>,
-        memory: Vec<Arc<dyn MemoryFile>>,
-        descriptors: Vec<OwnedFd>,
-    ) -> Self {
-        let count = memory.len() + descriptors.len();
+    fn with<T: Serialize>(result: Result<T, ErrorReply>, memory: Vec<Arc<dyn MemoryFile>>) -> Self {
         let frame = match result {
-            Ok(value) => encode(FrameKind::Reply, count, &Reply::Ok(value)),
+            Ok(value) => encode(FrameKind::Reply, memory.len(), &Reply::Ok(value)),
             Err(error) => encode(FrameKind::Reply, 0, &Reply::<()>::Error(error)),
         };
         match frame {
-            Ok(frame) => Self { frame, memory, descriptors },
+            Ok(frame) => Self { frame, memory },
             // A reply too long for a frame; the refusal is not.
             Err(error) => Self::plain::<()>(Err(ErrorReply::from_fault(&error))),
         }
@@ -113,7 +130,7 @@ impl Handler<Serve> for Session {
             _ => None,
         };
         let served = match request {
-            Request::Hello(hello) => self.hello(&hello, context),
+            Request::Hello(hello) => self.hello(&hello),
             // The connection takes it where it is allowed, which is at its very beginning.
             Request::Watch(_) => Err(ActorError::Greeting { verb }),
             Request::OpenLayer(open) => self.open_layer(open),
@@ -150,6 +167,22 @@ impl Handler<Serve> for Session {
     }
 }
 
+/// Starts a session's lane, with memory of the device for its tensors where they are to lie there. Blocking.
+type Started = (LaneLink, UnboundedReceiver<LaneEvent>, Option<Arc<dyn DeviceFile>>);
+
+fn start_lane(mut parts: LaneParts, on_device: bool) -> Result<Started, ActorError> {
+    let device_arena = if on_device {
+        let bytes = parts.lane.arena().layout().arena_bytes as usize;
+        let failed = EngineError::of_run("the session's memory on the device");
+        Some(parts.backend.allocate_file(bytes).map_err(failed)?)
+    } else {
+        None
+    };
+    parts.device_arena = device_arena.clone().map(|memory| memory as _);
+    let (link, events) = LaneLink::start(parts)?;
+    Ok((link, events, device_arena))
+}
+
 pub(super) fn answered<T: Serialize>(result: Result<T, ErrorReply>) -> Served {
     Box::pin(actix::fut::ready(Answer::plain(result)))
 }
@@ -168,7 +201,7 @@ impl Session {
         Box::pin(work.into_actor(self).map(|result, _, _| Answer::plain(result)))
     }
 
-    fn hello(&mut self, hello: &Hello, context: &mut Context<Self>) -> Result<Served, ActorError> {
+    fn hello(&mut self, hello: &Hello) -> Result<Served, ActorError> {
         if self.lane.is_some() {
             return Err(ActorError::Greeting { verb: "hello" });
         }
@@ -178,9 +211,14 @@ impl Session {
         let limits = self.parts.limits;
         let arena_bytes =
             hello.arena_bytes.clamp(MIN_ARENA_BYTES, limits.max_arena_bytes.max(MIN_ARENA_BYTES));
+        if let Some(asked) = &hello.gpu {
+            self.check_gpu(asked)?;
+        }
         let (lane, doorbell) = DaemonLane::serve(arena_bytes)?;
         failpoint::reached(Failpoint::ArenaMade);
-        let arena = lane.arena().clone();
+        let (arena, on_device) = (lane.arena().clone(), hello.gpu.is_some());
+        // Printable and short, since it ends up in logs and tables.
+        self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
         let parts = LaneParts {
             session: self.parts.id,
             lane,
@@ -192,29 +230,61 @@ impl Session {
                 spin: Duration::from_micros(self.parts.spin_us.into()),
             },
             recorder: self.parts.recorder.clone(),
+            device_arena: None,
         };
-        let (link, events) = LaneLink::start(parts)?;
-        Self::listen(events, context.address());
-        failpoint::reached(Failpoint::LaneStarted);
-        // Printable and short, since it ends up in logs and tables.
-        self.client = hello.client.chars().filter(|c| !c.is_control()).take(64).collect();
+        let started = async move {
+            // A device takes its time to give as much memory.
+            let started = tokio::task::spawn_blocking(move || start_lane(parts, on_device)).await;
+            started.unwrap_or(Err(ActorError::Lost { what: "starting the session's lane" }))
+        };
+        Ok(Box::pin(started.into_actor(self).map(move |started, session, context| {
+            let (link, events, device_arena) = match started {
+                Ok(started) => started,
+                Err(error) => return Answer::plain::<Empty>(Err(refusal(&error))),
+            };
+            Self::listen(events, context.address());
+            failpoint::reached(Failpoint::LaneStarted);
+            let device_bytes = device_arena.as_ref().map(|memory| memory.len_bytes() as u64);
+            let reply = session.greeted(link, arena.clone(), device_bytes);
+            let mut files: Vec<Arc<dyn MemoryFile>> = vec![arena, Arc::new(doorbell)];
+            if let Some(memory) = device_arena {
+                files.push(Arc::new(DeviceArena(memory)));
+            }
+            Answer::with(Ok(reply), files)
+        })))
+    }
+
+    /// Refuses a trainer whose tensors lie where kernels do not run.
+    fn check_gpu(&self, asked: &str) -> Result<(), ActorError> {
+        let device = self.parts.backend.name().to_owned();
+        let Some(ours) = self.parts.backend.uuid() else { return Err(ActorError::NotShared { device }) };
+        if ours != asked {
+            let asked = asked.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+            return Err(ActorError::OtherGpu { asked, ours: ours.to_owned(), device });
+        }
+        Ok(())
+    }
+
+    /// Takes note that the session's lane serves.
+    fn greeted(&mut self, link: LaneLink, arena: Arc<Arena>, device_bytes: Option<u64>) -> HelloReply {
         // Said once, for a session is greeted once.
         let _ = self.parts.numbers.set(link.gauges().clone());
-        (self.lane, self.arena, self.arena_bytes) = (Some(link), Some(arena.clone()), arena_bytes);
-        tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes, "session opened");
+        let layout = *arena.layout();
+        (self.lane, self.arena, self.arena_bytes) = (Some(link), Some(arena), layout.arena_bytes);
+        self.on_device = device_bytes.is_some();
+        tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes = layout.arena_bytes, device_bytes, "session opened");
         let (client, pid) = (self.client.clone(), self.parts.peer.pid);
         self.teller.tell(EventKind::SessionOpened { client, pid });
-        let reply = HelloReply {
+        HelloReply {
             session: self.parts.id,
             server: concat!("kasminad/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol: PROTOCOL,
             device: self.parts.backend.name().to_owned(),
-            arena: *arena.layout(),
-            limits,
+            arena: layout,
+            limits: self.parts.limits,
             spin_us: self.parts.spin_us,
-        };
-        let answer = Answer::with(Ok(reply), vec![arena], vec![doorbell]);
-        Ok(Box::pin(actix::fut::ready(answer)))
+            device_bytes,
+        }
     }
 
     fn open_layer(&mut self, open: OpenLayer) -> Result<Served, ActorError> {
@@ -263,7 +333,7 @@ impl Session {
         let parts = &self.parts;
         let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
         let (session, ledger, clock) = (parts.id, parts.ledger.clone(), parts.clock.clone());
-        let teller = self.layers.teller(&self.teller, layer);
+        let (teller, on_device) = (self.layers.teller(&self.teller, layer), self.on_device);
         let slot = self.layers.slot(layer, seed)?;
         if let Some(actor) = slot.actor.as_ref().filter(|actor| actor.connected()) {
             return Ok(actor.clone());
@@ -276,6 +346,7 @@ impl Session {
             lane,
             kernels,
             backend,
+            on_device,
             config,
             counters,
             ledger,
@@ -310,7 +381,7 @@ impl Session {
         Ok(Box::pin(grafted.into_actor(self).map(move |result, _, _| {
             let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
             match result {
-                Ok(grafted) => Answer::with(Ok(grafted.reply), vec![grafted.memory], Vec::new()),
+                Ok(grafted) => Answer::with(Ok(grafted.reply), vec![grafted.memory]),
                 Err(error) => Answer::plain::<Empty>(Err(refusal(&error).at(layer, seed).about(&kernel))),
             }
         })))
@@ -334,7 +405,7 @@ impl Session {
         Ok(Box::pin(finished.into_actor(self).map(move |result, _, _| {
             let result = result.unwrap_or(Err(ActorError::Lost { what: "the graft" }));
             match result {
-                Ok(Some(grafted)) => Answer::with(Ok(grafted.reply), vec![grafted.memory], Vec::new()),
+                Ok(Some(grafted)) => Answer::with(Ok(grafted.reply), vec![grafted.memory]),
                 Ok(None) => Answer::plain(Ok(None::<GraftReply>)),
                 Err(error) => Answer::plain::<Empty>(Err(refusal(&error).at(layer, seed))),
             }

@@ -50,6 +50,12 @@ impl Device {
         &self.budget
     }
 
+    /// How large a block becomes that other processes are to map.
+    pub(super) fn shared_bytes(&self, len_bytes: usize) -> usize {
+        let grain = self.driver().properties().shared_grain_bytes.unwrap_or(1);
+        len_bytes.checked_next_multiple_of(grain).unwrap_or(usize::MAX)
+    }
+
     /// Whether runs are captured and replayed.
     pub(super) fn has_graphs(&self) -> bool {
         self.has_graphs

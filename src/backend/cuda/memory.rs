@@ -1,15 +1,18 @@
 //! Memory of the device: counted, zeroed, and given back when nothing uses it any more.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
     device::Device,
-    driver::{Address, DriverError},
+    driver::{Address, DriverError, SharedBlock},
 };
-use crate::backend::{Memory, Region, RunError};
+use crate::backend::{DeviceFile, Memory, Region, RunError};
 
 /// What the driver aligns memory to, and takes for the smallest block.
 const GRAIN_BYTES: usize = 256;
@@ -54,6 +57,8 @@ impl Budget {
 pub(super) struct CudaMemory {
     address: Address,
     len_bytes: usize,
+    /// By what other processes map it, where they can.
+    file: Option<OwnedFd>,
     device: Arc<Device>,
 }
 
@@ -61,6 +66,16 @@ impl CudaMemory {
     /// A block with undefined content, for whoever writes all of it before others may read it. `len_bytes` is at least
     /// 1.
     pub(super) fn undefined(device: &Arc<Device>, len_bytes: usize) -> Result<Self, RunError> {
+        let address = Self::within_budget(device, len_bytes, || device.driver().allocate(len_bytes))?;
+        Ok(Self { address, len_bytes, file: None, device: Arc::clone(device) })
+    }
+
+    /// Counts what is allocated.
+    fn within_budget<T>(
+        device: &Device,
+        len_bytes: usize,
+        allocate: impl FnOnce() -> Result<T, DriverError>,
+    ) -> Result<T, RunError> {
         let lacking = |free_bytes| RunError::OutOfMemory {
             device: device.name().to_owned(),
             needed_bytes: len_bytes,
@@ -69,32 +84,33 @@ impl CudaMemory {
         if !device.budget().take(counted(len_bytes)) {
             return Err(lacking(device.budget().free_bytes()));
         }
-        match device.driver().allocate(len_bytes) {
-            Ok(address) => Ok(Self { address, len_bytes, device: Arc::clone(device) }),
-            Err(error) => {
-                device.budget().give_back(counted(len_bytes));
-                Err(match error {
-                    // Others use the device too, and may have left less than we may take.
-                    DriverError::OutOfMemory { .. } => {
-                        let free_bytes = device.driver().free_bytes().unwrap_or(0);
-                        lacking(free_bytes.min(device.budget().free_bytes()))
-                    }
-                    error => device.run_error(error),
-                })
+        allocate().map_err(|error| {
+            device.budget().give_back(counted(len_bytes));
+            match error {
+                // Others use the device too, and may have left less than we may take.
+                DriverError::OutOfMemory { .. } => {
+                    let free_bytes = device.driver().free_bytes().unwrap_or(0);
+                    lacking(free_bytes.min(device.budget().free_bytes()))
+                }
+                error => device.run_error(error),
             }
-        }
+        })
     }
 
     /// A block of zeros: what another session has left there is seen by nobody. Blocking until they are written, as any
     /// queue may be handed work with it next.
     pub(super) fn zeroed(device: &Arc<Device>, len_bytes: usize) -> Result<Self, RunError> {
         let memory = Self::undefined(device, len_bytes)?;
-        let stream = device.streams().for_ourselves();
-        // SAFETY: as many bytes have just been allocated, and are given back only once nothing is under way.
-        let filled = unsafe { device.driver().fill(memory.address, 0, len_bytes, stream) };
-        let done = filled.and_then(|()| device.driver().synchronize(stream));
-        done.map_err(|error| device.run_error(error))?;
+        memory.zero()?;
         Ok(memory)
+    }
+
+    fn zero(&self) -> Result<(), RunError> {
+        let (driver, stream) = (self.device.driver(), self.device.streams().for_ourselves());
+        // SAFETY: as many bytes are allocated, and are given back only once nothing is under way.
+        let filled = unsafe { driver.fill(self.address, 0, self.len_bytes, stream) };
+        let done = filled.and_then(|()| driver.synchronize(stream));
+        done.map_err(|error| self.device.run_error(error))
     }
 
     /// A block that holds a copy of bytes. Blocking until they are there.
@@ -130,9 +146,15 @@ impl Drop for CudaMemory {
         if let Err(error) = self.device.wait_for_all() {
             tracing::debug!(%error, "work had failed when memory was given back");
         }
-        // SAFETY: the address comes from `allocate`; nothing that was handed over before is under way, and nothing can
-        // be handed over any more, as regions borrow this.
-        if let Err(error) = unsafe { self.device.driver().free(self.address) } {
+        // SAFETY: the address comes from `allocate`, or from `share` with this length; nothing that was handed over before
+        // is under way, and nothing can be handed over any more, as regions borrow this.
+        let freed = unsafe {
+            match self.file {
+                None => self.device.driver().free(self.address),
+                Some(_) => self.device.driver().unshare(self.address, self.len_bytes),
+            }
+        };
+        if let Err(error) = freed {
             tracing::debug!(%error, "memory could not be given back");
         }
         self.device.budget().give_back(counted(self.len_bytes));
@@ -187,5 +209,33 @@ impl Drop for SharedCopy {
         if let Err(error) = unsafe { device.driver().unregister(self.theirs.region().start()) } {
             tracing::debug!(%error, "host memory could not be let go");
         }
+    }
+}
+
+/// A block that other processes can map too.
+#[derive(Debug)]
+pub(super) struct CudaFile(CudaMemory);
+
+impl CudaFile {
+    /// A block of zeros, as large as asked for or larger. `len_bytes` is at least 1. Blocking until they are written.
+    pub(super) fn zeroed(device: &Arc<Device>, len_bytes: usize) -> Result<Self, RunError> {
+        let whole = device.shared_bytes(len_bytes);
+        let SharedBlock { address, bytes, file } =
+            CudaMemory::within_budget(device, whole, || device.driver().share(whole))?;
+        let memory = CudaMemory { address, len_bytes: bytes, file: Some(file), device: Arc::clone(device) };
+        memory.zero()?;
+        Ok(Self(memory))
+    }
+}
+
+impl Memory for CudaFile {
+    fn region(&self) -> Region<'_> {
+        self.0.region()
+    }
+}
+
+impl DeviceFile for CudaFile {
+    fn file(&self) -> BorrowedFd<'_> {
+        self.0.file.as_ref().expect("it was made with one").as_fd()
     }
 }

@@ -32,8 +32,8 @@ mod tests;
 use std::sync::Arc;
 
 use super::{
-    Backend, BuildError, CompileOptions, Executable, Lacking, Memory, OwnMemory, Queue, RunError, Shared,
-    nothing, plan::plan,
+    Backend, BuildError, CompileOptions, DeviceFile, Executable, Lacking, Memory, OwnMemory, Queue, RunError,
+    Shared, nothing, plan::plan,
 };
 use crate::graph::Graph;
 
@@ -41,8 +41,8 @@ pub use cache::ImageCache;
 pub use compile::{CompileError, compile};
 pub use driver::{
     Access, Address, Code, Driver, DriverError, Event, Function, Launch, Matrices, Module, PlannedProduct,
-    Priority, Product, ProductArguments, ProductSpec, Products, Properties, RealDriver, Replay, Stream,
-    Touch, open,
+    Priority, Product, ProductArguments, ProductSpec, Products, Properties, RealDriver, Replay, SharedBlock,
+    Stream, Touch, open,
 };
 pub use libraries::{Found, Roots, find};
 pub use nvrtc::Nvrtc;
@@ -52,7 +52,7 @@ use device::Device;
 use executable::CudaExecutable;
 use kernels::Kernels;
 use lower::Planned;
-use memory::{Budget, CudaMemory, SharedCopy};
+use memory::{Budget, CudaFile, CudaMemory, SharedCopy};
 use queue::CudaQueue;
 
 /// How a device is used.
@@ -155,6 +155,19 @@ impl Backend for CudaBackend {
         }
         let ours = SharedCopy::new(&self.device, Arc::clone(&memory))?;
         Ok(Shared::copied(memory, Box::new(ours)))
+    }
+
+    fn uuid(&self) -> Option<&str> {
+        let properties = self.device.driver().properties();
+        properties.shared_grain_bytes.map(|_| properties.uuid.as_str())
+    }
+
+    fn file_bytes(&self, len_bytes: usize) -> usize {
+        self.device.shared_bytes(len_bytes)
+    }
+
+    fn allocate_file(&self, len_bytes: usize) -> Result<Arc<dyn DeviceFile>, RunError> {
+        Ok(Arc::new(CudaFile::zeroed(&self.device, len_bytes.max(1))?))
     }
 
     fn is_asynchronous(&self) -> bool {

@@ -13,7 +13,7 @@ use crossbeam_channel::{Sender, unbounded};
 
 use super::{EventSink, LaneCommand, LaneGauges, thread::LaneThread};
 use crate::{
-    backend::Backend,
+    backend::{Backend, Memory},
     engine::{EngineConfig, EngineError, QuotaLimits, SessionLedger, Turns, TurnsSettings},
     id::SessionId,
     record::Recorder,
@@ -67,6 +67,8 @@ pub struct LaneParts {
     pub limits: LaneLimits,
     /// Where failing passes are recorded, if anywhere.
     pub recorder: Option<Arc<Recorder>>,
+    /// Memory of the device that tensors lie in, at the arena's offsets; absent where they lie in the arena itself.
+    pub device_arena: Option<Arc<dyn Memory>>,
 }
 
 impl LaneHandle {

@@ -11,7 +11,7 @@ use crate::{
     },
     failpoint::{self, Failpoint},
     id::{Generation, LayerId, SeedIndex},
-    wire::{Backward, Completion, Forward, MAX_SEEDS, Release, ScheduleSpec},
+    wire::{Backward, Blend, Completion, Forward, MAX_SEEDS, Release, ScheduleSpec},
 };
 
 /// All layers that one session has open.
@@ -243,6 +243,16 @@ impl Layers {
         completion.live_mask = report.live_mask;
         layer.failed(request.layer, &report.failures, completion, tell);
         Ok(())
+    }
+
+    /// Numbers the next ticket after so many submissions.
+    pub(super) fn number_ticket_after(&mut self, submissions: u64) {
+        self.quota.number_after(submissions);
+    }
+
+    /// How a layer's seeds meet its own output.
+    pub(super) fn blend_rule(&self, layer: LayerId) -> Option<Blend> {
+        self.open.get(&layer).map(|layer| layer.synchronizer.blend_rule())
     }
 
     /// Spends a ticket without a backward.

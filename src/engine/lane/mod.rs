@@ -13,6 +13,7 @@ mod event;
 mod gauges;
 mod handle;
 mod layers;
+mod on_device;
 mod thread;
 
 #[cfg(test)]

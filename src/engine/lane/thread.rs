@@ -29,15 +29,17 @@ pub(super) struct LaneThread {
     spin: Duration,
 }
 
-struct Service {
-    lane: DaemonLane,
-    backend: Arc<dyn Backend>,
-    turns: Entrant,
-    /// How long the submission under way has waited for its turn.
-    waited: Duration,
-    stop: Arc<AtomicBool>,
-    arena: Arc<Shared>,
-    layers: Layers,
+pub(super) struct Service {
+    pub(super) lane: DaemonLane,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) turns: Entrant,
+    /// How long the submission under way has waited for its tensors and its turn.
+    pub(super) waited: Duration,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) arena: Arc<Shared>,
+    /// Whether tensors lie on the device, where the trainer's streams say when they are there.
+    on_device: bool,
+    pub(super) layers: Layers,
     gauges: Arc<LaneGauges>,
     events: EventSink,
     is_draining: bool,
@@ -52,7 +54,11 @@ impl LaneThread {
         events: EventSink,
     ) -> Result<Self, EngineError> {
         let failed = EngineError::of_run("sharing the arena with the device");
-        let arena = Arc::new(parts.backend.share(parts.lane.arena().clone()).map_err(failed)?);
+        let (words, on_device) = (parts.lane.arena().clone(), parts.device_arena.is_some());
+        let arena = Arc::new(match parts.device_arena {
+            Some(tensors) => Shared::on_device(tensors, words),
+            None => parts.backend.share(words).map_err(failed)?,
+        });
         let witness = parts.recorder.map(|recorder| {
             let (session, uid) = (parts.session, parts.limits.ledger.uid());
             Witness { recorder, session, uid, step: 0 }
@@ -62,8 +68,19 @@ impl LaneThread {
         let LaneLimits { ledger, turns, spin } = parts.limits;
         let turns = turns.join(ledger.uid());
         let (lane, waited) = (parts.lane, Duration::ZERO);
-        let service =
-            Service { lane, backend, turns, waited, stop, arena, layers, gauges, events, is_draining: false };
+        let service = Service {
+            lane,
+            backend,
+            turns,
+            waited,
+            stop,
+            arena,
+            on_device,
+            layers,
+            gauges,
+            events,
+            is_draining: false,
+        };
         Ok(Self { service, commands, spin })
     }
 
@@ -158,6 +175,7 @@ impl Service {
         let start = Instant::now();
         let mut completion = Completion { sequence: submission.sequence, ..Completion::default() };
         let end = match submission.check(self.lane.arena().layout()) {
+            Ok(command) if self.on_device => self.run_on_device(&command, &mut completion),
             Ok(command) => self.run(&command, &mut completion),
             Err(error) => {
                 refuse(&mut completion, Status::Protocol, &error.to_string());
@@ -179,7 +197,7 @@ impl Service {
         end
     }
 
-    fn run(&mut self, command: &Command, completion: &mut Completion) -> Result<(), LaneEnd> {
+    pub(super) fn run(&mut self, command: &Command, completion: &mut Completion) -> Result<(), LaneEnd> {
         let result = match command {
             Command::Forward(_) if self.is_draining => {
                 let message = "the daemon is shutting down: spend the tickets and reconnect";
@@ -243,7 +261,7 @@ impl Service {
         gauges.count_plans(layers.take_plans_made());
         let used = turn.end(lane.has_next());
         failpoint::reached(Failpoint::TurnEnded);
-        self.waited = used.waited;
+        self.waited += used.waited;
         gauges.passed(&used);
         Ok(result)
     }

@@ -126,7 +126,7 @@ impl Bench {
 
     fn write(&self, room: usize, values: &[f32]) {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert!(self.arena.host().part(room * ROOM, bytes.len()).unwrap().write(&bytes));
+        assert!(self.arena.words().part(room * ROOM, bytes.len()).unwrap().write(&bytes));
     }
 
     fn forward(&mut self, take_ticket: bool) -> Result<ForwardReport, EngineError> {
@@ -151,6 +151,7 @@ impl Bench {
     fn backward(&mut self, ticket: TicketId) -> Result<super::super::BackwardReport, EngineError> {
         self.write(2, &[1.0; OUTPUT]);
         let request = wire::Backward {
+            places: None,
             sequence: 0,
             layer: LAYER,
             ticket,

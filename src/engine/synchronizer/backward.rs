@@ -15,11 +15,11 @@ use crate::{
         blend::{self, BlendPlan, Factors},
         job::{Direction, Job, random_of},
         scratch::Scratch,
-        target::{Target, there, within},
+        target::{Target, there, words},
         ticket::{Ticket, TicketSeed, blended, mask},
     },
     failpoint::{self, Failpoint},
-    tensor::Shape,
+    tensor::{ALIGNMENT_BYTES, Shape},
     wire::{self, Blend, Block, Wants},
 };
 
@@ -60,6 +60,7 @@ impl GradientSynchronizer {
     ) -> Result<BackwardReport, EngineError> {
         let known = self.tickets.get(&request.ticket).ok_or_else(|| quota.missing(request.ticket))?;
         check(request, known, self.seeds())?;
+        parameter_blocks(request, known, arena, self.slots.len(), &mut self.blocks)?;
         failpoint::reached(Failpoint::BackwardFound);
         let mut ticket = self.tickets.remove(&request.ticket).expect("it was there a moment ago");
         failpoint::reached(Failpoint::BackwardSpent);
@@ -76,7 +77,7 @@ impl GradientSynchronizer {
         let wire::Backward { grad_input, grad_parameters, grad_alphas, .. } = *pass.request;
         if let Some(block) = grad_alphas {
             // These are the host's to write.
-            within(pass.arena, block).zero();
+            words(pass.arena, block).zero();
         }
         let (mut setbacks, mut of_input) = (Setbacks::new(), OfInput::default());
         if [grad_input, grad_parameters, grad_alphas].iter().any(Option::is_some) {
@@ -173,7 +174,7 @@ impl GradientSynchronizer {
         let alphas: Factors = blended(&ticket.seeds).map(|seed| seed.alpha).collect();
         let (of_factors, of_rest) = self.blender.of_factors(&mut *self.queue, alphas.len())?;
         let gradients = blend::alpha_gradients(self.blend, &alphas, &of_factors, of_rest);
-        let region = within(pass.arena, block);
+        let region = words(pass.arena, block);
         for (seed, gradient) in blended(&ticket.seeds).zip(gradients).filter(|(seed, _)| !seed.is_lost) {
             if let Some(part) = region.part(4 * usize::from(seed.seed.0), 4) {
                 part.write(&gradient.to_le_bytes());
@@ -192,7 +193,6 @@ impl GradientSynchronizer {
     ) {
         let mut spread = self.spread(ticket.seeds.iter().map(|seed| &*seed.plans));
         let is_alone = is_first && ticket.seeds.iter().filter(|seed| seed.gives_input()).count() == 1;
-        self.parameter_blocks(pass, ticket);
         let (mut of_seeds, mut of_host) = (of_outputs.seeds.into_iter(), of_outputs.host);
         for (place, seed) in ticket.seeds.iter_mut().enumerate() {
             let grad_output = match seed.role {
@@ -256,17 +256,6 @@ impl GradientSynchronizer {
         let mut scratch = scratch.unwrap_or_else(|| Box::new(Scratch::new(&*self.backend)));
         scratch.fit(&*self.backend, &seed.live, &seed.plans);
         (scratch, can_be_sent)
-    }
-
-    /// Notes where each place's gradients of parameters belong.
-    fn parameter_blocks(&mut self, pass: &Pass<'_>, ticket: &Ticket) {
-        self.blocks.clear();
-        let mut offset = pass.request.grad_parameters.map_or(0, |whole| whole.offset);
-        for TicketSeed { live, .. } in &ticket.seeds {
-            let bytes = live.kernel().parameter_layout().total_bytes() as u64;
-            self.blocks.push(pass.request.grad_parameters.map(|_| Block { offset, bytes }));
-            offset += bytes;
-        }
     }
 
     fn gather_backward(
@@ -351,13 +340,66 @@ impl GradientSynchronizer {
     }
 }
 
+/// Notes where each gradient of parameters belongs, in the order of the ticket's seeds: one after the other, or where the
+/// request says for each slot.
+fn parameter_blocks(
+    request: &wire::Backward,
+    ticket: &Ticket,
+    arena: &Shared,
+    slots: usize,
+    blocks: &mut Vec<Option<Block>>,
+) -> Result<(), EngineError> {
+    blocks.clear();
+    let refuse = |reason: String| Err(EngineError::Request { reason });
+    let Some(whole) = request.grad_parameters else {
+        blocks.resize(ticket.seeds.len(), None);
+        return Ok(());
+    };
+    if let Some(places) = request.places
+        && places.bytes != 8 * slots as u64
+    {
+        return refuse(format!("places take {} bytes, the block has {}", 8 * slots, places.bytes));
+    }
+    let mut end = 0;
+    for TicketSeed { seed, live, .. } in &ticket.seeds {
+        let bytes = live.kernel().parameter_layout().total_bytes() as u64;
+        let begin = match request.places {
+            None => end,
+            Some(places) => {
+                let mut word = [0; 8];
+                let part = words(arena, places).part(8 * usize::from(seed.0), 8);
+                let is_read = part.is_some_and(|part| part.read(&mut word));
+                debug_assert!(is_read, "its length was looked at");
+                u64::from_le_bytes(word)
+            }
+        };
+        if begin == u64::MAX {
+            blocks.push(None);
+            continue;
+        }
+        let fits = begin.checked_add(bytes).is_some_and(|end| end <= whole.bytes);
+        if begin < end || !begin.is_multiple_of(ALIGNMENT_BYTES as u64) || !fits {
+            return refuse(format!(
+                "the gradients of seed {seed} take {bytes} bytes and were to begin at {begin} of {}, where {end} are taken",
+                whole.bytes
+            ));
+        }
+        end = begin + bytes;
+        blocks.push(Some(Block { offset: whole.offset + begin, bytes }));
+    }
+    Ok(())
+}
+
 /// Whether a request fits its ticket.
 fn check(request: &wire::Backward, ticket: &Ticket, seeds: usize) -> Result<(), EngineError> {
     let bytes = |shape: &Shape| shape.elements().saturating_mul(ticket.dtype.size_bytes()) as u64;
     let Wants { input, parameters, alphas } = ticket.wants;
+    // With places for each it may be larger.
+    let followed = request.places.and(request.grad_parameters).map(|block| block.bytes);
+    let parameter_bytes = followed.unwrap_or(ticket.parameter_bytes() as u64);
     let wanted = [
         ("grad_input", request.grad_input, input, bytes(&ticket.input_shape)),
-        ("grad_parameters", request.grad_parameters, parameters, ticket.parameter_bytes() as u64),
+        ("grad_parameters", request.grad_parameters, parameters, parameter_bytes),
         ("grad_alphas", request.grad_alphas, alphas, 4 * seeds as u64),
         ("grad_output", Some(request.grad_output), true, bytes(&ticket.output_shape)),
         ("straight", request.straight, true, bytes(&ticket.output_shape)),

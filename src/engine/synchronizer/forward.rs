@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use smallvec::SmallVec;
 
 use super::{
-    ForwardReport, GradientSynchronizer, Outcome, Setbacks,
+    ForwardReport, GradientSynchronizer, Outcome, Setback, Setbacks,
     blending::Blending,
     parts::{Given, Keys, Part, Parts},
 };
@@ -16,7 +16,7 @@ use crate::{
         blend::{self, BlendKey, BlendPlan, Factors, Mix},
         job::{Direction, Job},
         norm::norm,
-        target::{there, within},
+        target::{readable, theirs, there},
         ticket::{Ticket, TicketSeed, blended, mask},
     },
     failpoint::{self, Failpoint},
@@ -256,10 +256,11 @@ impl GradientSynchronizer {
                 (TicketId(0), 0)
             }
         };
+        let is_non_finite = |(.., error): &Setback| matches!(error, EngineError::NonFinite { .. });
         // What is not finite when it comes in is not finite when it goes out.
-        let is_finite = || !norm([(within(pass.arena, request.input), request.dtype)]).is_nan();
-        let is_its_own = |error: &EngineError| !matches!(error, EngineError::NonFinite { .. }) || is_finite();
-        let failures = self.settle(setbacks, is_its_own);
+        let is_inputs = setbacks.iter().any(is_non_finite) && !self.is_finite(pass);
+        let failures =
+            self.settle(setbacks, |error| !(is_inputs && matches!(error, EngineError::NonFinite { .. })));
         Ok(ForwardReport {
             ticket,
             blend_weight: blend::total_weight(&alphas) + 0.0,
@@ -271,6 +272,13 @@ impl GradientSynchronizer {
             generation: self.generation,
             given_mask,
         })
+    }
+
+    /// Whether the input is, as far as it can be read.
+    fn is_finite(&mut self, pass: &Pass<'_>) -> bool {
+        let mut copy = Vec::new();
+        let input = readable(&mut *self.queue, theirs(pass.arena, pass.request.input), &mut copy);
+        input.is_ok_and(|input| !norm([(input, pass.request.dtype)]).is_nan())
     }
 
     /// Runs the blend; gives its plan and what its gradient reads.

@@ -350,6 +350,11 @@ impl GradientSynchronizer {
         self.id
     }
 
+    /// How its seeds' outputs are put together.
+    pub fn blend_rule(&self) -> Blend {
+        self.blend
+    }
+
     /// Whether a slot is that of the layer's own transform.
     pub fn is_host(&self, seed: SeedIndex) -> bool {
         self.host == Some(usize::from(seed.0))

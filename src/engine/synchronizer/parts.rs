@@ -14,7 +14,7 @@ use crate::{
         Alpha, EngineError, LiveSeed, PlanKey, PlanSet, Role,
         job::{Direction, Job, message_of, random_of},
         scratch::Scratch,
-        target::within,
+        target::words,
     },
     id::SeedIndex,
     wire::{self, MAX_SEEDS},
@@ -42,7 +42,7 @@ impl GradientSynchronizer {
         let mut given = Given::new();
         for seed in 0..self.seeds() {
             let mut bytes = [0; 4];
-            let part = within(arena, block).part(4 * seed, 4);
+            let part = words(arena, block).part(4 * seed, 4);
             if !part.is_some_and(|part| part.read(&mut bytes)) {
                 let reason = format!("the alphas' block has no place for seed {seed}");
                 return Err(EngineError::Request { reason });

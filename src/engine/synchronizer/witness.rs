@@ -11,7 +11,7 @@ use crate::{
     engine::{
         EngineError, LiveSeed, PlanKey, Role,
         job::{Direction, Done, Job, Timing, random_of},
-        target::{readable, within},
+        target::{readable, theirs},
         ticket::TicketSeed,
     },
     fault::Fault as _,
@@ -182,7 +182,8 @@ impl GradientSynchronizer {
             return place.hand(record);
         }
         if seed.role == Role::Straight {
-            let gradient = within(pass.arena, grad_output);
+            let (mut queue, mut copy) = (self.backend.open_queue(false), Vec::new());
+            let gradient = here(&mut *queue, theirs(pass.arena, grad_output), &mut copy);
             record.grad_output = tensor(act.output_shape, act.key.dtype, gradient);
         }
         if let Some(attached) =
@@ -276,20 +277,18 @@ impl GradientSynchronizer {
                 threads: u32::try_from(act.threads).unwrap_or(u32::MAX),
             },
         };
-        let record = Record {
-            header,
-            artifact: artifact.clone(),
-            input: tensor(&key.input_shape, key.dtype, within(act.arena, act.input))?,
-            grad_output: None,
-            saved: Arc::default(),
-            parameters: tensors(
-                kernel.parameters().iter().map(|weight| &weight.name),
-                kernel.parameter_layout(),
-                act.live.parameters(),
-            ),
-            buffers: buffers(act.live, act.live.buffers()),
-        };
-        Some((place, record))
+        // A queue of its own: what the trainer has written is there, and what runs still writes none of it.
+        let (mut queue, mut copy) = (self.backend.open_queue(false), Vec::new());
+        let input = here(&mut *queue, theirs(act.arena, act.input), &mut copy);
+        let input = tensor(&key.input_shape, key.dtype, input)?;
+        let parameters = tensors(
+            kernel.parameters().iter().map(|weight| &weight.name),
+            kernel.parameter_layout(),
+            here(&mut *queue, act.live.parameters(), &mut copy),
+        );
+        let buffers = buffers(act.live, here(&mut *queue, act.live.buffers(), &mut copy));
+        let (artifact, grad_output, saved) = (artifact.clone(), None, Arc::default());
+        Some((place, Record { header, artifact, input, grad_output, saved, parameters, buffers }))
     }
 }
 

@@ -110,12 +110,12 @@ impl Layer {
 
     pub(super) fn write(&self, room: Room, values: &[f32]) {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert!(self.arena.host().part(room as usize * ROOM_BYTES, bytes.len()).unwrap().write(&bytes));
+        assert!(self.arena.words().part(room as usize * ROOM_BYTES, bytes.len()).unwrap().write(&bytes));
     }
 
     pub(super) fn read(&self, room: Room, count: usize) -> Vec<f32> {
         let mut bytes = vec![0; 4 * count];
-        assert!(self.arena.host().part(room as usize * ROOM_BYTES, 4 * count).unwrap().read(&mut bytes));
+        assert!(self.arena.words().part(room as usize * ROOM_BYTES, 4 * count).unwrap().read(&mut bytes));
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
@@ -187,6 +187,7 @@ impl Layer {
             self.write(room, &vec![f32::NAN; count]);
         }
         let request = wire::Backward {
+            places: None,
             sequence: 0,
             layer: LayerId(1),
             ticket,

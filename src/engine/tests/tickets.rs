@@ -80,6 +80,7 @@ fn a_request_that_does_not_fit_leaves_the_ticket() {
     request.wants = Wants { input: false, parameters: true, alphas: false };
     let ticket = layer.sync.forward(&request, &layer.arena, &mut layer.quota).unwrap().ticket;
     let whole = crate::wire::Backward {
+        places: None,
         sequence: 0,
         layer: crate::id::LayerId(1),
         ticket,

@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use crate::{
     actor::{
         ActorError, BlendSeed, DescribeSeed, Events, GraftSeed, Grafted, Holders, Kernels, LaneLink,
-        PruneSeed, Scope, Seed, SeedParts, Teller, UnloadSeed, Watcher,
+        PruneSeed, Scope, Seed, SeedFile, SeedParts, Teller, UnloadSeed, Watcher,
         base::Handle,
         seed::{SeedDescription, SeedReached},
     },
@@ -31,8 +31,7 @@ use crate::{
     validation::Metadata,
     wire::{
         Blend, Block, ClientLane, Completion, DaemonLane, Event, EventKind, FLAG_TRAIN, GraftRole,
-        ScheduleKind, ScheduleSpec, SeedReply, SeedState, SharedFloats, SharedMemory, Submission,
-        VERB_FORWARD, Wake,
+        ScheduleKind, ScheduleSpec, SeedReply, SeedState, SharedFloats, Submission, VERB_FORWARD, Wake,
     },
 };
 
@@ -104,6 +103,7 @@ impl Bench {
             config: config.clone(),
             limits: LaneLimits::default(),
             recorder: None,
+            device_arena: None,
         })
         .unwrap();
         let counters: Arc<SeedCounters> = Arc::default();
@@ -119,6 +119,7 @@ impl Bench {
         let watcher = events.watch(Scope { uid: None, session: None }).unwrap();
         let ledger = SessionLedger::alone(QuotaLimits::default());
         let seed = Seed::new(SeedParts {
+            on_device: false,
             session: SessionId(1),
             layer: LAYER,
             seed: SEED,
@@ -268,7 +269,7 @@ impl Bench {
     }
 
     /// Passes that fail, until the kernel is taken out.
-    pub(super) fn fail(&mut self, memory: &SharedMemory) {
+    pub(super) fn fail(&mut self, memory: &SeedFile) {
         weights(memory).copy_from(&[f32::NAN; WIDTH]);
         for _ in 0..2 {
             assert_eq!(self.pass(true).failed_mask, 1);
@@ -290,7 +291,8 @@ pub(super) fn linear(steps: u32, target: f32) -> ScheduleSpec {
 }
 
 /// The weights in a seed's memory file.
-pub(super) fn weights(memory: &SharedMemory) -> SharedFloats<'_> {
+pub(super) fn weights(memory: &SeedFile) -> SharedFloats<'_> {
+    let SeedFile::Host(memory) = memory else { panic!("the trainer's tensors lie in the host's memory") };
     memory.floats(0, WIDTH).unwrap()
 }
 

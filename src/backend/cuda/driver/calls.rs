@@ -1,7 +1,8 @@
 //! The calls of a driver.
 
 use super::{
-    Address, DriverError, Event, Function, Launch, Module, Priority, Products, Properties, Replay, Stream,
+    Address, DriverError, Event, Function, Launch, Module, Priority, Products, Properties, Replay,
+    SharedBlock, Stream,
 };
 
 /// One device and the calls that the backend makes.
@@ -36,6 +37,23 @@ pub trait Driver: Products {
     /// # Safety
     /// The address must come from [`allocate`](Self::allocate), and no work under way may use it.
     unsafe fn free(&self, address: Address) -> Result<(), DriverError>;
+
+    /// Memory of the device, with undefined content, that another process can map. It is as large as asked for, or larger.
+    /// `bytes` is at least 1.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfMemory`]; [`DriverError::Failed`] where processes cannot share any, or work on the device has
+    /// failed before.
+    fn share(&self, bytes: usize) -> Result<SharedBlock, DriverError>;
+
+    /// Gives such memory back, as far as this process has it.
+    ///
+    /// # Errors
+    /// [`DriverError::Failed`] when work on the device has failed before.
+    ///
+    /// # Safety
+    /// Address and length must be those of a [`SharedBlock`], and no work under way may use it.
+    unsafe fn unshare(&self, address: Address, bytes: usize) -> Result<(), DriverError>;
 
     /// Host memory that stays in its place, so that the device reads and writes it by itself; zeroed, and aligned to a
     /// page. `bytes` is at least 1.

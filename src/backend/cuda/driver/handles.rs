@@ -1,9 +1,22 @@
 //! What is handed to a driver and what comes back: handles, launches, errors.
 
+use std::os::fd::OwnedFd;
+
 use super::Product;
 
 /// An address on the device.
 pub type Address = u64;
+
+/// Memory of the device that other processes can map too.
+#[derive(Debug)]
+pub struct SharedBlock {
+    /// Where it lies in this process.
+    pub address: Address,
+    /// How much it is, a multiple of [`Properties::shared_grain_bytes`].
+    pub bytes: usize,
+    /// What another process maps it by. It lasts as long as anybody has it open or mapped.
+    pub file: OwnedFd,
+}
 
 /// A queue of work that runs in the order it was handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +62,10 @@ pub struct Properties {
     pub memory_bytes: u64,
     /// The latest CUDA that the driver knows, major and minor.
     pub cuda: (u32, u32),
+    /// What tells it from all others, in hexadecimal.
+    pub uuid: String,
+    /// What the size of memory that processes share is a multiple of; `None` where they cannot share any.
+    pub shared_grain_bytes: Option<usize>,
 }
 
 /// How a kernel uses memory.

@@ -15,7 +15,7 @@ pub(crate) mod record;
 pub use calls::Driver;
 pub use handles::{
     Access, Address, Code, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
-    Stream, Touch,
+    SharedBlock, Stream, Touch,
 };
 pub use products::{Matrices, PlannedProduct, Product, ProductArguments, ProductSpec, Products};
 pub use real::{RealDriver, open};

@@ -191,6 +191,8 @@ mod tests {
 
     fn properties() -> Properties {
         Properties {
+            uuid: "5a".repeat(16),
+            shared_grain_bytes: Some(2 << 20),
             name: "cuda:0".into(),
             model: "a card".into(),
             capability: (9, 0),

@@ -1,6 +1,6 @@
 //! Memory of the device: how much, what is in it, when it is given back, and what a trainer sees of it.
 
-use std::sync::Arc;
+use std::{os::unix::fs::FileExt as _, sync::Arc};
 
 use super::options;
 use crate::{
@@ -15,6 +15,9 @@ use crate::{
     graph::{Binary, Builder, Op, Sink, Source},
     tensor::{ALIGNMENT_BYTES, DType, PackedLayout},
 };
+
+/// What the size of memory that is shared is a multiple of.
+const GRAIN: usize = 2 << 20;
 
 #[test]
 fn memory_is_zeroed_aligned_and_the_devices() {
@@ -116,6 +119,34 @@ fn memory_that_is_dropped_stays_until_nothing_uses_it() {
 }
 
 #[test]
+fn a_file_of_the_devices_memory_is_the_same_for_whoever_maps_it_and_outlives_us() {
+    let (backend, driver) = held_backend();
+    assert_eq!((backend.uuid(), backend.file_bytes(1)), (Some("the host"), GRAIN));
+    let file = backend.allocate_file(1000).unwrap();
+    assert_eq!((file.len_bytes(), file.region().is_host(), backend.held_bytes()), (GRAIN, false, GRAIN));
+    let theirs = file.file().try_clone_to_owned().unwrap();
+    let theirs = std::fs::File::from(theirs);
+    let mut bytes = [1; 1000];
+    theirs.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [0; 1000]);
+    let mut queue = backend.open_queue(false);
+    queue.write(&[7; 1000], file.region()).unwrap();
+    queue.finish(None).unwrap();
+    drop(file);
+    assert_eq!((driver.allocated(), backend.held_bytes()), (0, 0));
+    theirs.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [7; 1000]);
+    // It counts as all other memory does.
+    let small = backend_on(&driver, CudaOptions { memory_bytes: GRAIN - 1, ..OPTIONS });
+    let lack = small.allocate_file(1).unwrap_err();
+    let device = "cuda:0".to_owned();
+    assert_eq!(lack, RunError::OutOfMemory { device, needed_bytes: GRAIN, free_bytes: GRAIN - 1 });
+    driver.fail_next("share");
+    assert!(matches!(backend.allocate_file(1).unwrap_err(), RunError::Device { .. }));
+    assert_eq!(backend.held_bytes(), 0);
+}
+
+#[test]
 fn shared_memory_is_brought_and_sent() {
     let (backend, driver) = held_backend();
     let locked = driver.locked();
@@ -128,7 +159,7 @@ fn shared_memory_is_brought_and_sent() {
         let shared = backend.share(Arc::clone(&theirs) as _).unwrap();
         assert_eq!(driver.locked() - locked, usize::from(is_locked));
         let ours = shared.device();
-        assert_eq!((ours.len_bytes(), ours.is_host(), shared.host().is_host()), (256, false, true));
+        assert_eq!((ours.len_bytes(), ours.is_host(), shared.words().is_host()), (256, false, true));
         let mut queue = backend.open_queue(false);
         let mut bytes = [9; 256];
         queue.read(ours, &mut bytes).unwrap();

@@ -4,6 +4,7 @@
 mod courses;
 mod ends;
 mod kernels;
+mod on_device;
 mod passes;
 mod trainer;
 mod turns;

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 
 use super::kernels::{FEATURES, GRADIENT_BYTES};
 use crate::{
-    backend::test_device::device,
+    backend::{Backend, Memory, test_device::device},
     engine::{
         Alpha, Answer, EngineConfig, EngineError, LaneCommand, LaneEvent, LaneHandle, LaneLimits, LaneParts,
         LaneSnapshot, LayerSpec, LiveSeed, Role, SeedCounters,
@@ -54,11 +54,20 @@ pub(super) struct Backward {
 
 impl Trainer {
     pub(super) fn new(config: EngineConfig, limits: LaneLimits) -> Self {
+        Self::start(device(2), config, limits, None)
+    }
+
+    /// One whose tensors lie in memory of the device, where that is given.
+    pub(super) fn start(
+        backend: Arc<dyn Backend>,
+        config: EngineConfig,
+        limits: LaneLimits,
+        device_arena: Option<Arc<dyn Memory>>,
+    ) -> Self {
         let (lane, doorbell) = DaemonLane::serve(4 << 20).unwrap();
         let file = lane.arena().file().try_clone_to_owned().unwrap();
         let client = ClientLane::join(file, doorbell, lane.arena().layout()).unwrap();
         let (sender, events) = unbounded();
-        let backend = device(2);
         let parts = LaneParts {
             session: SessionId(1),
             lane,
@@ -66,6 +75,7 @@ impl Trainer {
             config: Arc::new(config),
             limits,
             recorder: None,
+            device_arena,
         };
         let tell = Box::new(move |event| drop(sender.send(event)));
         let handle = LaneHandle::start(parts, tell).unwrap();

@@ -126,6 +126,7 @@ impl Field {
             backend: backend.clone(),
             config: config.clone(),
             recorder: None,
+            device_arena: None,
             limits: LaneLimits { ledger: ledger.clone(), ..LaneLimits::default() },
         })
         .unwrap();
@@ -136,6 +137,7 @@ impl Field {
         let events = Events::new(Arc::new(clock.clone()));
         let seed = |(n, counters): (usize, Arc<SeedCounters>)| {
             let parts = SeedParts {
+                on_device: false,
                 session: SessionId(1),
                 layer: LAYER,
                 seed: SeedIndex(n as u16),

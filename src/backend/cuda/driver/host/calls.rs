@@ -6,10 +6,12 @@ use libloading::Library;
 
 use super::{
     super::{
-        Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
+        Address, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
+        SharedBlock, Stream,
     },
-    Entry, HostDriver, Work, failed,
+    Entry, HostDriver, SHARED_GRAIN_BYTES, Work, failed, mapped,
     streams::Kept,
+    unmap,
 };
 use crate::backend::{HostMemory, Memory as _};
 
@@ -48,6 +50,26 @@ impl Driver for HostDriver {
             Some(_) => Ok(()),
             None => failed("free", format!("{address:#x} was never allocated")),
         }
+    }
+
+    fn share(&self, bytes: usize) -> Result<SharedBlock, DriverError> {
+        let mut state = self.state();
+        state.fault("share")?;
+        let whole = bytes.next_multiple_of(SHARED_GRAIN_BYTES);
+        if state.used_bytes() + whole > self.properties.memory_bytes as usize {
+            return Err(DriverError::OutOfMemory { needed_bytes: bytes });
+        }
+        let block = mapped(whole).or_else(|error| failed("share", error))?;
+        state.shared.insert(block.address, whole);
+        Ok(block)
+    }
+
+    unsafe fn unshare(&self, address: Address, bytes: usize) -> Result<(), DriverError> {
+        if self.state().shared.remove(&address) != Some(bytes) {
+            return failed("unshare", format!("{bytes} bytes at {address:#x} were never shared"));
+        }
+        // SAFETY: it was mapped, and nothing uses it any more, by the caller's promise.
+        unsafe { unmap(address, bytes) }.or_else(|error| failed("unshare", error))
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DriverError> {

@@ -17,9 +17,14 @@ use std::{
 };
 
 use libloading::Library;
+use rustix::{
+    fs::{MemfdFlags, ftruncate, memfd_create},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
 
 use super::{
-    Address, Code, DriverError, Launch, Product, ProductArguments, ProductSpec, Properties, Replay, Stream,
+    Address, Code, DriverError, Launch, Product, ProductArguments, ProductSpec, Properties, Replay,
+    SharedBlock, Stream,
 };
 use crate::backend::HostMemory;
 
@@ -28,6 +33,9 @@ use streams::{Kept, Streams, Work};
 
 /// A kernel of a library: its argument, blocks, threads; 0 when all went well.
 type Entry = unsafe extern "C" fn(*const u8, u32, u32) -> i32;
+
+/// What memory that processes share is a multiple of.
+const SHARED_GRAIN_BYTES: usize = 2 << 20;
 
 /// How long a test waits for a stream that it holds back before it is told so.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -50,6 +58,8 @@ struct State {
     libraries: HashMap<u64, Library>,
     entries: Vec<Entry>,
     blocks: HashMap<Address, HostMemory>,
+    /// Memory that can be mapped elsewhere too, by its address.
+    shared: HashMap<Address, usize>,
     /// Host memory that was locked by this driver, and that of others.
     host_blocks: HashMap<usize, HostMemory>,
     locked: Vec<Range<usize>>,
@@ -77,6 +87,8 @@ impl HostDriver {
             multiprocessors: 2,
             memory_bytes,
             cuda: (12, 0),
+            uuid: "the host".into(),
+            shared_grain_bytes: Some(SHARED_GRAIN_BYTES),
         };
         Self { properties, has_products: true, state: Mutex::default(), moved: Condvar::new() }
     }
@@ -88,7 +100,8 @@ impl HostDriver {
 
     /// How many blocks of device memory are allocated.
     pub(crate) fn allocated(&self) -> usize {
-        self.state().blocks.len()
+        let state = self.state();
+        state.blocks.len() + state.shared.len()
     }
 
     /// How many pieces of host memory are locked.
@@ -235,8 +248,27 @@ impl State {
     }
 
     fn used_bytes(&self) -> usize {
-        self.blocks.values().map(HostMemory::len_bytes).sum()
+        self.blocks.values().map(HostMemory::len_bytes).chain(self.shared.values().copied()).sum()
     }
+}
+
+/// A file, mapped.
+fn mapped(bytes: usize) -> rustix::io::Result<SharedBlock> {
+    let file = memfd_create("device", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, bytes as u64)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the system chooses an address where nothing of ours lies.
+    let start = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0) }?;
+    Ok(SharedBlock { address: start.expose_provenance() as Address, bytes, file })
+}
+
+/// Ends a mapping.
+///
+/// # Safety
+/// It must come from [`mapped`], and nothing may use it.
+unsafe fn unmap(address: Address, bytes: usize) -> rustix::io::Result<()> {
+    // SAFETY: as the caller promises.
+    unsafe { munmap(std::ptr::with_exposed_provenance_mut(address as usize), bytes) }
 }
 
 /// Does one thing.

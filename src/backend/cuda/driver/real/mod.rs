@@ -9,7 +9,8 @@ use std::{
 use cudarc::driver::sys as cu;
 
 use super::{
-    Address, Code, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Stream,
+    Address, Code, Driver, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
+    SharedBlock, Stream,
 };
 
 /// How `cuLaunchKernel` is told that all arguments lie in one buffer, and how long that is.
@@ -48,6 +49,7 @@ mod captures;
 mod cublaslt;
 mod open;
 mod products;
+mod shared;
 
 use captures::Captures;
 use cublaslt::CublasLt;
@@ -175,6 +177,20 @@ impl Driver for RealDriver {
     unsafe fn free(&self, address: Address) -> Result<(), DriverError> {
         self.bind()?;
         call!(cuMemFree_v2(address))
+    }
+
+    fn share(&self, bytes: usize) -> Result<SharedBlock, DriverError> {
+        self.bind()?;
+        let Some(grain) = self.properties.shared_grain_bytes else {
+            let reason = format!("{} cannot share memory with other processes", self.properties.name);
+            return Err(DriverError::Failed { call: "cuMemCreate", reason });
+        };
+        shared::allocate(self.device, bytes, grain)
+    }
+
+    unsafe fn unshare(&self, address: Address, bytes: usize) -> Result<(), DriverError> {
+        self.bind()?;
+        shared::free(address, bytes)
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DriverError> {

@@ -9,7 +9,7 @@ use cudarc::driver::sys as cu;
 
 use super::{
     super::{DriverError, Properties},
-    Captures, RealDriver, check,
+    Captures, RealDriver, check, shared,
 };
 
 /// The oldest CUDA that the driver must know, as the driver counts: 12.0.
@@ -72,6 +72,8 @@ fn properties(device: cu::CUdevice, ordinal: c_int, version: c_int) -> Result<Pr
     call!(cuDeviceTotalMem_v2(&mut memory_bytes, device))?;
     // SAFETY: the driver has written at most all but the last byte, which is 0.
     let model = unsafe { CStr::from_ptr(model.as_ptr()) };
+    let mut uuid = cu::CUuuid { bytes: [0; 16] };
+    call!(cuDeviceGetUuid_v2(&mut uuid, device))?;
     Ok(Properties {
         name: format!("cuda:{ordinal}"),
         model: model.to_string_lossy().into_owned(),
@@ -82,5 +84,7 @@ fn properties(device: cu::CUdevice, ordinal: c_int, version: c_int) -> Result<Pr
         multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_bytes: memory_bytes as u64,
         cuda: (version.unsigned_abs() / 1000, version.unsigned_abs() % 1000 / 10),
+        uuid: uuid.bytes.iter().map(|byte| format!("{:02x}", byte.cast_unsigned())).collect(),
+        shared_grain_bytes: shared::grain(device)?,
     })
 }

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Access, Address, Driver, DriverError, Event, Function, Launch, Module, PlannedProduct, Priority, Product,
-    ProductSpec, Products, Properties, Replay, Stream,
+    ProductSpec, Products, Properties, Replay, SharedBlock, Stream,
 };
 
 pub(in crate::backend::cuda) use judge::judge;
@@ -158,6 +158,18 @@ impl Driver for Recorder {
         self.note(Did::Free(address));
         // SAFETY: as the caller promises.
         unsafe { self.inner.free(address) }
+    }
+
+    fn share(&self, bytes: usize) -> Result<SharedBlock, DriverError> {
+        let block = self.inner.share(bytes)?;
+        self.note(Did::Allocate(block.address..block.address + block.bytes as u64));
+        Ok(block)
+    }
+
+    unsafe fn unshare(&self, address: Address, bytes: usize) -> Result<(), DriverError> {
+        self.note(Did::Free(address));
+        // SAFETY: as the caller promises.
+        unsafe { self.inner.unshare(address, bytes) }
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<*mut u8, DriverError> {
