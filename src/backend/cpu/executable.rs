@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    batch_norm, contraction, conv, elementwise,
+    batch_norm, chain, contraction, conv, elementwise,
     memory::{Memory, Shared},
     movement, pick,
     pool::Pool,
@@ -101,19 +101,20 @@ pub(super) struct Run<'a> {
 }
 
 /// Below this many elements of elementwise work, waking another thread costs more than it gives.
-const GRAIN: usize = 32 * 1024;
+pub(super) const GRAIN: usize = 32 * 1024;
 
 impl<'a> Run<'a> {
     fn step(&self) {
-        let StepKind::Op(op) = &self.step.kind else {
-            return movement::copy(self);
-        };
         // The type to compute in: that of the first floating-point operand or result.
         let places = self.step.inputs.iter().chain(&self.step.outputs);
         let dtype = places.map(|place| place.dtype).find(|dtype| dtype.is_floating_point());
-        match dtype {
-            Some(DType::F64) => self.compute::<f64>(op),
-            _ => self.compute::<f32>(op),
+        let is_double = dtype == Some(DType::F64);
+        match &self.step.kind {
+            StepKind::Copy => movement::copy(self),
+            StepKind::Op(op) if is_double => self.compute::<f64>(op),
+            StepKind::Op(op) => self.compute::<f32>(op),
+            StepKind::Chain(links) if is_double => chain::run::<f64>(self, links),
+            StepKind::Chain(links) => chain::run::<f32>(self, links),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The CPU backend: vectorised kernels over planned memory, on the caller's thread and a small pool.
 
 mod batch_norm;
+mod chain;
 mod contraction;
 mod conv;
 mod depthwise;

@@ -49,6 +49,11 @@ impl<const K: usize> Walk<K> {
         walk
     }
 
+    /// Whether each operand is one element, read everywhere.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.strides.iter().all(|strides| strides[..self.rank].iter().all(|&stride| stride == 0))
+    }
+
     /// By operand: elements from one to the next within a run; 0 repeats one element.
     pub(super) fn steps(&self) -> [usize; K] {
         std::array::from_fn(|k| self.strides[k][self.rank - 1])

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use super::driver::ProductArguments;
 use crate::{
+    backend::plan::{LinkOp, MOST_INPUTS, MOST_LINKS, MOST_OUTPUTS},
     graph::{Binary, Compare, MAX_RANK, Reduction, Unary},
     tensor::DType,
 };
@@ -20,6 +21,10 @@ pub(super) type Pointer = u64;
 pub(super) type Dims = [u64; RANK];
 /// The strided operands of an elementwise operation.
 pub(super) type Views = [View; 3];
+/// Those of a chain, its results and its operations.
+pub(super) type Operands = [View; MOST_INPUTS];
+pub(super) type Results = [Pointer; MOST_OUTPUTS];
+pub(super) type Links = [Link; MOST_LINKS];
 
 /// A record whose bytes a kernel reads.
 ///
@@ -112,6 +117,31 @@ records! {
         seed: u64,
         /// A random number of 32 bits below it drops its element.
         bound: u64,
+    }
+
+    /// One operation of a chain.
+    struct Link {
+        /// Which function, or which mask.
+        code: u32,
+        /// The operation's kind, its two operands' numbers, and which result it is, plus one, or 0: a byte each.
+        what: u32,
+        /// The function's constants, in the order of its fields; of dropout the factor of what is kept, and what random
+        /// numbers of 32 bits drop their elements.
+        first: f64,
+        second: f64,
+    }
+
+    /// Several operations on each element; results are contiguous.
+    struct Chain {
+        walk: Walk,
+        operands: Operands,
+        results: Results,
+        links: Links,
+        /// The seed of the pass.
+        seed: u64,
+        /// How many operands and links there are.
+        inputs: u32,
+        count: u32,
     }
 
     /// From one strided tensor to another.
@@ -320,6 +350,9 @@ const UNARIES: [&str; 32] = [
     "pow_scalar",
 ];
 
+/// Kinds of a chain's operations; their number is their code.
+const LINKS: [&str; 4] = ["unary", "unary_grad", "binary", "dropout"];
+
 const BINARIES: [Binary; 7] =
     [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Pow, Binary::Maximum, Binary::Minimum];
 
@@ -342,6 +375,22 @@ pub(super) fn unary(unary: &Unary) -> Option<(u32, [f64; 2])> {
     };
     let code = UNARIES.iter().position(|name| *name == unary.name())?;
     Some((code as u32, constants))
+}
+
+/// What of a link does not depend on its place: kind, code and constants; `None` for a function that no source knows.
+pub(super) fn link(op: LinkOp) -> Option<(u32, u32, [f64; 2])> {
+    let of = |kind: u32, (code, constants)| (kind, code, constants);
+    Some(match op {
+        LinkOp::Unary(function) => of(0, unary(&function)?),
+        LinkOp::UnaryGrad(function) => of(1, unary(&function)?),
+        LinkOp::Binary(operation) => (2, binary(operation), [0.0; 2]),
+        LinkOp::Dropout { p, site } => (3, site, dropout(p)),
+    })
+}
+
+/// The factor of what dropout keeps, and below what a random number of 32 bits drops its element.
+pub(super) fn dropout(p: f64) -> [f64; 2] {
+    [if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 }, (p * 4_294_967_296.0).trunc()]
 }
 
 /// The number of an arithmetic operation.
@@ -377,6 +426,7 @@ pub(super) fn header() -> String {
     numbers("BINARY", &mut BINARIES.iter().map(|&b| (b.name().to_owned(), binary(b))));
     numbers("COMPARE", &mut COMPARISONS.iter().map(|&c| (format!("{c:?}"), compare(c))));
     numbers("REDUCTION", &mut REDUCTIONS.iter().map(|&r| (format!("{r:?}"), reduction(r))));
+    numbers("LINK", &mut LINKS.iter().zip(0..).map(|(name, code)| ((*name).to_owned(), code)));
     numbers("DTYPE", &mut DType::ALL.iter().map(|&d| (format!("{d:?}"), dtype(d))));
     let mut records = String::new();
     write_records(&mut records);
@@ -384,5 +434,12 @@ pub(super) fn header() -> String {
     let views = "typedef View Views[3];\n";
     let behind = records.find("struct Pointwise").unwrap_or(0);
     records.insert_str(behind, views);
+    let lists = format!(
+        "typedef View Operands[{MOST_INPUTS}];\ntypedef Pointer Results[{MOST_OUTPUTS}];\ntypedef Link Links[{MOST_LINKS}];\n\
+         #define MOST_INPUTS {MOST_INPUTS}\n#define MOST_VALUES {}\n",
+        MOST_INPUTS + MOST_LINKS
+    );
+    let behind = records.find("struct Chain").unwrap_or(0);
+    records.insert_str(behind, &lists);
     text + &records
 }

@@ -5,7 +5,9 @@ use std::{collections::HashMap, time::Instant};
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Home, Place, place,
+    Chain, Home, Place,
+    chain::{self, Part},
+    place,
     workspace::{Need, pack},
 };
 use crate::{
@@ -38,6 +40,8 @@ pub trait Target {
 pub enum StepKind {
     /// An operation of the graph.
     Op(Op),
+    /// Several, which compute each element from those at the same place. Operands are read by strides, and broadcast.
+    Chain(Chain),
     /// Copies a strided tensor into a contiguous one of the same shape and type.
     Copy,
 }
@@ -79,9 +83,13 @@ impl Plan {
     /// Bytes of memory that it takes: steps with their places, and constants.
     pub fn held_bytes(&self) -> usize {
         let spilled = |step: &Step| {
+            let links = match &step.kind {
+                StepKind::Chain(Chain { links, .. }) if links.spilled() => size_of_val(links.as_slice()),
+                _ => 0,
+            };
             let inputs = if step.inputs.spilled() { step.inputs.capacity() } else { 0 };
             let outputs = if step.outputs.spilled() { step.outputs.capacity() } else { 0 };
-            (inputs + outputs) * size_of::<Place>()
+            links + (inputs + outputs) * size_of::<Place>()
         };
         self.steps.capacity() * size_of::<Step>()
             + self.steps.iter().map(spilled).sum::<usize>()
@@ -184,9 +192,18 @@ impl Planner<'_> {
 
     fn nodes(&mut self, deadline: Option<Instant>) -> Result<(), BuildError> {
         let total = self.graph.nodes.len();
+        let parts = chain::parts(self.graph);
         for (done, node) in self.graph.nodes.iter().enumerate() {
             if done.is_multiple_of(NODES_A_LOOK) && deadline.is_some_and(|at| Instant::now() >= at) {
                 return Err(BuildError::Time { done, total });
+            }
+            match &parts[done] {
+                Part::Alone => {}
+                Part::Link => continue,
+                Part::End { nodes, outputs } => {
+                    self.chain(nodes, outputs);
+                    continue;
+                }
             }
             let inputs: SmallVec<[Bound; 4]> = node.inputs.iter().map(|&v| self.bound(v)).collect();
             let infos: SmallVec<[&ValueInfo; 2]> = node.outputs.iter().map(|&v| self.graph.info(v)).collect();
@@ -229,6 +246,20 @@ impl Planner<'_> {
             self.drafts.push(Draft { kind: StepKind::Op(node.op.clone()), inputs, outputs, scratch_bytes });
         }
         Ok(())
+    }
+
+    /// Plans operations that are done together.
+    fn chain(&mut self, nodes: &[usize], outputs: &[ValueId]) {
+        let (chain, inputs) = chain::chain(self.graph, nodes, outputs);
+        let inputs = inputs.iter().map(|&value| self.bound(value)).collect();
+        let given = outputs.iter().map(|&value| {
+            let info = self.graph.info(value);
+            let bound = self.fresh(&info.shape, info.dtype, None);
+            self.values[value.0 as usize] = Some(bound.clone());
+            bound
+        });
+        let outputs = given.collect();
+        self.drafts.push(Draft { kind: StepKind::Chain(chain), inputs, outputs, scratch_bytes: 0 });
     }
 
     /// Computes each leaving value where it has to end up, or copies it there.

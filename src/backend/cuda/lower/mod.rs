@@ -67,8 +67,10 @@ impl Lowering<'_> {
         if step.outputs.iter().all(empty) {
             return Ok(());
         }
-        let StepKind::Op(op) = &step.kind else {
-            return self.copy(step);
+        let op = match &step.kind {
+            StepKind::Copy => return self.copy(step),
+            StepKind::Chain(chain) => return self.chain(step, chain),
+            StepKind::Op(op) => op,
         };
         if let Some(product) = self.products.of_step(op, step) {
             self.product(step, product);

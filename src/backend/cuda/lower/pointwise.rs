@@ -10,7 +10,7 @@ use crate::{
             arguments::{self, Pointwise, View},
             source::Source,
         },
-        plan::Step,
+        plan::{Chain, LinkOp, MOST_INPUTS, Step},
     },
     graph::{Binary, Compare, Op, Unary},
     tensor::DType,
@@ -49,6 +49,53 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn chain(&mut self, step: &Step, chain: &Chain) -> Result<(), BuildError> {
+        let shape = step.outputs[0].layout.shape();
+        // One that nothing reads stands for those that are missing.
+        let layouts: [_; MOST_INPUTS] =
+            std::array::from_fn(|k| &step.inputs.get(k).unwrap_or(&step.inputs[0]).layout);
+        let (walk, strides) = walk(shape, layouts);
+        let mut record = arguments::Chain {
+            walk,
+            inputs: step.inputs.len() as u32,
+            count: chain.links.len() as u32,
+            ..arguments::Chain::default()
+        };
+        let mut uses = Uses::new();
+        for (k, place) in step.inputs.iter().enumerate() {
+            record.operands[k].strides = strides[k];
+            uses.push(Use::read(view_at(offset_of!(arguments::Chain, operands), k), place));
+        }
+        for (k, place) in step.outputs.iter().enumerate() {
+            let at = offset_of!(arguments::Chain, results) + k * size_of::<arguments::Pointer>();
+            uses.push(Use::write(at, place));
+        }
+        for (number, link) in chain.links.iter().enumerate() {
+            let Some((kind, code, [first, second])) = arguments::link(link.op) else {
+                return Err(self.unsupported_link(link.op));
+            };
+            let value = (step.inputs.len() + number) as u8;
+            let result = chain.outputs.iter().position(|&output| output == value).map_or(0, |n| n as u32 + 1);
+            let [a, b] = link.args.map(u32::from);
+            let what = kind | a << 8 | b << 16 | result << 24;
+            record.links[number] = arguments::Link { code, what, first, second };
+        }
+        let function = self.function(Source::Chain, "chain", name(step.outputs[0].dtype))?;
+        let code = kernel(function, per_element(record.walk.elements));
+        self.program.push(code, &record, &uses, Some(offset_of!(arguments::Chain, seed)));
+        Ok(())
+    }
+
+    fn unsupported_link(&self, op: LinkOp) -> BuildError {
+        let op = match op {
+            LinkOp::Unary(unary) => Op::Unary(unary),
+            LinkOp::UnaryGrad(unary) => Op::UnaryGrad(unary),
+            LinkOp::Binary(binary) => Op::Binary(binary),
+            LinkOp::Dropout { p, site } => Op::Dropout { p, site },
+        };
+        self.unsupported(&op, "no kernel computes it")
+    }
+
     pub(super) fn binary(&mut self, step: &Step, binary: Binary) -> Result<(), BuildError> {
         let (mut record, uses) = Self::pointwise::<2>(step);
         record.code = arguments::binary(binary);
@@ -85,9 +132,8 @@ impl Lowering<'_> {
 
     pub(super) fn dropout(&mut self, step: &Step, p: f64, site: u32) -> Result<(), BuildError> {
         let (mut record, uses) = Self::pointwise::<1>(step);
-        record.code = site;
-        record.first = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
-        record.bound = (p * 4_294_967_296.0) as u64;
+        let [factor, bound] = arguments::dropout(p);
+        (record.code, record.first, record.bound) = (site, factor, bound as u64);
         let function = self.function(Source::Unary, "dropout", name(step.outputs[0].dtype))?;
         let seed_at = Some(offset_of!(Pointwise, seed));
         self.program.push(kernel(function, per_element(record.walk.elements)), &record, &uses, seed_at);

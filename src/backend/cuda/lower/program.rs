@@ -11,7 +11,7 @@ use crate::backend::{
 };
 
 /// The most bytes that any kernel's argument has.
-pub(in crate::backend::cuda) const MOST_BYTES: usize = 1024;
+pub(in crate::backend::cuda) const MOST_BYTES: usize = 1408;
 
 /// A launch; its arguments and touches are parts of the program's lists.
 #[derive(Clone, Copy, Debug)]

@@ -1,18 +1,6 @@
 // Several operands, element by element: arithmetic, comparison, choice.
 #include "math.cuh"
 
-template <class R> DEVICE R binary_value(u32 code, R a, R b) {
-    switch (code) {
-    case BINARY_ADD: return a + b;
-    case BINARY_SUB: return a - b;
-    case BINARY_MUL: return a * b;
-    case BINARY_DIV: return a / b;
-    case BINARY_POW: return pow_of(a, b);
-    case BINARY_MAXIMUM: return a > b || a != a ? a : b;
-    default: return a < b || a != a ? a : b; // BINARY_MINIMUM
-    }
-}
-
 // Wraps; a division by zero, or one that overflows, gives 0; a negative exponent counts as 0.
 template <> DEVICE i64 binary_value<i64>(u32 code, i64 a, i64 b) {
     const u64 x = (u64)a, y = (u64)b;

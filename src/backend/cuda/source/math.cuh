@@ -138,3 +138,25 @@ template <class R> DEVICE R unary_gradient(u32 code, R x, R gy, R p, R q) {
     default: return infinity<R>() - infinity<R>();
     }
 }
+
+// Of two operands.
+template <class R> DEVICE R binary_value(u32 code, R a, R b) {
+    switch (code) {
+    case BINARY_ADD: return a + b;
+    case BINARY_SUB: return a - b;
+    case BINARY_MUL: return a * b;
+    case BINARY_DIV: return a / b;
+    case BINARY_POW: return pow_of(a, b);
+    case BINARY_MAXIMUM: return a > b || a != a ? a : b;
+    default: return a < b || a != a ? a : b; // BINARY_MINIMUM
+    }
+}
+
+// Dropout's masks, as `keep` of src/graph/ops/random.rs has them.
+DEVICE u64 mixed(u64 z) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+DEVICE u64 stream_of(u64 seed, u32 site) { return mixed(seed + ((u64)site + 1) * 0x9E3779B97F4A7C15ull); }
+DEVICE bool is_kept(u64 stream, u64 index, u64 bound) { return mixed(stream ^ index * 0xD1B54A32D192ED03ull) >> 32 >= bound; }

@@ -7,6 +7,7 @@ use super::arguments;
 pub(super) enum Source {
     Unary,
     Binary,
+    Chain,
     Cast,
     Movement,
     Reduce,
@@ -20,9 +21,10 @@ pub(super) enum Source {
 
 impl Source {
     /// Every source, in the order of their numbers.
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Unary,
         Self::Binary,
+        Self::Chain,
         Self::Cast,
         Self::Movement,
         Self::Reduce,
@@ -39,6 +41,7 @@ impl Source {
         match self {
             Self::Unary => "unary.cu",
             Self::Binary => "binary.cu",
+            Self::Chain => "chain.cu",
             Self::Cast => "cast.cu",
             Self::Movement => "movement.cu",
             Self::Reduce => "reduce.cu",
@@ -56,6 +59,7 @@ impl Source {
         match self {
             Self::Unary => include_str!("unary.cu"),
             Self::Binary => include_str!("binary.cu"),
+            Self::Chain => include_str!("chain.cu"),
             Self::Cast => include_str!("cast.cu"),
             Self::Movement => include_str!("movement.cu"),
             Self::Reduce => include_str!("reduce.cu"),

@@ -23,21 +23,15 @@ template <class T> DEVICE void unary_grad(const Pointwise& args) {
     }
 }
 
-DEVICE u64 mixed(u64 z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-    return z ^ (z >> 31);
-}
-
-// The mask is `keep` of src/graph/ops/random.rs: `code` is the site, `seed` the pass's, `bound` the numbers that drop.
+// `code` is the site, `seed` the pass's, `bound` the numbers that drop.
 template <class T> DEVICE void dropout(const Pointwise& args) {
     typedef typename Wide<T>::type R;
     const T* x = (const T*)args.views[0].data;
     T* y = (T*)args.out;
-    const u64 stream = mixed(args.seed + ((u64)args.code + 1) * 0x9E3779B97F4A7C15ull);
+    const u64 stream = stream_of(args.seed, args.code);
     for (u64 i = first_index(); i < args.walk.elements; i += index_step()) {
         const Places<1> from = places<1>(args.walk, args.views, i);
-        const bool kept = mixed(stream ^ i * 0xD1B54A32D192ED03ull) >> 32 >= args.bound;
+        const bool kept = is_kept(stream, i, args.bound);
         y[i] = narrow<T>(wide(x[from.at[0]]) * (kept ? (R)args.first : (R)0));
     }
 }

@@ -1,0 +1,180 @@
+//! Chains of operations on elements: a few hundred elements at a time go through all of them, within the cache.
+
+use std::array;
+
+use smallvec::SmallVec;
+
+use super::{
+    executable::{GRAIN, Run},
+    memory::{Plain, Shared, Strided},
+    movement::gather,
+    real::Real,
+    simd::vectorised,
+    walk::Walk,
+};
+use crate::{
+    backend::plan::{Chain, LinkOp, MOST_INPUTS, MOST_LINKS, Place},
+    graph::{Binary, keep},
+    tensor::Shape,
+};
+
+/// Elements that go through at a time.
+const TILE: usize = 256;
+/// Operands and results of links.
+const VALUES: usize = MOST_INPUTS + MOST_LINKS;
+
+/// How an operand is read.
+enum Reading {
+    /// Where it lies.
+    InPlace,
+    /// One element for all.
+    Repeated,
+    /// Gathered.
+    Strided,
+}
+
+/// An operand, broadcast to the chain's shape.
+struct Operand<'a, T> {
+    from: Strided<'a, T>,
+    walk: Walk<1>,
+    reading: Reading,
+}
+
+impl<'a, T: Plain> Operand<'a, T> {
+    fn new(run: &Run<'a>, place: &'a Place, shape: &Shape) -> Self {
+        let walk = Walk::new(shape, [&place.layout]);
+        let reading = if place.layout.is_contiguous() && place.layout.shape() == shape {
+            Reading::InPlace
+        } else if walk.is_repeated() {
+            Reading::Repeated
+        } else {
+            Reading::Strided
+        };
+        Self { from: run.memory.read_strided(place), walk, reading }
+    }
+}
+
+pub(super) fn run<T: Real + Plain>(run: &Run<'_>, chain: &Chain) {
+    // Most are short, and what they do not need is not zeroed for them.
+    match run.step.inputs.len() + chain.links.len() {
+        0..=6 => run_within::<T, 6>(run, chain),
+        7..=10 => run_within::<T, 10>(run, chain),
+        _ => run_within::<T, VALUES>(run, chain),
+    }
+}
+
+/// Runs a chain of at most `N` values.
+fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
+    let shape = run.step.outputs[0].layout.shape();
+    let operands: SmallVec<[Operand<'_, T>; MOST_INPUTS]> =
+        run.step.inputs.iter().map(|place| Operand::new(run, place, shape)).collect();
+    let outputs: SmallVec<[Shared<T>; 4]> =
+        run.step.outputs.iter().map(|place| Shared::new(run.memory.write::<T>(place))).collect();
+    let len = shape.elements();
+    // Pieces depend on the shape alone, not on the threads.
+    run.tasks(len.div_ceil(GRAIN), |n| {
+        let mut tiles: [[T; TILE]; N] = array::from_fn(|_| [T::ZERO; TILE]);
+        for (operand, tile) in operands.iter().zip(&mut tiles) {
+            if matches!(operand.reading, Reading::Repeated) {
+                tile.fill(operand.from.data[0]);
+            }
+        }
+        let end = len.min((n + 1) * GRAIN);
+        for start in (n * GRAIN..end).step_by(TILE) {
+            let count = TILE.min(end - start);
+            for (operand, tile) in operands.iter().zip(&mut tiles) {
+                if matches!(operand.reading, Reading::Strided) {
+                    gather(operand.from, &operand.walk, start, &mut tile[..count]);
+                }
+            }
+            for (link, number) in chain.links.iter().zip(operands.len()..) {
+                let (before, rest) = tiles.split_at_mut(number);
+                let y = &mut rest[0][..count];
+                let [a, b] = link.args.map(usize::from).map(|arg| match operands.get(arg) {
+                    Some(Operand { from, reading: Reading::InPlace, .. }) => &from.data[start..start + count],
+                    _ => &before[arg][..count],
+                });
+                match link.op {
+                    LinkOp::Unary(unary) => T::unary(unary, a, y),
+                    LinkOp::UnaryGrad(unary) => T::unary_grad(unary, a, b, y),
+                    LinkOp::Binary(op) => binary(op, a, b, y),
+                    LinkOp::Dropout { p, site } => dropout(p, site, run.seed, start, a, y),
+                }
+            }
+            for (output, &value) in outputs.iter().zip(&chain.outputs) {
+                // SAFETY: pieces of different numbers do not overlap, and neither do results; they are borrowed until
+                // all are done.
+                let part = unsafe { output.part(start, count) };
+                part.copy_from_slice(&tiles[usize::from(value)][..count]);
+            }
+        }
+    });
+}
+
+fn binary<T: Real>(op: Binary, a: &[T], b: &[T], y: &mut [T]) {
+    #[inline(always)]
+    fn each<T: Real>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(T, T) -> T) {
+        vectorised(
+            #[inline(always)]
+            || y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
+        );
+    }
+    match op {
+        Binary::Add => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| a + b,
+        ),
+        Binary::Sub => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| a - b,
+        ),
+        Binary::Mul => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| a * b,
+        ),
+        Binary::Div => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| a / b,
+        ),
+        Binary::Pow => y.iter_mut().zip(a).zip(b).for_each(|((y, a), &b)| *y = a.powf(b)),
+        Binary::Maximum => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| if a > b || a.is_nan() { a } else { b },
+        ),
+        Binary::Minimum => each(
+            a,
+            b,
+            y,
+            #[inline(always)]
+            |a, b| if a < b || a.is_nan() { a } else { b },
+        ),
+    }
+}
+
+fn dropout<T: Real>(p: f64, site: u32, seed: u64, start: usize, x: &[T], y: &mut [T]) {
+    let scale = if p < 1.0 { T::of(1.0 / (1.0 - p)) } else { T::ZERO };
+    vectorised(
+        #[inline(always)]
+        || {
+            for (n, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+                let mask = if keep(seed, site, (start + n) as u64, p) { scale } else { T::ZERO };
+                *y = x * mask;
+            }
+        },
+    );
+}
