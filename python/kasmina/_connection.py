@@ -134,7 +134,10 @@ class Connection:
 
     def _watch(self, signals: Signals) -> None:
         assert self.ends is not None
-        parts = self.ends, self._lane, signals
+        told, tell = os.pipe()
+        #: How whoever watches over streams is told that nobody has this any more, and in which process.
+        self._left = os.getpid(), tell
+        parts = self.ends, self._lane, signals, told
         threading.Thread(target=_give_up_with, args=parts, name="kasmina-signals", daemon=True).start()
 
     @staticmethod
@@ -159,11 +162,21 @@ class Connection:
 
     def __del__(self) -> None:
         # Whoever watches over the sockets holds them, and not this.
-        ends, lane = getattr(self, "ends", None), getattr(self, "_lane", None)
-        if lane is not None:
-            lane.close(_CLOSED)
-        if ends is not None:
+        ends = getattr(self, "ends", None)
+        if ends is None:
+            return
+        left = getattr(self, "_left", None)
+        if left is None:
             ends.end()
+            return
+        try:
+            # Streams may wait for what is under way, when nobody else has the session any more.
+            if left[0] == os.getpid():
+                os.write(left[1], b"\1")
+        except OSError:
+            pass  # it has ended before
+        finally:
+            os.close(left[1])
 
     def _how_to_get_more(self, asked: int) -> str:
         most = self.limits["max_arena_bytes"]
@@ -360,15 +373,20 @@ class Ends:
         self.close()
 
 
-def _give_up_with(ends: Ends, lane: Lane, signals: Signals) -> None:
-    """Lets streams go on that wait for a daemon that is gone. What is held here is held until then: streams may wait
-    when nobody else has the session any more."""
+def _give_up_with(ends: Ends, lane: Lane, signals: Signals, told: int) -> None:
+    """Ends a session that nobody has any more, when what is under way is done; lets streams go on that wait for a daemon
+    that is gone."""
     poll = select.poll()
     poll.register(ends.doorbell, _GONE)
-    poll.poll()
+    poll.register(told, select.POLLIN)
+    if any(found == told for found, _ in poll.poll()):
+        lane.drain(_CLOSING_S)
+        lane.close(_CLOSED)
+        ends.end()
     # First, so that nobody publishes what nobody will do.
     lane.close("the daemon is gone")
     signals.give_up(0.0 if lane.peer_ended else _GRACE_S)
+    os.close(told)
 
 
 def map_sealed(descriptor: int, size: int) -> mmap.mmap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import queue
 import re
@@ -26,6 +27,10 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _ONE = 0x3F800000
 #: How often a word is looked at by whoever gives up, and how long it waits for its own copies.
 _NAP_S, _PATIENCE_S = 0.0005, 1.0
+#: How much is copied at a time.
+_PIECE_BYTES = 1 << 20
+#: How often what waits for the device is tried, and after how long again.
+_TRIES, _TRY_AGAIN_S = 5, 1.0
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 #: What of a device is needed, by the number of the attribute.
 _NEEDED = {102: "virtual memory", 103: "memory shared by file descriptors", 122: "64-bit words written by streams"}
@@ -96,9 +101,10 @@ class Gpu:
         with cls._opening:
             found = cls._opened.get(number)
             if found is None:
+                found = cls(number)
                 if not cls._opened:
                     threading.Thread(target=_do_what_is_left, name="kasmina-gpu", daemon=True).start()
-                found = cls._opened[number] = cls(number)
+                cls._opened[number] = found
             return found
 
     def __init__(self, number: int) -> None:
@@ -249,16 +255,22 @@ class Signals:
         self._memory, self._page = memory, start
         self._here = memoryview(memory).cast("Q")
         self._places = dict(words)
+        #: Never held while the driver is asked for something: whoever gives up needs it, and the driver may wait for that.
         self._lock = threading.Lock()
         #: The streams that were used, each with an event.
         self._events: Dict[int, Any] = {}
+        self._following = threading.Lock()
         #: What submissions that streams wait for are to write.
         self._awaited: Dict[int, List[Neutral]] = {}
         self._is_over = False
         gpu.call("cuMemHostRegister_v2", start, PAGE_BYTES, 0)
         address, aside = _u64(), ctypes.c_void_p()
-        gpu.call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), start, 0)
-        gpu.call("cuStreamCreateWithPriority", ctypes.byref(aside), _NON_BLOCKING, 0)
+        try:
+            gpu.call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), start, 0)
+            gpu.call("cuStreamCreateWithPriority", ctypes.byref(aside), _NON_BLOCKING, 0)
+        except BaseException:
+            gpu.call("cuMemHostUnregister", start)
+            raise
         self._address, self._aside = address.value, aside
         parts = gpu, memory, start, aside, self._events
         self._finalizer = weakref.finalize(self, _leave, os.getpid(), _let_go, *parts)
@@ -279,15 +291,22 @@ class Signals:
                 'torch.compile(mode="reduce-overhead")): each pass is another submission to the daemon. Leave it out of '
                 "what is captured"
             )
-        with self._lock:
+        with self._following:
             if stream not in self._events:
                 event = ctypes.c_void_p()
                 call("cuEventCreate", ctypes.byref(event), _NO_TIMES)
                 self._events[stream] = event
-            for other, event in self._events.items():
-                if other != stream:
+            for other, event in list(self._events.items()):
+                if other == stream:
+                    continue
+                try:
                     call("cuEventRecord", event, other)
-                    call("cuStreamWaitEvent", stream, event, 0)
+                except SessionError:
+                    # A stream of somebody else's, who has destroyed it.
+                    del self._events[other]
+                    call("cuEventDestroy_v2", event)
+                    continue
+                call("cuStreamWaitEvent", stream, event, 0)
 
     def send(self, sequence: int) -> None:
         """Has the present stream write a submission's word, behind all that it and the others were handed."""
@@ -345,18 +364,21 @@ class Signals:
     def _write(self, writes: List[Neutral]) -> None:
         try:
             for address, pattern, count in writes:
-                whole = pattern * count
-                self._gpu.call("cuMemcpyHtoDAsync_v2", address, whole, len(whole), self._aside)
+                size, piece = len(pattern) * count, pattern * min(count, _PIECE_BYTES)
+                for start in range(0, size, len(piece)):
+                    part = min(len(piece), size - start)
+                    self._gpu.call("cuMemcpyHtoDAsync_v2", address + start, piece, part, self._aside)
             # Not waited for without end: whoever waits for what is written here has waited long enough.
             until = time.monotonic() + _PATIENCE_S
             while not self._gpu.is_idle(self._aside) and time.monotonic() < until:
                 time.sleep(_NAP_S)
-        except SessionError:
-            pass  # the device is lost here too, and with it what waits
+        except Exception:
+            # The device is lost here too, and with it what waits; whatever it is, the words are written.
+            logging.getLogger("kasmina").exception("what a pass was to write on a GPU is undefined: the daemon is gone")
 
     def after_fork(self) -> None:
         """In the child: nothing here is its own."""
-        self._lock = threading.Lock()
+        self._lock, self._following = threading.Lock(), threading.Lock()
         self._awaited, self._is_over = {}, True
 
 
@@ -372,16 +394,21 @@ def _leave(pid: int, work: Callable[..., Any], *arguments: Any) -> None:
     """Has work done that waits for the device, by a thread of its own: finalizers call this, at any moment and in any
     thread, that for which streams wait too."""
     if pid == os.getpid():
-        _left.put((work, arguments))
+        _left.put((work, arguments, _TRIES))
 
 
 def _do_what_is_left() -> None:
     while True:
-        work, arguments = _left.get()
+        work, arguments, tries = _left.get()
         try:
             work(*arguments)
+        except SessionError:
+            # Somebody captures, or the device is lost, or the process is at its end.
+            if tries > 1:
+                time.sleep(_TRY_AGAIN_S)
+                _left.put((work, arguments, tries - 1))
         except Exception:
-            pass  # the device is lost, or the process is at its end
+            logging.getLogger("kasmina").exception("memory of a GPU was not let go")
         del work, arguments
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque, namedtuple
-from typing import Any, Deque, Dict, Optional, Set, Tuple
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from ._cuda import Ahead, Signals
 from ._layout import (
@@ -239,25 +239,32 @@ class Lane:
 
     def wait_for_oldest(self) -> bool:
         """Waits until one more submission is done, if any is under way: what it held is free then."""
-        under_way = list(self._awaited)
+        under_way = self._published()
         if not under_way or not self.alive:
             return False
         self.wait(min(under_way))
         return True
 
+    def _published(self) -> List[int]:
+        """What is under way: not what was begun and never published."""
+        tail = self._words[_SUBMISSION_TAIL]
+        return [sequence for sequence in list(self._awaited) if sequence < tail]
+
     def drain(self, limit_s: float) -> None:
         """Waits until nothing is under way, or as long as the limit."""
         until = time.monotonic() + limit_s
-        while self._awaited and self.alive and time.monotonic() < until:
-            if not self.finished(min(list(self._awaited), default=-1)):
-                time.sleep(_DRAIN_NAP_S)
+        try:
+            while (under_way := self._published()) and self.alive and time.monotonic() < until:
+                if not self.finished(min(under_way)):
+                    time.sleep(_DRAIN_NAP_S)
+        except KasminaError:
+            pass  # there is nothing to wait for any more
 
     def ignore(self, sequence: int) -> None:
         """Nobody will ask for this submission again, and its ticket, if it takes one, is another's to give back. Never
         blocks and never raises."""
         self._ignored.add(sequence)
-        if self._done.pop(sequence, None) is not None:
-            self._ignored.discard(sequence)
+        self._forget_ignored(sequence)
 
     def abandon(self, sequence: int, layer: int) -> None:
         """Nobody will ask for this submission again. Never blocks and never raises, as ``release``."""
@@ -320,11 +327,8 @@ class Lane:
     ) -> int:
         if self._lost or self._forked:
             self._refuse()
-        if self._spoilt >= 0:
+        if self._spoilt >= 0 and verb != RELEASE:
             # Something interrupted the one that was to have this place. A release of no ticket takes it.
-            self._spoilt = -1
-            assert self.signals is not None
-            self.signals.forget(self._tail)
             self._publish(None, RELEASE, 0, layer, 0, 0, 0, (0,) * 12, _NO_DIMS, _NO_EXTRA)
         # With at most a ring's worth under way neither ring can overflow.
         while self._tail - self._head >= RING_ENTRIES:
@@ -335,11 +339,14 @@ class Lane:
             if self.signals is not None:
                 # Until it is published, a word that says that it is ready is another's, if any.
                 self._spoilt = tail
+                self.signals.send(tail)
+                # Only now: whoever gives up waits for that word.
                 if ahead is not None:
                     self.signals.expect(tail, ahead)
-                self.signals.send(tail)
         else:
             self._awaited.pop(tail, None)  # of one that was interrupted before it was published
+            if self.signals is not None:
+                self.signals.forget(tail)
         offset = self._submissions + (tail & _MASK) * DESCRIPTOR_BYTES
         SUBMISSION.pack_into(
             self._buffer,
@@ -393,9 +400,13 @@ class Lane:
             try:
                 if self._reader.acquire(False):
                     while True:
+                        # In this order: it is done before it is not awaited any more.
+                        is_awaited = sequence in self._awaited
                         completion = self._done.get(sequence)
                         if completion is not None:
                             return completion
+                        if not is_awaited:
+                            raise ConnectionLost("the pass was abandoned", in_flight=False)
                         self._read(deadline)
             finally:
                 self._let_go()
@@ -443,10 +454,7 @@ class Lane:
         sequence, head = completion.sequence, self._head
         awaited = self._awaited.get(sequence)
         if awaited is not None:  # else a ticket's release
-            if sequence in self._ignored:
-                self._ignored.discard(sequence)
-            else:
-                self._done[sequence] = completion
+            self._done[sequence] = completion
             if self.signals is not None:
                 self.signals.settled(sequence)
         self._head = head + 1
@@ -458,6 +466,8 @@ class Lane:
         finally:
             if self._abandoned:
                 self._forget_abandoned(sequence, awaited[0])
+            if self._ignored:
+                self._forget_ignored(sequence)
         gate = self._gates.get(sequence)
         if gate is not None:
             gate.release()
@@ -470,6 +480,11 @@ class Lane:
                 self._abandoned.discard(sequence)
                 if completion.ticket:
                     self.release(layer, completion.ticket)
+
+    def _forget_ignored(self, sequence: int) -> None:
+        # As in `_forget_abandoned`, whichever of the two comes second.
+        if sequence in self._ignored and self._done.pop(sequence, None) is not None:
+            self._ignored.discard(sequence)
 
     def _next(self, deadline: Optional[float]) -> Completion:
         """The completion that is read next, when it is there."""

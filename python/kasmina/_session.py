@@ -180,8 +180,10 @@ class Client:
         """Ends the session. Tensors that lie in its memory stay valid."""
         self.reconnects = False
         self._stop.set()
-        self.connection.drain()
-        self.connection.end("the session was closed")
+        try:
+            self.connection.drain()
+        finally:
+            self.connection.end("the session was closed")
 
     def __enter__(self) -> Client:
         return self

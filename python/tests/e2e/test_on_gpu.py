@@ -187,6 +187,27 @@ def test_what_is_under_way_is_done_before_a_session_is_closed(start_on_cuda, str
         assert words_of(client, each.sequence) == (True, True, 1.0 if each.is_backward else 0.75)
 
 
+def test_a_session_that_nobody_has_any_more_ends_when_its_passes_are_done(start_on_cuda, streams_alone):
+    daemon = start_on_cuda()
+    client = opened(daemon)
+    layer, gpu = layer_on(client), client.connection.gpu
+    x = torch.randn(TOKENS)
+    with torch.no_grad():
+        layer(x)
+    assert layer.last_failures == {}
+    streams_alone()
+    with held(gpu, 0) as let_go, torch.no_grad():
+        y = layer(x)
+        sequence, words = layer._outstanding[-1].sequence, client.connection._lane._words
+        layer = client = None
+        gc.collect()
+        let_go()
+        gpu.synchronize()
+    done, rest = (words[HEADER_WORDS[name] + sequence % 64] for name in ("done", "rest"))
+    assert done > sequence and np.uint32(rest).view(np.float32) == 0.75 and y.shape == x.shape
+    settled(lambda: daemon.status()["sessions"] == [])
+
+
 def test_a_forked_child_writes_none_of_its_parents_words(start_on_cuda, streams_alone):
     daemon = start_on_cuda()
     with opened(daemon) as client:
@@ -242,6 +263,9 @@ def test_a_submission_that_was_interrupted_spoils_no_other(start_on_cuda, monkey
             layer(x)
         lane.signals.send = send
         before = lane._tail
+        # Nobody waits for what was never published.
+        lane.drain(60.0)
+        assert not lane.wait_for_oldest()
         torch.testing.assert_close(layer(x), expected)
         assert lane._tail >= before + 2 and layer.last_failures == {}
 
