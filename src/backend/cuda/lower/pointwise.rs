@@ -82,7 +82,9 @@ impl Lowering<'_> {
         }
         let function = self.function(Source::Chain, "chain", name(step.outputs[0].dtype))?;
         let code = kernel(function, per_element(record.walk.elements));
-        self.program.push(code, &record, &uses, Some(offset_of!(arguments::Chain, seed)));
+        let drops = chain.links.iter().any(|link| matches!(link.op, LinkOp::Dropout { .. }));
+        let seed_at = drops.then_some(offset_of!(arguments::Chain, seed));
+        self.program.push(code, &record, &uses, seed_at);
         Ok(())
     }
 

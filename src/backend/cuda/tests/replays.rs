@@ -24,7 +24,7 @@ use crate::{
         },
         random_graphs::graph,
     },
-    graph::{Binary, Builder, Graph, Limits, Op, Sink, Source, simplify},
+    graph::{Binary, Builder, Graph, Limits, Op, Sink, Source, Unary, simplify},
     tensor::DType,
 };
 
@@ -36,7 +36,9 @@ fn chain() -> Graph {
     let y = builder.apply(Op::Softmax { dim: 1 }, &[x]).unwrap();
     let y = builder.apply(Op::Dropout { p: 0.5, site: 3 }, &[y]).unwrap();
     let y = builder.apply(Op::Softmax { dim: 0 }, &[y]).unwrap();
+    // Two in one launch, which no seed changes.
     let y = builder.apply(Op::Binary(Binary::Mul), &[y, w]).unwrap();
+    let y = builder.apply(Op::Unary(Unary::Exp), &[y]).unwrap();
     builder.sink(Sink::Output(0), y);
     builder.finish()
 }
