@@ -17,7 +17,7 @@ import numpy as np
 from . import _frames
 from ._cuda import DeviceMemory, Gpu, Signals, number_of
 from ._heap import Block, Heap
-from ._lane import Lane
+from ._lane import GONE, Lane
 from ._layer import Layer
 from ._layout import ARENA_MAGIC, HEADER_WORDS, PROTOCOL, RING_ENTRIES
 from ._offers import Offers
@@ -27,7 +27,6 @@ from .errors import ArenaFull, ConnectionLost, SessionError, UsageError, from_re
 _F_GET_SEALS = getattr(fcntl, "F_GET_SEALS", 1034)
 _F_SEAL_SHRINK = getattr(fcntl, "F_SEAL_SHRINK", 2)
 
-_GONE = getattr(select, "POLLRDHUP", 0x2000)
 #: How long a session on a GPU that is closed waits for what is under way, and how long, where it was cut off, the daemon
 #: may still be at something.
 _CLOSING_S, _GRACE_S = 10.0, 5.0
@@ -127,10 +126,9 @@ class Connection:
         from .torch import _gpu
 
         number, start = gpu.number, self._bytes.ctypes.data
-        signals = Signals(
+        return Signals(
             gpu, self._memory, start, HEADER_WORDS, RING_ENTRIES, lambda: _gpu.current_stream(number)
         )
-        return signals
 
     def _watch(self, signals: Signals) -> None:
         assert self.ends is not None
@@ -377,7 +375,7 @@ def _give_up_with(ends: Ends, lane: Lane, signals: Signals, told: int) -> None:
     """Ends a session that nobody has any more, when what is under way is done; lets streams go on that wait for a daemon
     that is gone."""
     poll = select.poll()
-    poll.register(ends.doorbell, _GONE)
+    poll.register(ends.doorbell, GONE)
     poll.register(told, select.POLLIN)
     if any(found == told for found, _ in poll.poll()):
         lane.drain(_CLOSING_S)

@@ -43,7 +43,8 @@ _DAEMON_SLEEPING = HEADER_WORDS["daemon_sleeping"]
 _CLIENT_SLEEPING = HEADER_WORDS["client_sleeping"]
 _MASK = RING_ENTRIES - 1
 _RING_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_GONE = getattr(select, "POLLRDHUP", 0x2000)
+#: What `poll` says of a socket whose other end is closed.
+GONE = getattr(select, "POLLRDHUP", 0x2000)
 _TSO = platform.machine() in ("x86_64", "AMD64", "i686")
 _NO_DIMS: Tuple[int, ...] = (0,) * 18
 _NO_EXTRA: Tuple[int, ...] = (0,) * 4
@@ -282,7 +283,7 @@ class Lane:
             if not self._lost:
                 # After the shutdown the ends look alike, whoever was first.
                 poll = select.poll()
-                poll.register(self._doorbell, _GONE)
+                poll.register(self._doorbell, GONE)
                 self._peer_ended = self._peer_ended or bool(poll.poll(0))
         except (OSError, ValueError):
             pass  # it is closed

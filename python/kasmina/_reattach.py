@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 from ._connection import Connection, Ends
+from ._lane import GONE
 from .errors import ConnectionLost, KasminaError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ REFUSED_PAUSE_S = 5.0
 #: How long the doorbell of a daemon that is gone may stay open.
 LANE_PATIENCE_S = 0.1
 _NOBODY = ("session.unavailable", "session.lost", "shutdown.draining")
-_GONE = getattr(select, "POLLRDHUP", 0x2000)
 
 
 def watch(client: Client) -> None:
@@ -59,14 +59,14 @@ def _run(client: "weakref.ref[Client]", stop: threading.Event, ends: Ends) -> No
 def _gone(ends: Ends, pause: Optional[float]) -> bool:
     """Waits for the other side's end, or as long as ``pause``."""
     poll = select.poll()
-    poll.register(ends.control, _GONE)
-    poll.register(ends.doorbell, _GONE)
+    poll.register(ends.control, GONE)
+    poll.register(ends.doorbell, GONE)
     return bool(poll.poll(None if pause is None else pause * 1000))
 
 
 def _wait_for_end(end: socket.socket, patience: float) -> None:
     poll = select.poll()
-    poll.register(end, _GONE)
+    poll.register(end, GONE)
     poll.poll(patience * 1000)
 
 

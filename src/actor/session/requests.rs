@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc::UnboundedReceiver;
-
 use actix::{
     Actor as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
     WrapFuture as _,
 };
 use serde::Serialize;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
     Session,
@@ -167,9 +166,10 @@ impl Handler<Serve> for Session {
     }
 }
 
-/// Starts a session's lane, with memory of the device for its tensors where they are to lie there. Blocking.
+/// A lane's link and events, and the memory of the device that its tensors lie in, if they do.
 type Started = (LaneLink, UnboundedReceiver<LaneEvent>, Option<Arc<dyn DeviceFile>>);
 
+/// Starts a session's lane, with memory of the device for its tensors where they are to lie there. Blocking.
 fn start_lane(mut parts: LaneParts, on_device: bool) -> Result<Started, ActorError> {
     let device_arena = if on_device {
         let bytes = parts.lane.arena().layout().arena_bytes as usize;
