@@ -205,7 +205,8 @@ fn addresses_of_shared_tiers_hold_no_secrets_and_no_options() {
 fn a_device_is_asked_for_in_words_that_can_be_met() {
     for (text, key, message) in [
         ("kind = \"cuda:1\"", "device.kind", "write one of auto, cpu, cuda instead of \"cuda:1\""),
-        ("ordinal = -1", "device.ordinal", "-1 is out of range: write 0 to 4294967295"),
+        ("ordinals = [-1]", "device.ordinals", "-1 is out of range: write 0 to 4294967295"),
+        ("ordinals = [0, 2, 0]", "device.ordinals", "0 stands there twice: name each GPU once"),
         ("memory = 0", "device.memory", "write a size such as \"256MiB\""),
         ("memory = \"512KiB\"", "device.memory", "or \"0B\" for nine tenths of what is free"),
         ("memory = \"65TiB\"", "device.memory", "65TiB is out of range"),
@@ -220,10 +221,10 @@ fn a_device_is_asked_for_in_words_that_can_be_met() {
         assert_eq!(problems[0].place, Place::Line(2), "{text}");
         assert!(problems[0].message.contains(message), "{text}: {}", problems[0].message);
     }
-    let text = "[device]\nkind = \"cuda\"\nordinal = 3\nmemory = \"8GiB\"\nlibraries = [\"/opt/venv\"]";
+    let text = "[device]\nkind = \"cuda\"\nordinals = [3, 1]\nmemory = \"8GiB\"\nlibraries = [\"/opt/venv\"]";
     let device = Config::from_toml(text, None, &()).unwrap().device;
     assert_eq!((device.kind, device.kind.as_str()), (DeviceKind::Cuda, "cuda"));
-    assert_eq!((device.ordinal, device.memory.0), (3, 8 << 30));
+    assert_eq!((device.ordinals.as_slice(), device.memory.0), (&[3, 1][..], 8 << 30));
     assert_eq!(device.libraries, [Path::new("/opt/venv")]);
 }
 

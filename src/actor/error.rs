@@ -77,23 +77,21 @@ pub enum ActorError {
     },
     /// A trainer whose tensors lie on a GPU, and a device whose memory nobody else can map.
     #[error(
-        "the trainer's tensors are to lie on a GPU, and the daemon runs kernels on {device}, whose memory no other process can map: have it run on that GPU (device.kind, device.ordinal), or connect without device="
+        "the trainer's tensors are to lie on a GPU, and the daemon runs kernels on {devices}, whose memory no other process can map: have it run on that GPU (device.kind, device.ordinals), or connect without device="
     )]
     NotShared {
         /// What the daemon runs kernels on.
-        device: String,
+        devices: String,
     },
     /// A trainer whose tensors lie on another GPU.
     #[error(
-        "the trainer's tensors lie on the GPU {asked}, and the daemon runs kernels on {ours} ({device}): train on that one, or start a daemon with the device.ordinal of the other"
+        "the trainer's tensors lie on the GPU {asked}, and the daemon runs kernels on {ours}: train there, or have the daemon take that one too (device.ordinals)"
     )]
     OtherGpu {
         /// The trainer's.
         asked: String,
-        /// The daemon's.
+        /// The daemon's, with what it calls them.
         ours: String,
-        /// What the daemon calls it.
-        device: String,
     },
     /// No such layer in this session.
     #[error("the session has no layer {layer}")]

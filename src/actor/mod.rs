@@ -5,6 +5,7 @@
 //! [`Validator`] supply kernels; [`Session`] is one trainer, [`Seed`] one slot of a layer of its.
 
 pub mod base;
+mod devices;
 mod error;
 mod events;
 mod gradient_sync;
@@ -16,6 +17,7 @@ mod supervisor;
 mod urza_fetcher;
 mod validator;
 
+pub use devices::{Devices, Seat};
 pub use error::ActorError;
 pub use events::{Events, Scope, Teller, Watcher};
 pub use gradient_sync::LaneLink;

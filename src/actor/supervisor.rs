@@ -10,15 +10,14 @@ use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseF
 use tokio::{net::UnixStream, sync::mpsc};
 
 use super::{
-    ActorError, CloseCache, Events, Kernels, LaneNumbers, ReportBreakers, ReportSession, ReportSupply,
-    Session, SessionParts, SupplyStatus, UrzaFetcher, WarmStart,
+    ActorError, CloseCache, Devices, Events, Kernels, LaneNumbers, ReportBreakers, ReportSession,
+    ReportSupply, Session, SessionParts, SupplyStatus, UrzaFetcher, WarmStart,
     base::{Child, Exit, Handle, StopActor},
     roll::Roll,
     serve_session,
     session::{CountTickets, DrainSession},
 };
 use crate::{
-    backend::Backend,
     clock::Clock,
     engine::{
         EngineConfig, Held, Holdings, Ledgers, Occupancy, QuotaSpent, SessionLedger, Turns, UserHoldings,
@@ -48,7 +47,7 @@ pub struct SupervisorParts {
     /// The fetcher.
     pub fetcher: Handle<UrzaFetcher>,
     /// Where kernels run.
-    pub backend: Arc<dyn Backend>,
+    pub devices: Arc<Devices>,
     /// What that is, for operators.
     pub device: DeviceReporter,
     /// How they run.
@@ -206,7 +205,7 @@ impl Handler<AdmitSession> for Supervisor {
             peer: message.peer,
             kernels: parts.kernels.clone(),
             supervisor: parts.handle.clone(),
-            backend: parts.backend.clone(),
+            devices: parts.devices.clone(),
             engine: parts.engine.clone(),
             limits: parts.limits,
             ledger,
@@ -263,7 +262,6 @@ impl Handler<ReportStatus> for Supervisor {
     fn handle(&mut self, _: ReportStatus, _: &mut Self::Context) -> Self::Result {
         let mut report = StatusReport {
             uptime_seconds: self.parts.clock.now().duration_since(self.started).as_secs(),
-            devices: vec![self.parts.backend.name().to_owned()],
             device: (self.parts.device)(),
             actors: self.parts.children.iter().map(|child| actor_report(child.report())).collect(),
             totals: self.sessions.totals(),

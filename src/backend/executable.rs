@@ -1,6 +1,10 @@
 //! The device trait and what passes through it.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{DeviceFile, HostMemory, HostQueue, Memory, OwnMemory, Queue, Region, Shared};
 use crate::{graph::Graph, tensor::PackedLayout};
@@ -37,6 +41,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(Shared::same(memory))
     }
 
+    /// Bytes of the device's memory that [`share`](Self::share) takes for as many of the host's.
+    fn mirror_bytes(&self, len_bytes: usize) -> usize {
+        let _ = len_bytes;
+        0
+    }
+
     /// What tells the device from all others, where other processes can map its memory; `None` where they cannot.
     fn uuid(&self) -> Option<&str> {
         None
@@ -59,6 +69,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Whether a run goes on after it was handed over. Where it does, one thread can keep many queues busy.
     fn is_asynchronous(&self) -> bool {
         false
+    }
+
+    /// Asks the device for a sign of life, and takes it for [`lost`](Self::lost) where there has been none for `limit`. Never
+    /// waits; to be called now and then while there is work.
+    fn beat(&self, now: Instant, limit: Duration) {
+        let _ = (now, limit);
     }
 
     /// Why nothing runs here any more before the process has begun anew; `None` as long as the device works.

@@ -5,14 +5,12 @@ use crate::wire::{DeviceReport, GpuReport, LibraryReport};
 
 /// The device, why it is this one, and NVIDIA's libraries. Empty for a daemon of a version that did not tell.
 pub(super) fn device_text(device: &DeviceReport) -> String {
-    if device.name.is_empty() {
+    let DeviceReport { names, kind, threads, no_gpu, gpus, libraries } = device;
+    if names.is_empty() {
         return String::new();
     }
-    let DeviceReport { name, kind, threads, no_gpu, gpu, libraries } = device;
-    let mut text = match gpu {
-        Some(gpu) => gpu_text(name, kind, gpu),
-        None => format!("device {name} (device.kind is {kind}), {threads} threads\n"),
-    };
+    let mut text = format!("device {} (device.kind is {kind}), {threads} threads\n", names.join(", "));
+    text += &gpus.iter().map(gpu_text).collect::<String>();
     if let Some(why) = no_gpu {
         text += &format!("no GPU: {why}\n");
     }
@@ -24,15 +22,14 @@ pub(super) fn device_text(device: &DeviceReport) -> String {
     text
 }
 
-fn gpu_text(name: &str, kind: &str, gpu: &GpuReport) -> String {
-    let GpuReport { model, capability, cuda, multiprocessors, memory_bytes, budget_bytes, used_bytes, mps } =
-        gpu;
+fn gpu_text(gpu: &GpuReport) -> String {
+    let GpuReport { name, uuid, model, capability, cuda, multiprocessors, .. } = gpu;
+    let GpuReport { memory_bytes, budget_bytes, used_bytes, sessions, mps, .. } = gpu;
     let used = used_bytes.map(|used| format!("{} used of ", bytes(used))).unwrap_or_default();
     format!(
-        "device {name} (device.kind is {kind}), {model}, capability {capability}, {multiprocessors} multiprocessors, \
-         driver for CUDA {cuda}\n\
-         memory: {used}a budget of {}, {} in all\n\
-         mps: {}\n",
+        "{name}: {model}, {uuid}, capability {capability}, {multiprocessors} multiprocessors, driver for CUDA {cuda}\n  \
+         memory: {used}a budget of {}, {} in all\n  \
+         sessions: {sessions}, mps: {}\n",
         bytes(*budget_bytes),
         bytes(*memory_bytes),
         if *mps { "running" } else { "not running" },
@@ -65,11 +62,11 @@ mod tests {
     #[test]
     fn a_processor_says_why_it_is_no_gpu_and_what_lacks() {
         let device = DeviceReport {
-            name: "cpu".to_owned(),
+            names: vec!["cpu".to_owned()],
             kind: "auto".to_owned(),
             threads: 2,
             no_gpu: Some("no CUDA driver: libcuda was not found".to_owned()),
-            gpu: None,
+            gpus: Vec::new(),
             libraries: vec![
                 library("libcuda", None, None, "no GPU can be used"),
                 library("NVRTC", Some("/v/libnvrtc.so.13"), Some("13"), "compiles the kernels"),
@@ -87,7 +84,7 @@ mod tests {
     #[test]
     fn a_processor_that_was_asked_for_and_an_older_daemon_need_no_reason() {
         let device = DeviceReport {
-            name: "cpu".to_owned(),
+            names: vec!["cpu".to_owned()],
             kind: "cpu".to_owned(),
             threads: 8,
             ..DeviceReport::default()
@@ -97,8 +94,10 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_says_what_it_is_what_it_holds_and_whether_it_is_shared_well() {
-        let gpu = GpuReport {
+    fn each_gpu_says_what_it_is_what_it_holds_and_whether_it_is_shared_well() {
+        let gpu = |number| GpuReport {
+            name: format!("cuda:{number}"),
+            uuid: format!("5{number}"),
             model: "NVIDIA H200".to_owned(),
             capability: "9.0".to_owned(),
             cuda: "12.8".to_owned(),
@@ -106,20 +105,23 @@ mod tests {
             memory_bytes: 140 << 30,
             budget_bytes: 120 << 30,
             used_bytes: None,
+            sessions: 0,
             mps: false,
         };
-        let text = |gpu| {
-            let (name, kind) = ("cuda:0".to_owned(), "cuda".to_owned());
-            device_text(&DeviceReport { name, kind, gpu: Some(gpu), ..DeviceReport::default() })
+        let device = DeviceReport {
+            names: vec!["cuda:0".to_owned(), "cuda:2".to_owned()],
+            kind: "cuda".to_owned(),
+            threads: 8,
+            gpus: vec![gpu(0), GpuReport { used_bytes: Some(3 << 30), sessions: 4, mps: true, ..gpu(2) }],
+            ..DeviceReport::default()
         };
-        let head = "device cuda:0 (device.kind is cuda), NVIDIA H200, capability 9.0, 132 multiprocessors, driver for \
-                    CUDA 12.8\n";
-        let quiet = "memory: a budget of 120.0 GiB, 140.0 GiB in all\nmps: not running\n";
-        assert_eq!(text(gpu.clone()), format!("{head}{quiet}"));
-        let shared = "memory: 3.0 GiB used of a budget of 120.0 GiB, 140.0 GiB in all\nmps: running\n";
-        assert_eq!(
-            text(GpuReport { used_bytes: Some(3 << 30), mps: true, ..gpu }),
-            format!("{head}{shared}")
-        );
+        let expected = "device cuda:0, cuda:2 (device.kind is cuda), 8 threads\n\
+            cuda:0: NVIDIA H200, 50, capability 9.0, 132 multiprocessors, driver for CUDA 12.8\n  \
+            memory: a budget of 120.0 GiB, 140.0 GiB in all\n  \
+            sessions: 0, mps: not running\n\
+            cuda:2: NVIDIA H200, 52, capability 9.0, 132 multiprocessors, driver for CUDA 12.8\n  \
+            memory: 3.0 GiB used of a budget of 120.0 GiB, 140.0 GiB in all\n  \
+            sessions: 4, mps: running\n";
+        assert_eq!(device_text(&device), expected);
     }
 }

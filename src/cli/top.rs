@@ -112,6 +112,7 @@ mod tests {
             client: "kasmina-python/0.1.0".to_owned(),
             pid: 41,
             uid: 1000,
+            device: "cpu".to_owned(),
             layers: 2,
             live_seeds: 16,
             tickets: 3,

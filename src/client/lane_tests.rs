@@ -196,6 +196,7 @@ fn session() -> (Client, JoinHandle<()>) {
             limits: LaneLimits::default(),
             recorder: None,
             device_arena: None,
+            device_share: None,
         };
         control(&theirs, &LaneHandle::start(parts, Box::new(|_| {})).unwrap());
     });

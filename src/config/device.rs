@@ -1,17 +1,17 @@
 //! `[device]`: what kernels run on.
 
-use std::{num::NonZero, path::PathBuf, thread};
+use std::{num::NonZero, path::PathBuf, thread, time::Duration};
 
 use super::{section::section, setting::words, units::ByteSize};
 
 /// Which device runs the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// The GPU if one can be opened, else the processor.
+    /// The GPUs that can be opened, else the processor.
     Auto,
     /// The processor. Nothing of CUDA is looked for or loaded.
     Cpu,
-    /// An NVIDIA GPU; without one the daemon does not start.
+    /// NVIDIA GPUs; the daemon does not start without one, nor without any that is named.
     Cuda,
 }
 
@@ -24,11 +24,13 @@ section! {
         kind: DeviceKind = DeviceKind::Cpu, "auto, cpu or cuda", Restart;
         /// Threads a pass may use; 0 is one for each processor the daemon may run on.
         threads: usize = 0, "threads", Restart;
-        /// Which GPU, counted from 0 among those that `CUDA_VISIBLE_DEVICES` leaves.
-        ordinal: u32 = 0, "number", Restart;
-        /// Bytes that kernels, plans and sessions may take on the GPU; 0 is nine tenths of what is free when it is
+        /// Which GPUs, counted from 0 among those that `CUDA_VISIBLE_DEVICES` leaves; empty is all of them.
+        ordinals: Vec<u32> = Vec::new(), "list of numbers", Restart;
+        /// Bytes that kernels, plans and sessions may take on each GPU; 0 is nine tenths of what is free when it is
         /// opened.
         memory: ByteSize = ByteSize(0), "bytes", Restart;
+        /// How long a GPU may do nothing at all while sessions are on it before it is taken for lost; 0 is for ever.
+        stall_limit: Duration = Duration::from_secs(120), "time", Restart;
         /// Whether a plan's launches on the GPU are captured once as a CUDA graph and replayed as one.
         graphs: bool = true, "true or false", Restart;
         /// Whether cuBLASLt may round factors of products in float32 to TF32, as with

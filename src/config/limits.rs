@@ -26,8 +26,8 @@ section! {
         max_seeds_per_uid: u64 = 8192, "seeds", Restart;
         /// Forward passes of one user that may await their backward; 0 is no limit.
         max_tickets_per_uid: u64 = 65_536, "tickets", Restart;
-        /// Memory one session may hold in the daemon, beside its arena: parameters and buffers of its seeds, and what
-        /// its tickets save.
+        /// Memory one session may hold in the daemon, beside its arena in the host's memory: parameters and buffers of its
+        /// seeds, what its tickets save, and what arena and seeds take of a GPU.
         max_bytes_per_session: ByteSize = ByteSize::gib(4), "bytes", Restart;
         /// The same for one user; "0B" is no limit.
         max_bytes_per_uid: ByteSize = ByteSize::gib(16), "bytes", Restart;

@@ -339,6 +339,13 @@ fn device(config: &Config, reader: &mut Reader<'_>) {
         );
         reader.refuse("device.memory", message);
     }
+    let ordinals = &config.device.ordinals;
+    if let Some((_, twice)) =
+        ordinals.iter().enumerate().find(|&(n, ordinal)| ordinals[..n].contains(ordinal))
+    {
+        let message = format!("{twice} stands there twice: name each GPU once");
+        reader.refuse("device.ordinals", message);
+    }
     for folder in config.device.libraries.iter().filter(|folder| !folder.is_absolute()) {
         let message = format!("{:?} is not absolute: write a path from the root", folder.display());
         reader.refuse("device.libraries", message);

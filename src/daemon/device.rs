@@ -1,4 +1,4 @@
-//! From settings to the device that kernels run on.
+//! From settings to the devices that kernels run on.
 
 use std::{
     fs,
@@ -9,11 +9,14 @@ use std::{
 
 use super::DaemonError;
 use crate::{
-    actor::DeviceReporter,
+    actor::{DeviceReporter, Devices},
     backend::{
         Backend,
         cpu::CpuBackend,
-        cuda::{CudaBackend, LibraryState, OpenError, OpenOptions, Opened, Unavailable, open_device, places},
+        cuda::{
+            CudaBackend, LibraryState, OpenError, OpenOptions, Opened, Unavailable, count, open_device,
+            places,
+        },
     },
     config::{Config, Device, DeviceKind},
     wire::{DeviceReport, GpuReport, LibraryReport},
@@ -25,33 +28,34 @@ const MPS_FOLDER: &str = "/tmp/nvidia-mps";
 /// What kernels run on.
 #[derive(Debug)]
 pub(super) struct ChosenDevice {
-    pub(super) backend: Arc<dyn Backend>,
+    pub(super) devices: Arc<Devices>,
     /// As operators are told.
     pub(super) report: DeviceReport,
-    /// What counts the memory of a GPU.
-    counted: Option<Arc<CudaBackend>>,
+    /// What counts the memory of the GPUs, in the report's order.
+    counted: Vec<Arc<CudaBackend>>,
 }
 
 impl ChosenDevice {
     /// The report with what is in use when somebody asks.
     pub(super) fn reporter(&self) -> DeviceReporter {
-        let (report, counted) = (self.report.clone(), self.counted.clone());
+        let (report, counted, devices) = (self.report.clone(), self.counted.clone(), self.devices.clone());
         Arc::new(move || {
             let mut report = report.clone();
-            if let (Some(gpu), Some(counted)) = (&mut report.gpu, &counted) {
-                gpu.used_bytes = Some(counted.held_bytes() as u64);
+            for ((gpu, counted), sessions) in report.gpus.iter_mut().zip(&counted).zip(devices.sessions()) {
+                (gpu.used_bytes, gpu.sessions) = (Some(counted.held_bytes() as u64), sessions as u64);
             }
             report
         })
     }
 }
 
-/// Takes the device that the settings ask for. For the processor nothing of CUDA is looked for.
+/// Takes the devices that the settings ask for. For the processor nothing of CUDA is looked for.
 ///
-/// A GPU is opened on a thread of its own, as long as that takes; whoever stops waiting does not stop it.
+/// GPUs are opened one after the other, on a thread of its own, as long as that takes: the first one's kernels are on the
+/// disk for those that are like it. Whoever stops waiting does not stop it.
 ///
 /// # Errors
-/// [`DaemonError::Device`] when the settings ask for a GPU alone and there is none.
+/// [`DaemonError::Device`] when the settings ask for GPUs alone, and there is none or one that they name cannot be used.
 pub(super) async fn choose_device(
     config: &Config,
     variable: fn(&str) -> Option<PathBuf>,
@@ -61,55 +65,115 @@ pub(super) async fn choose_device(
     }
     let (settings, image_folder) = (config.device.clone(), config.image_folder());
     let opening = tokio::task::spawn_blocking(move || {
-        open_device(&OpenOptions {
-            ordinal: settings.ordinal,
+        let options = OpenOptions {
+            ordinal: 0,
             memory_bytes: settings.memory.0,
             graphs: settings.graphs,
             tf32: settings.tf32,
             places: places(&settings.libraries, variable, Path::new("/")),
             image_folder,
-        })
+        };
+        let open =
+            |ordinal| Attempt { ordinal, opened: open_device(&OpenOptions { ordinal, ..options.clone() }) };
+        match settings.ordinals.as_slice() {
+            // Where there is none, whoever opens the first one says why.
+            [] => (0..count().max(1)).map(open).collect(),
+            named => named.iter().copied().map(open).collect(),
+        }
     });
     // A driver that lacks a function which its version has promised is a panic of the binding.
-    let opened = opening.await.unwrap_or_else(|panic| {
+    let attempts = opening.await.unwrap_or_else(|panic| {
         let error = OpenError::Panicked { reason: panic.to_string() };
-        Err(Unavailable { error, libraries: Vec::new() })
+        vec![Attempt { ordinal: 0, opened: Err(Unavailable { error, libraries: Vec::new() }) }]
     });
     let mps_folder = variable("CUDA_MPS_PIPE_DIRECTORY").unwrap_or_else(|| MPS_FOLDER.into());
-    Ok(match settle(&config.device, opened)? {
-        Settled::Gpu(opened) => gpu(&config.device, opened, mps_runs(&mps_folder)),
+    Ok(match settle(&config.device, attempts)? {
+        Settled::Gpus(first, others, refusals) => {
+            gpus(&config.device, first, others, &refusals, mps_runs(&mps_folder))
+        }
         Settled::Processor(chosen) => chosen,
     })
 }
 
-/// What an attempt to open a GPU comes to.
+/// What came of opening a GPU.
+struct Attempt {
+    ordinal: u32,
+    opened: Result<Opened, Unavailable>,
+}
+
+/// What attempts to open GPUs come to.
 enum Settled {
-    Gpu(Opened),
+    /// At least one, and why others are not used.
+    Gpus(Opened, Vec<Opened>, Vec<String>),
     Processor(ChosenDevice),
 }
 
-fn settle(settings: &Device, opened: Result<Opened, Unavailable>) -> Result<Settled, DaemonError> {
-    match opened {
-        Ok(opened) => Ok(Settled::Gpu(opened)),
-        Err(unavailable) if settings.kind == DeviceKind::Cuda => Err(unavailable.into()),
-        Err(Unavailable { error, libraries }) => {
-            tracing::info!(reason = %error, "no GPU, kernels run on the CPU");
-            let mut chosen = processor(settings);
-            chosen.report.no_gpu = Some(error.to_string());
-            chosen.report.libraries = libraries.iter().map(library_report).collect();
-            Ok(Settled::Processor(chosen))
+fn settle(settings: &Device, attempts: Vec<Attempt>) -> Result<Settled, DaemonError> {
+    let (mut opened, mut refused) = (Vec::new(), Vec::new());
+    for Attempt { ordinal, opened: result } in attempts {
+        match result {
+            Ok(gpu) => opened.push(gpu),
+            Err(unavailable) => refused.push((ordinal, unavailable)),
         }
     }
+    let is_named = !settings.ordinals.is_empty();
+    if settings.kind == DeviceKind::Cuda && (is_named || opened.is_empty()) && !refused.is_empty() {
+        return Err(refused.swap_remove(0).1.into());
+    }
+    let mut opened = opened.into_iter();
+    if let Some(first) = opened.next() {
+        let refusals: Vec<String> = refused
+            .iter()
+            .map(|(ordinal, unavailable)| format!("cuda:{ordinal}: {}", unavailable.error))
+            .collect();
+        for reason in &refusals {
+            tracing::warn!(reason, "a GPU is not used");
+        }
+        return Ok(Settled::Gpus(first, opened.collect(), refusals));
+    }
+    let mut chosen = processor(settings);
+    if let Some((_, Unavailable { error, libraries })) = refused.first() {
+        tracing::info!(reason = %error, "no GPU, kernels run on the CPU");
+        chosen.report.no_gpu = Some(error.to_string());
+        chosen.report.libraries = libraries.iter().map(library_report).collect();
+    }
+    Ok(Settled::Processor(chosen))
 }
 
 fn processor(settings: &Device) -> ChosenDevice {
     let backend = Arc::new(CpuBackend::new(settings.thread_count()));
-    let report = report(settings, backend.name());
-    ChosenDevice { backend, report, counted: None }
+    let report = report(settings, vec![backend.name().to_owned()]);
+    ChosenDevice { devices: Devices::new(backend, []), report, counted: Vec::new() }
 }
 
-fn gpu(settings: &Device, opened: Opened, mps: bool) -> ChosenDevice {
-    let Opened { backend, properties, budget_bytes, libraries } = opened;
+fn gpus(
+    settings: &Device,
+    first: Opened,
+    others: Vec<Opened>,
+    refusals: &[String],
+    mps: bool,
+) -> ChosenDevice {
+    for library in first.libraries.iter().filter(|library| library.path.is_none()) {
+        tracing::info!(library = library.name, costs = &*library.remark, "library missing");
+    }
+    let libraries = first.libraries.iter().map(library_report).collect();
+    let counted: Vec<_> =
+        std::iter::once(&first).chain(&others).map(|opened| opened.backend.clone()).collect();
+    let devices = Devices::new(
+        first.backend.clone(),
+        others.iter().map(|opened| opened.backend.clone() as Arc<dyn Backend>),
+    );
+    let gpus: Vec<_> = std::iter::once(first).chain(others).map(|opened| gpu_report(opened, mps)).collect();
+    let report = DeviceReport {
+        no_gpu: (!refusals.is_empty()).then(|| refusals.join("; ")),
+        libraries,
+        ..report(settings, gpus.iter().map(|gpu| gpu.name.clone()).collect())
+    };
+    ChosenDevice { devices, report: DeviceReport { gpus, ..report }, counted }
+}
+
+fn gpu_report(opened: Opened, mps: bool) -> GpuReport {
+    let Opened { properties, budget_bytes, .. } = opened;
     tracing::info!(
         device = properties.name,
         model = properties.model,
@@ -119,10 +183,9 @@ fn gpu(settings: &Device, opened: Opened, mps: bool) -> ChosenDevice {
         mps,
         "kernels run on the GPU"
     );
-    for LibraryState { name, remark, .. } in libraries.iter().filter(|library| library.path.is_none()) {
-        tracing::info!(library = name, costs = &**remark, "library missing");
-    }
-    let gpu = GpuReport {
+    GpuReport {
+        name: properties.name,
+        uuid: properties.uuid,
         model: properties.model,
         capability: pair(properties.capability),
         cuda: pair(properties.cuda),
@@ -130,16 +193,14 @@ fn gpu(settings: &Device, opened: Opened, mps: bool) -> ChosenDevice {
         memory_bytes: properties.memory_bytes,
         budget_bytes,
         used_bytes: None,
+        sessions: 0,
         mps,
-    };
-    let libraries = libraries.iter().map(library_report).collect();
-    let report = DeviceReport { gpu: Some(gpu), libraries, ..report(settings, backend.name()) };
-    ChosenDevice { backend: backend.clone(), report, counted: Some(backend) }
+    }
 }
 
-fn report(settings: &Device, name: &str) -> DeviceReport {
+fn report(settings: &Device, names: Vec<String>) -> DeviceReport {
     DeviceReport {
-        name: name.to_owned(),
+        names,
         kind: settings.kind.as_str().to_owned(),
         threads: settings.thread_count() as u64,
         ..DeviceReport::default()
@@ -178,7 +239,7 @@ mod tests {
         Device { kind, threads: 3, ..Device::default() }
     }
 
-    fn refusal() -> Result<Opened, Unavailable> {
+    fn refusal() -> Vec<Attempt> {
         let error = OpenError::NoCompiler { looked_in: vec!["/opt/venv".into()] };
         let libcuda = LibraryState {
             name: "libcuda",
@@ -192,7 +253,7 @@ mod tests {
             version: None,
             remark: "kernels cannot be compiled".into(),
         };
-        Err(Unavailable { error, libraries: vec![libcuda, nvrtc] })
+        vec![Attempt { ordinal: 0, opened: Err(Unavailable { error, libraries: vec![libcuda, nvrtc] }) }]
     }
 
     #[test]
@@ -200,9 +261,9 @@ mod tests {
         let Settled::Processor(chosen) = settle(&settings(DeviceKind::Auto), refusal()).unwrap() else {
             panic!("no GPU was opened");
         };
-        assert_eq!(chosen.backend.name(), "cpu");
-        let DeviceReport { name, kind, threads, no_gpu, gpu, libraries } = chosen.report;
-        assert_eq!((name.as_str(), kind.as_str(), threads, gpu), ("cpu", "auto", 3, None));
+        assert_eq!(chosen.devices.seat(None).unwrap().backend().name(), "cpu");
+        let DeviceReport { names, kind, threads, no_gpu, gpus, libraries } = chosen.report;
+        assert_eq!((names, kind.as_str(), threads, gpus), (vec!["cpu".to_owned()], "auto", 3, vec![]));
         assert!(no_gpu.unwrap().starts_with("NVRTC, which compiles the kernels, was not found in /opt/venv"));
         let shown: Vec<_> = libraries.iter().map(|l| (l.name.as_str(), l.path.as_deref())).collect();
         assert_eq!(shown, [("libcuda", Some("/usr/lib64/libcuda.so.570.86")), ("NVRTC", None)]);
@@ -226,9 +287,9 @@ mod tests {
     async fn for_the_processor_nothing_is_looked_for() {
         let config = Config { device: settings(DeviceKind::Cpu), ..Config::default() };
         let chosen = choose_device(&config, |name| panic!("{name} was asked for")).await.unwrap();
-        assert_eq!(chosen.backend.name(), "cpu");
+        assert_eq!(chosen.devices.seat(None).unwrap().backend().name(), "cpu");
         let expected = DeviceReport {
-            name: "cpu".to_owned(),
+            names: vec!["cpu".to_owned()],
             kind: "cpu".to_owned(),
             threads: 3,
             ..DeviceReport::default()
@@ -239,11 +300,11 @@ mod tests {
     #[tokio::test]
     async fn a_number_that_no_gpu_has_is_no_gpu() {
         let choose = async |kind| {
-            let device = Device { ordinal: 4096, ..settings(kind) };
+            let device = Device { ordinals: vec![4096], ..settings(kind) };
             choose_device(&Config { device, ..Config::default() }, |_| None).await
         };
         let chosen = choose(DeviceKind::Auto).await.unwrap();
-        assert_eq!((chosen.backend.name(), chosen.report.gpu), ("cpu", None));
+        assert_eq!((chosen.report.names, chosen.report.gpus), (vec!["cpu".to_owned()], vec![]));
         assert!(chosen.report.no_gpu.unwrap().starts_with("no CUDA driver: "));
         assert_eq!(chosen.report.libraries.len(), 4);
         let error = choose(DeviceKind::Cuda).await.unwrap_err();

@@ -1,6 +1,10 @@
 //! The daemon from its first line to its last.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::Actor as _;
 use tokio::{
@@ -53,7 +57,13 @@ pub struct DaemonEnvironment {
 /// # Errors
 /// [`DaemonError`] when it cannot start, or when the supervisor fails.
 pub fn run(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
-    actix::System::new().block_on(serve(config, environment))
+    let system = actix::System::new();
+    let outcome = system.block_on(serve(config, environment));
+    if matches!(outcome, Err(DaemonError::DeviceLost { .. })) {
+        // Its end would wait for threads that wait for the device, and the process is about to begin anew.
+        std::mem::forget(system);
+    }
+    outcome
 }
 
 struct Signals {
@@ -93,7 +103,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         // What is being compiled is finished before the process ends: nothing can interrupt the compiler.
         () = signals.next() => return Ok(()),
     };
-    let backend = device.backend.clone();
+    let (devices, stall_limit) = (device.devices.clone(), config.device.stall_limit);
     let Wiring { supervisor, cache, validator, events, recorder, parts } =
         wire(config, device, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
@@ -130,7 +140,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         tokio::select! {
             () = signals.next() => break Ok(()),
             () = shutdown.notified() => break Ok(()),
-            (stream, peer) = accept(&trainers.socket) => match backend.lost() {
+            (stream, peer) = accept(&trainers.socket) => match devices.lost() {
                 // Whoever comes back at once is let in by the next daemon.
                 Some(reason) => break Err(DaemonError::DeviceLost { reason }),
                 None => admit(stream, peer, &trainers_allowed, &supervisor).await,
@@ -147,7 +157,10 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
                 if !address.connected() {
                     break Err(DaemonError::Supervisor);
                 }
-                if let Some(reason) = backend.lost() {
+                if !stall_limit.is_zero() {
+                    devices.beat(Instant::now(), stall_limit);
+                }
+                if let Some(reason) = devices.lost() {
                     break Err(DaemonError::DeviceLost { reason });
                 }
             }

@@ -58,7 +58,7 @@ pub(super) async fn wire(
     );
 
     let reporter = device.reporter();
-    let backend = device.backend;
+    let devices = device.devices;
     let engine = Arc::new(engine_config(config, panic_in));
     let recorder = recorder(config, &clock)?;
 
@@ -121,7 +121,7 @@ pub(super) async fn wire(
         handle: supervisor.clone(),
         kernels,
         fetcher,
-        backend,
+        devices,
         device: reporter,
         engine,
         limits: session_limits(config),

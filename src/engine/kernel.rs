@@ -20,7 +20,7 @@ use crate::{
     validation::{Metadata, Verdict},
 };
 
-/// Plans kept for one kernel; the least recently used goes first.
+/// Plans kept for one kernel on one device; the least recently used goes first.
 const MAX_PLANS: usize = 32;
 
 /// A parameter or a buffer of a kernel, with its value in the artifact.
@@ -49,13 +49,19 @@ pub struct Kernel {
     parameter_layout: PackedLayout,
     buffer_layout: PackedLayout,
     program: Box<dyn Program>,
-    plans: Mutex<Recent<PlanKey, Arc<MadeOnce>>>,
+    plans: Mutex<Vec<OfDevice>>,
     /// What plans and the memory that seeds run on weigh.
     account: Account,
 }
 
 /// Plans that are there or being made, or why there are none.
 type MadeOnce = OnceLock<Result<Arc<PlanSet>, EngineError>>;
+
+/// A kernel's plans on one device.
+struct OfDevice {
+    device: String,
+    plans: Recent<PlanKey, Arc<MadeOnce>>,
+}
 
 /// What a kernel is made of.
 #[derive(Debug)]
@@ -118,7 +124,7 @@ impl Kernel {
             parameters: parts.parameters,
             buffers: parts.buffers,
             program: parts.program,
-            plans: Mutex::new(Recent::new(MAX_PLANS)),
+            plans: Mutex::default(),
             account: Account::default(),
         })
     }
@@ -189,10 +195,11 @@ impl Kernel {
         self.account.charge(bytes)
     }
 
-    /// How many plans it has.
+    /// How many plans it has, on all devices.
     pub fn plan_count(&self) -> u32 {
         let is_there = |made: &MadeOnce| matches!(made.get(), Some(Ok(_)));
-        self.kept().iter().filter(|(_, made)| is_there(made)).count() as u32
+        let kept = self.kept();
+        kept.iter().flat_map(|of| of.plans.iter()).filter(|(_, made)| is_there(made)).count() as u32
     }
 
     /// Writes the artifact's values into a seed's memory; `false` where that is too small.
@@ -221,7 +228,7 @@ impl Kernel {
         self.program.module()
     }
 
-    /// The plans for one key, made on first use.
+    /// The plans for one key on one device, made on first use.
     ///
     /// Blocking: while a plan is made, by this caller or by another that came first. A failure is kept too:
     /// the same key fails at once.
@@ -234,17 +241,24 @@ impl Kernel {
         backend: &dyn Backend,
         config: &EngineConfig,
     ) -> Result<Arc<PlanSet>, EngineError> {
-        let made = self.made_once(key);
+        let made = self.made_once(key, backend.name());
         made.get_or_init(|| PlanSet::build(self, key, backend, config).map(Arc::new)).clone()
     }
 
     /// Whether [`plans`](Self::plans) would answer at once, with plans or with why there are none.
-    pub fn is_planned(&self, key: &PlanKey) -> bool {
-        self.kept().iter().any(|(known, made)| known == key && made.get().is_some())
+    pub fn is_planned(&self, key: &PlanKey, backend: &dyn Backend) -> bool {
+        let kept = self.kept();
+        let mut there = kept.iter().filter(|of| of.device == backend.name()).flat_map(|of| of.plans.iter());
+        there.any(|(known, made)| known == key && made.get().is_some())
     }
 
-    fn made_once(&self, key: &PlanKey) -> Arc<MadeOnce> {
-        let mut plans = self.kept();
+    fn made_once(&self, key: &PlanKey, device: &str) -> Arc<MadeOnce> {
+        let mut kept = self.kept();
+        let place = kept.iter().position(|of| of.device == device).unwrap_or_else(|| {
+            kept.push(OfDevice { device: device.to_owned(), plans: Recent::new(MAX_PLANS) });
+            kept.len() - 1
+        });
+        let plans = &mut kept[place].plans;
         if let Some(made) = plans.get(key) {
             return made.clone();
         }
@@ -253,7 +267,7 @@ impl Kernel {
         made
     }
 
-    fn kept(&self) -> MutexGuard<'_, Recent<PlanKey, Arc<MadeOnce>>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<OfDevice>> {
         // Nothing that is done within can panic half-way.
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }

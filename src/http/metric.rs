@@ -162,8 +162,10 @@ metrics! {
     WarmingDone: Gauge "kasmina_warming_done" []
         "1 when warming is over.";
 
-    DeviceMemory: Gauge "kasmina_device_memory_bytes" ["state"]
-        "Memory of the GPU that kernels, plans and sessions may take (budget) and have taken (used, missing while nobody counts it); missing on the processor.";
+    DeviceMemory: Gauge "kasmina_device_memory_bytes" ["device", "state"]
+        "Memory of a GPU that kernels, plans and sessions may take (budget) and have taken (used, missing while nobody counts it); missing on the processor.";
+    DeviceSessions: Gauge "kasmina_device_sessions" ["device"]
+        "Sessions whose kernels run on a GPU; missing on the processor.";
 
     Sessions: Gauge "kasmina_sessions" []
         "Sessions that are connected.";

@@ -53,11 +53,12 @@ impl Samples {
         samples.put(Metric::Uptime, &[], status.uptime_seconds);
         samples.put(Metric::ResidentBytes, &[], status.resident_bytes);
         samples.put(Metric::ScrapeComplete, &[], cache.is_some());
-        if let Some(gpu) = &status.device.gpu {
-            samples.put(Metric::DeviceMemory, &["budget"], gpu.budget_bytes);
+        for gpu in &status.device.gpus {
+            samples.put(Metric::DeviceMemory, &[&gpu.name, "budget"], gpu.budget_bytes);
             if let Some(used_bytes) = gpu.used_bytes {
-                samples.put(Metric::DeviceMemory, &["used"], used_bytes);
+                samples.put(Metric::DeviceMemory, &[&gpu.name, "used"], used_bytes);
             }
+            samples.put(Metric::DeviceSessions, &[&gpu.name], gpu.sessions);
         }
         samples.sessions(status);
         for actor in &status.actors {

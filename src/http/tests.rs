@@ -60,6 +60,7 @@ fn breaker(name: &str, state: &str, retry_after_ms: Option<u64>) -> BreakerRepor
 fn session(number: u64) -> SessionReport {
     SessionReport {
         session: SessionId(number),
+        device: "cpu".to_owned(),
         client: "a client\"\n".to_owned(),
         pid: 1,
         uid: 2,
@@ -113,7 +114,16 @@ fn status() -> StatusReport {
             turn_wait_us: 1_250_000,
         },
         device: DeviceReport {
-            gpu: Some(GpuReport { budget_bytes: 9000, used_bytes: Some(700), ..GpuReport::default() }),
+            gpus: vec![
+                GpuReport {
+                    name: "cuda:0".to_owned(),
+                    budget_bytes: 9000,
+                    used_bytes: Some(700),
+                    sessions: 2,
+                    ..GpuReport::default()
+                },
+                GpuReport { name: "cuda:1".to_owned(), budget_bytes: 8000, ..GpuReport::default() },
+            ],
             ..DeviceReport::default()
         },
         turns: TurnsReport { places: 4, running: 3, waiting: 2 },
@@ -213,6 +223,7 @@ fn every_metric_is_declared_once_and_named_by_the_rules() {
         for label in family.labels {
             let bounded = [
                 "version",
+                "device",
                 "dependency",
                 "state",
                 "from",
@@ -284,8 +295,11 @@ fn reports_become_series_in_both_forms() {
         ("kasmina_passes_running", 3.0),
         ("kasmina_passes_waiting", 2.0),
         ("kasmina_failure_records_total", 7.0),
-        ("kasmina_device_memory_bytes{state=\"budget\"}", 9000.0),
-        ("kasmina_device_memory_bytes{state=\"used\"}", 700.0),
+        ("kasmina_device_memory_bytes{device=\"cuda:0\",state=\"budget\"}", 9000.0),
+        ("kasmina_device_memory_bytes{device=\"cuda:0\",state=\"used\"}", 700.0),
+        ("kasmina_device_memory_bytes{device=\"cuda:1\",state=\"budget\"}", 8000.0),
+        ("kasmina_device_sessions{device=\"cuda:0\"}", 2.0),
+        ("kasmina_device_sessions{device=\"cuda:1\"}", 0.0),
         ("kasmina_failure_records_dropped_total{reason=\"full\"}", 5.0),
         ("kasmina_actor_restarts_total{actor=\"validator\"}", 2.0),
     ] {

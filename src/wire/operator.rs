@@ -104,8 +104,6 @@ pub struct StatusReport {
     pub uptime_seconds: u64,
     /// `starting`, `serving` or `draining`.
     pub phase: String,
-    /// The devices kernels run on.
-    pub devices: Vec<String>,
     /// What kernels run on, why, and what was found of NVIDIA's libraries.
     #[serde(default)]
     pub device: DeviceReport,
@@ -196,6 +194,9 @@ pub struct SessionReport {
     pub pid: u32,
     /// The peer's user id, as the kernel states it.
     pub uid: u32,
+    /// The device its kernels run on; empty before its greeting.
+    #[serde(default)]
+    pub device: String,
     /// Its layers.
     pub layers: u32,
     /// Seeds with a kernel.

@@ -8,7 +8,7 @@
 // Memory that processes share is a file, whose descriptor one hands to the other: it lasts as long as anybody has it mapped.
 //
 // STAND_IN_FAULT names a file: where it is there when a kernel is to run, it is removed, and the kernel has read an illegal
-// address.
+// address. STAND_IN_STALL is another: then the device does nothing any more. STAND_IN_DEVICES is how many devices there are, STAND_IN_UUID makes them others than those of another process.
 
 #include <atomic>
 #include <chrono>
@@ -135,23 +135,32 @@ struct Device {
     }
 };
 
-// Never destroyed: the worker may outlive main.
-static Device& device = *new Device;
+// Never destroyed: their workers may outlive main.
+static Device* const all = new Device[8];
+// The device of the context that is current on this thread, and what a worker works for.
+static thread_local Device* device = nullptr;
+static thread_local std::vector<Device*> pushed;
 static const size_t MEMORY = size_t(2) << 30;
 static const size_t GRANULARITY = size_t(2) << 20;
 static bool initialised = false;
-static int the_context;
-static thread_local void* current = nullptr;
-static thread_local std::vector<void*> pushed;
+
+static int count() {
+    const char* asked = getenv("STAND_IN_DEVICES");
+    return asked ? atoi(asked) : 1;
+}
+
+static bool is_context(const void* context) {
+    return context >= all && context < all + count() && static_cast<const Device*>(context)->retained;
+}
 
 typedef std::unique_lock<std::mutex> Lock;
 
 // Locks the device for a call that needs a context and a device that works.
 #define ENTER()                                                                                                        \
     if (!initialised) return NOT_INITIALIZED;                                                                          \
-    if (current != &the_context) return INVALID_CONTEXT;                                                               \
-    Lock lock(device.mutex);                                                                                           \
-    if (device.broken) return device.broken
+    if (!device) return INVALID_CONTEXT;                                                                               \
+    Lock lock(device->mutex);                                                                                           \
+    if (device->broken) return device->broken
 
 // The same for a call that no thread may make while it captures.
 #define ENTER_UNCAPTURED()                                                                                             \
@@ -161,7 +170,7 @@ typedef std::unique_lock<std::mutex> Lock;
 // A wait or an allocation ends captures: those of this thread, or of all.
 static int breaks_capture(bool of_all) {
     int result = SUCCESS;
-    for (Stream* stream : device.streams)
+    for (Stream* stream : device->streams)
         if (stream->capture && (of_all || stream->capture->thread == std::this_thread::get_id())) {
             stream->capture->is_broken = true;
             result = CAPTURE_UNSUPPORTED;
@@ -169,9 +178,18 @@ static int breaks_capture(bool of_all) {
     return result;
 }
 
+static bool takes(const char* path) {
+    return path && unlink(path) == 0;
+}
+
 static bool takes_fault() {
     static const char* path = getenv("STAND_IN_FAULT");
-    return path && unlink(path) == 0;
+    return takes(path);
+}
+
+static bool takes_stall() {
+    static const char* path = getenv("STAND_IN_STALL");
+    return takes(path);
 }
 
 static bool waits_for_value(const Stream* stream) {
@@ -185,48 +203,50 @@ static bool is_runnable(const Stream& stream) {
     return item.kind != Item::WAIT || *item.mark;
 }
 
-static void work() {
-    Lock lock(device.mutex);
+static void work(Device* ours) {
+    device = ours;
+    Lock lock(device->mutex);
     for (;;) {
         std::vector<Stream*> ready;
-        for (Stream* stream : device.streams)
+        for (Stream* stream : device->streams)
             if (is_runnable(*stream)) ready.push_back(stream);
         if (ready.empty()) {
             // Whoever writes a word tells nobody.
-            if (std::any_of(device.streams.begin(), device.streams.end(), waits_for_value))
-                device.moved.wait_for(lock, std::chrono::microseconds(100));
+            if (std::any_of(device->streams.begin(), device->streams.end(), waits_for_value))
+                device->moved.wait_for(lock, std::chrono::microseconds(100));
             else
-                device.moved.wait(lock);
+                device->moved.wait(lock);
             continue;
         }
-        Stream* stream = ready[device.random() % ready.size()];
+        if (takes_stall()) for (;;) device->moved.wait(lock);
+        Stream* stream = ready[device->random() % ready.size()];
         Item item = std::move(stream->items.front());
         if (item.kind == Item::RECORD) *item.mark = true;
-        if (item.kind == Item::WORK && !device.broken) {
+        if (item.kind == Item::WORK && !device->broken) {
             stream->is_at_work = true;
             lock.unlock();
             int result = item.work();
             lock.lock();
             stream->is_at_work = false;
-            if (result) device.broken = result;
+            if (result) device->broken = result;
         }
         stream->items.pop_front();
-        device.moved.notify_all();
+        device->moved.notify_all();
     }
 }
 
 static void push(Stream* stream, Item item) {
     stream->items.push_back(std::move(item));
-    if (!device.has_worker) {
-        device.has_worker = true;
-        std::thread(work).detach();
+    if (!device->has_worker) {
+        device->has_worker = true;
+        std::thread(work, device).detach();
     }
-    device.moved.notify_all();
+    device->moved.notify_all();
 }
 
 static int await(Lock& lock, Stream* stream) {
-    device.moved.wait(lock, [&] { return device.broken || (stream->items.empty() && !stream->is_at_work); });
-    return device.broken;
+    device->moved.wait(lock, [&] { return device->broken || (stream->items.empty() && !stream->is_at_work); });
+    return device->broken;
 }
 
 template <class Address> static bool lies_in(const std::map<Address, size_t>& ranges, Address start, size_t bytes) {
@@ -237,15 +257,15 @@ template <class Address> static bool lies_in(const std::map<Address, size_t>& ra
 }
 
 static bool is_allocated(CUdeviceptr start, size_t bytes) {
-    if (lies_in(device.blocks, start, bytes)) return true;
-    auto after = device.ranges.upper_bound(start);
-    if (after == device.ranges.begin()) return false;
+    if (lies_in(device->blocks, start, bytes)) return true;
+    auto after = device->ranges.upper_bound(start);
+    if (after == device->ranges.begin()) return false;
     auto& [from, range] = *std::prev(after);
     return range.is_open && start + bytes <= from + range.mapped;
 }
 
 static bool is_locked(const void* start, size_t bytes) {
-    return lies_in(device.locked, uintptr_t(start), bytes) || lies_in(device.own, uintptr_t(start), bytes);
+    return lies_in(device->locked, uintptr_t(start), bytes) || lies_in(device->own, uintptr_t(start), bytes);
 }
 
 static int run(const Launch& launch) {
@@ -257,13 +277,13 @@ static int run(const Launch& launch) {
 
 // A stream as a caller names it; no name is that of the one that all have.
 static Stream* named(Stream* stream) {
-    return stream ? stream : &device.by_default;
+    return stream ? stream : &device->by_default;
 }
 
 // A copy, a fill or a word; a stream that captures takes launches alone.
 static int hand(Stream* stream, std::function<void()> work) {
     stream = named(stream);
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) {
         stream->capture->is_broken = true;
         return CAPTURE_UNSUPPORTED;
@@ -273,8 +293,10 @@ static int hand(Stream* stream, std::function<void()> work) {
 }
 
 API CUresult cuInit(unsigned) {
-    Lock lock(device.mutex);
-    device.streams.insert(&device.by_default);
+    for (int number = 0; number < count(); number++) {
+        Lock lock(all[number].mutex);
+        all[number].streams.insert(&all[number].by_default);
+    }
     initialised = true;
     return SUCCESS;
 }
@@ -304,14 +326,14 @@ API CUresult cuDriverGetVersion(int* version) {
     return SUCCESS;
 }
 
-API CUresult cuDeviceGetCount(int* count) {
-    *count = 1;
+API CUresult cuDeviceGetCount(int* found) {
+    *found = count();
     return initialised ? SUCCESS : NOT_INITIALIZED;
 }
 
 API CUresult cuDeviceGet(CUdevice* found, int ordinal) {
     *found = ordinal;
-    return ordinal == 0 ? SUCCESS : INVALID_DEVICE;
+    return ordinal >= 0 && ordinal < count() ? SUCCESS : INVALID_DEVICE;
 }
 
 API CUresult cuDeviceGetName(char* name, int length, CUdevice) {
@@ -334,50 +356,48 @@ API CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice) {
     }
 }
 
-API CUresult cuDeviceGetUuid_v2(unsigned char* uuid, CUdevice) {
+API CUresult cuDeviceGetUuid_v2(unsigned char* uuid, CUdevice number) {
     static const char* other = getenv("STAND_IN_UUID");
-    memset(uuid, other ? atoi(other) : 0x5A, 16);
+    memset(uuid, (other ? atoi(other) : 0x5A) + number, 16);
     return SUCCESS;
 }
 
-API CUresult cuDevicePrimaryCtxRetain(void** context, CUdevice) {
-    Lock lock(device.mutex);
-    device.retained++;
-    *context = &the_context;
+API CUresult cuDevicePrimaryCtxRetain(void** context, CUdevice number) {
+    Lock lock(all[number].mutex);
+    all[number].retained++;
+    *context = &all[number];
     return SUCCESS;
 }
 
-API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
-    Lock lock(device.mutex);
-    device.retained--;
+API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice number) {
+    Lock lock(all[number].mutex);
+    all[number].retained--;
     return SUCCESS;
 }
 
 API CUresult cuCtxSetCurrent(void* context) {
-    Lock lock(device.mutex);
-    if (context != &the_context || !device.retained) return INVALID_CONTEXT;
-    current = context;
+    if (!is_context(context)) return INVALID_CONTEXT;
+    device = static_cast<Device*>(context);
     return SUCCESS;
 }
 
 API CUresult cuCtxGetCurrent(void** context) {
     if (!initialised) return NOT_INITIALIZED;
-    *context = current;
+    *context = device;
     return SUCCESS;
 }
 
 API CUresult cuCtxPushCurrent_v2(void* context) {
-    Lock lock(device.mutex);
-    if (context != &the_context || !device.retained) return INVALID_CONTEXT;
-    pushed.push_back(current);
-    current = context;
+    if (!is_context(context)) return INVALID_CONTEXT;
+    pushed.push_back(device);
+    device = static_cast<Device*>(context);
     return SUCCESS;
 }
 
 API CUresult cuCtxPopCurrent_v2(void** context) {
     if (pushed.empty()) return INVALID_CONTEXT;
-    *context = current;
-    current = pushed.back();
+    *context = device;
+    device = pushed.back();
     pushed.pop_back();
     return SUCCESS;
 }
@@ -391,38 +411,38 @@ API CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 API CUresult cuCtxSynchronize() {
     ENTER();
     if (int result = breaks_capture(true)) return result;
-    for (Stream* stream : std::set<Stream*>(device.streams))
-        if (device.streams.count(stream))
+    for (Stream* stream : std::set<Stream*>(device->streams))
+        if (device->streams.count(stream))
             if (int result = await(lock, stream)) return result;
     return SUCCESS;
 }
 
 API CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
     ENTER();
-    *free = MEMORY - device.used, *total = MEMORY;
+    *free = MEMORY - device->used, *total = MEMORY;
     return SUCCESS;
 }
 
 API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     ENTER_UNCAPTURED();
     if (!bytes) return INVALID_VALUE;
-    if (device.used + bytes > MEMORY) return OUT_OF_MEMORY;
+    if (device->used + bytes > MEMORY) return OUT_OF_MEMORY;
     size_t whole = (bytes + 255) / 256 * 256;
     void* memory = aligned_alloc(256, whole);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xA5, whole);
     *address = CUdeviceptr(memory);
-    device.blocks[*address] = bytes;
-    device.used += bytes;
+    device->blocks[*address] = bytes;
+    device->used += bytes;
     return SUCCESS;
 }
 
 API CUresult cuMemFree_v2(CUdeviceptr address) {
     ENTER_UNCAPTURED();
-    auto found = device.blocks.find(address);
-    if (found == device.blocks.end()) return INVALID_VALUE;
-    device.used -= found->second;
-    device.blocks.erase(found);
+    auto found = device->blocks.find(address);
+    if (found == device->blocks.end()) return INVALID_VALUE;
+    device->used -= found->second;
+    device->blocks.erase(found);
     free(reinterpret_cast<void*>(address));
     return SUCCESS;
 }
@@ -442,26 +462,32 @@ struct Access {
     int flags;
 };
 
+// What one device has for another is not known here.
+static bool is_ours(Location location) {
+    return location.type == 1 && location.id >= 0 && location.id < count() && &all[location.id] == device;
+}
+
 static bool is_shareable(const Properties* properties) {
-    return properties->type == 1 && properties->handles == 1 && properties->location.type == 1 && properties->location.id == 0;
+    return properties->type == 1 && properties->handles == 1 && is_ours(properties->location);
 }
 
 API CUresult cuMemGetAllocationGranularity(size_t* bytes, const Properties* properties, int) {
+    // Asked before there is a context.
     *bytes = GRANULARITY;
-    return is_shareable(properties) ? SUCCESS : INVALID_VALUE;
+    return properties->type == 1 && properties->handles == 1 && properties->location.type == 1 ? SUCCESS : INVALID_VALUE;
 }
 
 API CUresult cuMemCreate(uint64_t* handle, size_t bytes, const Properties* properties, unsigned long long flags) {
     ENTER_UNCAPTURED();
     if (!bytes || bytes % GRANULARITY || flags || !is_shareable(properties)) return INVALID_VALUE;
-    if (device.used + bytes > MEMORY) return OUT_OF_MEMORY;
+    if (device->used + bytes > MEMORY) return OUT_OF_MEMORY;
     int file = memfd_create("device", MFD_CLOEXEC);
     if (file < 0 || ftruncate(file, bytes)) return OUT_OF_MEMORY;
-    device.used += bytes;
-    *handle = device.next_handle++;
-    device.handles[*handle].reset(new Physical{file, bytes, true}, [](Physical* memory) {
+    device->used += bytes;
+    *handle = device->next_handle++;
+    device->handles[*handle].reset(new Physical{file, bytes, true}, [owner = device](Physical* memory) {
         close(memory->file);
-        if (memory->is_own) device.used -= memory->bytes;
+        if (memory->is_own) owner->used -= memory->bytes;
         delete memory;
     });
     return SUCCESS;
@@ -469,13 +495,13 @@ API CUresult cuMemCreate(uint64_t* handle, size_t bytes, const Properties* prope
 
 API CUresult cuMemRelease(uint64_t handle) {
     ENTER_UNCAPTURED();
-    return device.handles.erase(handle) ? SUCCESS : INVALID_VALUE;
+    return device->handles.erase(handle) ? SUCCESS : INVALID_VALUE;
 }
 
 API CUresult cuMemExportToShareableHandle(void* into, uint64_t handle, int type, unsigned long long flags) {
     ENTER();
-    auto found = device.handles.find(handle);
-    if (found == device.handles.end() || type != 1 || flags) return INVALID_VALUE;
+    auto found = device->handles.find(handle);
+    if (found == device->handles.end() || type != 1 || flags) return INVALID_VALUE;
     int file = fcntl(found->second->file, F_DUPFD_CLOEXEC, 0);
     if (file < 0) return OUT_OF_MEMORY;
     memcpy(into, &file, sizeof file);
@@ -490,8 +516,8 @@ API CUresult cuMemImportFromShareableHandle(uint64_t* handle, void* descriptor, 
         if (file >= 0) close(file);
         return INVALID_VALUE;
     }
-    *handle = device.next_handle++;
-    device.handles[*handle].reset(new Physical{file, size_t(found.st_size), false}, [](Physical* memory) {
+    *handle = device->next_handle++;
+    device->handles[*handle].reset(new Physical{file, size_t(found.st_size), false}, [](Physical* memory) {
         close(memory->file);
         delete memory;
     });
@@ -504,15 +530,15 @@ API CUresult cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t, CUd
     void* start = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) return OUT_OF_MEMORY;
     *address = CUdeviceptr(start);
-    device.ranges[*address].bytes = bytes;
+    device->ranges[*address].bytes = bytes;
     return SUCCESS;
 }
 
 API CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, uint64_t handle, unsigned long long flags) {
     ENTER_UNCAPTURED();
-    auto range = device.ranges.find(address);
-    auto memory = device.handles.find(handle);
-    if (range == device.ranges.end() || memory == device.handles.end()) return INVALID_VALUE;
+    auto range = device->ranges.find(address);
+    auto memory = device->handles.find(handle);
+    if (range == device->ranges.end() || memory == device->handles.end()) return INVALID_VALUE;
     if (bytes % GRANULARITY || bytes > range->second.bytes || bytes > memory->second->bytes || offset || flags) return INVALID_VALUE;
     if (range->second.mapped) return ALREADY_MAPPED;
     range->second.mapped = bytes, range->second.memory = memory->second;
@@ -521,9 +547,9 @@ API CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, uint64_t
 
 API CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const Access* access, size_t count) {
     ENTER_UNCAPTURED();
-    auto range = device.ranges.find(address);
-    if (range == device.ranges.end() || range->second.mapped != bytes) return INVALID_VALUE;
-    if (count != 1 || access->location.type != 1 || access->location.id != 0 || access->flags != 3) return INVALID_VALUE;
+    auto range = device->ranges.find(address);
+    if (range == device->ranges.end() || range->second.mapped != bytes) return INVALID_VALUE;
+    if (count != 1 || !is_ours(access->location) || access->flags != 3) return INVALID_VALUE;
     void* start = reinterpret_cast<void*>(address);
     if (mmap(start, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range->second.memory->file, 0) == MAP_FAILED)
         return OUT_OF_MEMORY;
@@ -533,8 +559,8 @@ API CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const Access* acc
 
 API CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
     ENTER_UNCAPTURED();
-    auto range = device.ranges.find(address);
-    if (range == device.ranges.end() || !bytes || range->second.mapped != bytes) return INVALID_VALUE;
+    auto range = device->ranges.find(address);
+    if (range == device->ranges.end() || !bytes || range->second.mapped != bytes) return INVALID_VALUE;
     mmap(reinterpret_cast<void*>(address), bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     range->second.mapped = 0, range->second.is_open = false, range->second.memory.reset();
     return SUCCESS;
@@ -542,10 +568,10 @@ API CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
 
 API CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
     ENTER_UNCAPTURED();
-    auto range = device.ranges.find(address);
-    if (range == device.ranges.end() || range->second.bytes != bytes || range->second.mapped) return INVALID_VALUE;
+    auto range = device->ranges.find(address);
+    if (range == device->ranges.end() || range->second.bytes != bytes || range->second.mapped) return INVALID_VALUE;
     munmap(reinterpret_cast<void*>(address), bytes);
-    device.ranges.erase(range);
+    device->ranges.erase(range);
     return SUCCESS;
 }
 
@@ -554,30 +580,30 @@ API CUresult cuMemHostAlloc(void** start, size_t bytes, unsigned) {
     *start = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (*start == MAP_FAILED) return OUT_OF_MEMORY;
     memset(*start, 0xA5, bytes);
-    device.own[uintptr_t(*start)] = bytes;
+    device->own[uintptr_t(*start)] = bytes;
     return SUCCESS;
 }
 
 API CUresult cuMemFreeHost(void* start) {
     ENTER_UNCAPTURED();
-    auto found = device.own.find(uintptr_t(start));
-    if (found == device.own.end()) return INVALID_VALUE;
+    auto found = device->own.find(uintptr_t(start));
+    if (found == device->own.end()) return INVALID_VALUE;
     munmap(start, found->second);
-    device.own.erase(found);
+    device->own.erase(found);
     return SUCCESS;
 }
 
 API CUresult cuMemHostRegister_v2(void* start, size_t bytes, unsigned) {
     ENTER_UNCAPTURED();
-    for (auto [from, length] : device.locked)
+    for (auto [from, length] : device->locked)
         if (uintptr_t(start) < from + length && from < uintptr_t(start) + bytes) return ALREADY_REGISTERED;
-    device.locked[uintptr_t(start)] = bytes;
+    device->locked[uintptr_t(start)] = bytes;
     return SUCCESS;
 }
 
 API CUresult cuMemHostUnregister(void* start) {
     ENTER_UNCAPTURED();
-    return device.locked.erase(uintptr_t(start)) ? SUCCESS : NOT_REGISTERED;
+    return device->locked.erase(uintptr_t(start)) ? SUCCESS : NOT_REGISTERED;
 }
 
 API CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* address, void* start, unsigned) {
@@ -637,7 +663,7 @@ API CUresult cuStreamWriteValue64_v2(Stream* stream, CUdeviceptr address, uint64
 
 API CUresult cuStreamWaitValue64_v2(Stream* stream, CUdeviceptr address, uint64_t value, unsigned flags) {
     ENTER();
-    if (!device.streams.count(named(stream))) return INVALID_HANDLE;
+    if (!device->streams.count(named(stream))) return INVALID_HANDLE;
     if (named(stream)->capture) return CAPTURE_UNSUPPORTED;
     // Until it is as large or larger, the one comparison that is known here.
     if (!is_reachable(address, 8) || flags) return INVALID_VALUE;
@@ -647,7 +673,7 @@ API CUresult cuStreamWaitValue64_v2(Stream* stream, CUdeviceptr address, uint64_
 
 API CUresult cuStreamIsCapturing(Stream* stream, int* status) {
     ENTER();
-    if (!device.streams.count(named(stream))) return INVALID_HANDLE;
+    if (!device->streams.count(named(stream))) return INVALID_HANDLE;
     *status = !named(stream)->capture ? 0 : named(stream)->capture->is_broken ? 2 : 1;
     return SUCCESS;
 }
@@ -655,22 +681,22 @@ API CUresult cuStreamIsCapturing(Stream* stream, int* status) {
 API CUresult cuStreamQuery(Stream* stream) {
     ENTER();
     stream = named(stream);
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     return stream->items.empty() && !stream->is_at_work ? SUCCESS : NOT_READY;
 }
 
 API CUresult cuStreamCreateWithPriority(Stream** stream, unsigned, int) {
     ENTER();
-    device.streams.insert(*stream = new Stream);
+    device->streams.insert(*stream = new Stream);
     return SUCCESS;
 }
 
 API CUresult cuStreamDestroy_v2(Stream* stream) {
     ENTER();
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     // CUDA lets it go when its work is done, and returns at once; here the caller waits.
     if (int result = await(lock, stream)) return result;
-    device.streams.erase(stream);
+    device->streams.erase(stream);
     delete stream;
     return SUCCESS;
 }
@@ -678,19 +704,19 @@ API CUresult cuStreamDestroy_v2(Stream* stream) {
 API CUresult cuStreamSynchronize(Stream* stream) {
     ENTER_UNCAPTURED();
     stream = named(stream);
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     return await(lock, stream);
 }
 
 API CUresult cuEventCreate(Event** event, unsigned) {
     ENTER();
-    device.events.insert(*event = new Event);
+    device->events.insert(*event = new Event);
     return SUCCESS;
 }
 
 API CUresult cuEventDestroy_v2(Event* event) {
     ENTER();
-    if (!device.events.erase(event)) return INVALID_HANDLE;
+    if (!device->events.erase(event)) return INVALID_HANDLE;
     delete event;
     return SUCCESS;
 }
@@ -698,7 +724,7 @@ API CUresult cuEventDestroy_v2(Event* event) {
 API CUresult cuEventRecord(Event* event, Stream* stream) {
     ENTER();
     stream = named(stream);
-    if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->events.count(event) || !device->streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
     event->reached = std::make_shared<bool>(false);
     push(stream, {Item::RECORD, {}, event->reached});
@@ -708,7 +734,7 @@ API CUresult cuEventRecord(Event* event, Stream* stream) {
 API CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
     ENTER();
     stream = named(stream);
-    if (!device.events.count(event) || !device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->events.count(event) || !device->streams.count(stream)) return INVALID_HANDLE;
     if (stream->capture) return CAPTURE_UNSUPPORTED;
     push(stream, {Item::WAIT, {}, event->reached});
     return SUCCESS;
@@ -716,7 +742,7 @@ API CUresult cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
 
 API CUresult cuEventQuery(Event* event) {
     ENTER_UNCAPTURED();
-    if (!device.events.count(event)) return INVALID_HANDLE;
+    if (!device->events.count(event)) return INVALID_HANDLE;
     return *event->reached ? SUCCESS : NOT_READY;
 }
 
@@ -736,13 +762,13 @@ API CUresult cuModuleLoadData(Module** module, const void* image) {
         close(file);
         return INVALID_IMAGE;
     }
-    device.modules.insert(*module = new Module{library, file});
+    device->modules.insert(*module = new Module{library, file});
     return SUCCESS;
 }
 
 API CUresult cuModuleUnload(Module* module) {
     ENTER_UNCAPTURED();
-    if (!device.modules.erase(module)) return INVALID_HANDLE;
+    if (!device->modules.erase(module)) return INVALID_HANDLE;
     dlclose(module->library);
     close(module->file);
     delete module;
@@ -751,16 +777,16 @@ API CUresult cuModuleUnload(Module* module) {
 
 API CUresult cuModuleGetFunction(Function** function, Module* module, const char* name) {
     ENTER();
-    if (!device.modules.count(module)) return INVALID_HANDLE;
+    if (!device->modules.count(module)) return INVALID_HANDLE;
     auto entry = reinterpret_cast<Entry>(dlsym(module->library, name));
     if (!entry) return NOT_FOUND;
-    device.functions.insert(*function = new Function{entry});
+    device->functions.insert(*function = new Function{entry});
     return SUCCESS;
 }
 
 // A launch of what the caller gives as one buffer.
 static int launch_of(Function* function, uint32_t grid, uint32_t block, void** extra, Launch* launch) {
-    if (!device.functions.count(function)) return INVALID_HANDLE;
+    if (!device->functions.count(function)) return INVALID_HANDLE;
     if (!grid || !block || block > 1024) return INVALID_VALUE;
     if (!extra || extra[0] != (void*)1 || extra[2] != (void*)2 || extra[4]) return INVALID_VALUE;
     size_t bytes = *static_cast<size_t*>(extra[3]);
@@ -773,7 +799,7 @@ static int launch_of(Function* function, uint32_t grid, uint32_t block, void** e
 API CUresult cuLaunchKernel(Function* function, unsigned grid, unsigned y, unsigned z, unsigned block, unsigned block_y,
                             unsigned block_z, unsigned, Stream* stream, void**, void** extra) {
     ENTER();
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     if (y != 1 || z != 1 || block_y != 1 || block_z != 1) return INVALID_VALUE;
     Launch launch;
     if (int result = launch_of(function, grid, block, extra, &launch)) return result;
@@ -788,7 +814,7 @@ API CUresult cuLaunchKernel(Function* function, unsigned grid, unsigned y, unsig
 API CUresult cuStreamBeginCapture_v2(Stream* stream, int mode) {
     ENTER();
     // Thread-local alone is what the daemon asks for, and what the rules above hold to.
-    if (!device.streams.count(stream) || mode != 1 || stream->capture) return INVALID_VALUE;
+    if (!device->streams.count(stream) || mode != 1 || stream->capture) return INVALID_VALUE;
     Graph* graph = new Graph;
     stream->capture.reset(new Capture{graph, std::this_thread::get_id()});
     return SUCCESS;
@@ -796,7 +822,7 @@ API CUresult cuStreamBeginCapture_v2(Stream* stream, int mode) {
 
 API CUresult cuStreamGetCaptureInfo_v2(Stream* stream, int* status, uint64_t* id, Graph** graph, Node*** last, size_t* count) {
     ENTER();
-    if (!device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->streams.count(stream)) return INVALID_HANDLE;
     *status = !stream->capture ? 0 : stream->capture->is_broken ? 2 : 1;
     if (*status != 1) return SUCCESS;
     Capture& capture = *stream->capture;
@@ -810,7 +836,7 @@ API CUresult cuStreamGetCaptureInfo_v2(Stream* stream, int* status, uint64_t* id
 
 API CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
     ENTER();
-    if (!device.streams.count(stream) || !stream->capture) return INVALID_VALUE;
+    if (!device->streams.count(stream) || !stream->capture) return INVALID_VALUE;
     if (stream->capture->thread != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
     std::unique_ptr<Capture> capture = std::move(stream->capture);
     *graph = nullptr;
@@ -818,14 +844,14 @@ API CUresult cuStreamEndCapture(Stream* stream, Graph** graph) {
         delete capture->graph;
         return CAPTURE_INVALIDATED;
     }
-    device.graphs.insert(*graph = capture->graph);
+    device->graphs.insert(*graph = capture->graph);
     return SUCCESS;
 }
 
 API CUresult cuGraphInstantiateWithFlags(Exec** exec, Graph* graph, unsigned long long) {
     ENTER();
-    if (!device.graphs.count(graph)) return INVALID_HANDLE;
-    device.execs.insert(*exec = new Exec);
+    if (!device->graphs.count(graph)) return INVALID_HANDLE;
+    device->execs.insert(*exec = new Exec);
     for (auto& node : graph->nodes) (*exec)->launches.emplace_back(node.get(), node->launch);
     return SUCCESS;
 }
@@ -841,7 +867,7 @@ struct KernelNodeParams {
 
 API CUresult cuGraphExecKernelNodeSetParams_v2(Exec* exec, Node* node, const KernelNodeParams* params) {
     ENTER();
-    if (!device.execs.count(exec)) return INVALID_HANDLE;
+    if (!device->execs.count(exec)) return INVALID_HANDLE;
     for (auto& [known, launch] : exec->launches)
         if (known == node) return launch_of(params->function, params->grid, params->block, params->extra, &launch);
     return INVALID_VALUE;
@@ -849,7 +875,7 @@ API CUresult cuGraphExecKernelNodeSetParams_v2(Exec* exec, Node* node, const Ker
 
 API CUresult cuGraphLaunch(Exec* exec, Stream* stream) {
     ENTER();
-    if (!device.execs.count(exec) || !device.streams.count(stream)) return INVALID_HANDLE;
+    if (!device->execs.count(exec) || !device->streams.count(stream)) return INVALID_HANDLE;
     auto all = std::make_shared<std::vector<std::pair<Node*, Launch>>>(exec->launches);
     push(stream, {Item::WORK, [all] {
         for (auto& entry : *all)
@@ -861,14 +887,14 @@ API CUresult cuGraphLaunch(Exec* exec, Stream* stream) {
 
 API CUresult cuGraphExecDestroy(Exec* exec) {
     ENTER();
-    if (!device.execs.erase(exec)) return INVALID_HANDLE;
+    if (!device->execs.erase(exec)) return INVALID_HANDLE;
     delete exec;
     return SUCCESS;
 }
 
 API CUresult cuGraphDestroy(Graph* graph) {
     ENTER();
-    if (!device.graphs.erase(graph)) return INVALID_HANDLE;
+    if (!device->graphs.erase(graph)) return INVALID_HANDLE;
     delete graph;
     return SUCCESS;
 }

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::kasmina.ConnectionWarning")
 def test_a_daemon_says_which_gpu_it_has_and_what_is_used_of_it(start_on_cuda, driver):
     daemon = start_on_cuda()
     device = daemon.status()["device"]
-    assert device["name"] == "cuda:0" and device["kind"] == "cuda" and device["no_gpu"] is None
-    gpu = device["gpu"]
+    assert device["names"] == ["cuda:0"] and device["kind"] == "cuda" and device["no_gpu"] is None
+    (gpu,) = device["gpus"]
     assert (gpu["model"], gpu["capability"], gpu["cuda"]) == ("a stand-in on the host", "8.0", "12.8")
     found = {library["name"]: library["path"] for library in device["libraries"]}
     assert found["libcuda"] == f"{driver}/libcuda.so.1" and found["NVRTC"] == f"{driver}/libnvrtc.so.12"
@@ -30,7 +30,7 @@ def test_a_daemon_says_which_gpu_it_has_and_what_is_used_of_it(start_on_cuda, dr
         layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, name="layer", seeds=1)
         layer.seeds[0].graft("mlp", alpha=0.5, input_shape=TOKENS[1:])
         layer(torch.randn(TOKENS, requires_grad=True)).sum().backward()
-        assert daemon.status()["device"]["gpu"]["used_bytes"] > 0
+        assert daemon.status()["device"]["gpus"][0]["used_bytes"] > 0
     settled(lambda: daemon.status()["sessions"] == [])
     assert daemon.terminate() == 0, daemon.text()
 
@@ -57,6 +57,24 @@ def test_training_goes_on_through_the_loss_of_the_device(start_on_cuda, tmp_path
         assert status["sessions"][0]["live_seeds"] == 2
     text = daemon.text()
     assert text.count("the GPU has failed") == 2 and "illegal memory access" in text
+
+
+def test_training_goes_on_through_a_device_that_stalls(start_on_cuda, tmp_path):
+    stall = tmp_path / "stall"
+    daemon = start_on_cuda('stall_limit = "1s"\n', STAND_IN_STALL=str(stall))
+    with daemon.connect() as client:
+        twins = Twins(client, [{"attention": 0.4, "mlp": 0.3}], TOKENS, linear)
+        for _ in range(3):
+            assert twins.step() == "seeded"
+        stall.touch()
+        assert twins.step() in ("alone", "lost") and not stall.exists()
+        twins.all_seeded(patience=60)
+        for _ in range(3):
+            assert twins.step() == "seeded"
+        twins.agree()
+        assert daemon.status()["pid"] == daemon.process.pid and daemon.process.poll() is None
+    text = daemon.text()
+    assert text.count("the GPU has stalled") == 1 and "it has done nothing for 1s (device.stall_limit)" in text
 
 
 def test_a_device_that_is_lost_too_often_ends_the_daemon(start_on_cuda, tmp_path):

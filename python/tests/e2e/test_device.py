@@ -1,6 +1,7 @@
 """Which device a daemon chooses, and what it says of it."""
 
 import json
+import os
 import subprocess
 
 import torch
@@ -20,33 +21,35 @@ def shown(daemon, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def refused(folder, settings):
+def refused(folder, settings, environment=()):
     """How a daemon with these settings of its device ends."""
     config = folder / "kasmina.toml"
     config.write_text(
         f'[daemon]\nsocket = "{folder}/k.sock"\ncontrol_socket = "{folder}/c.sock"\nstate_dir = "{folder}/state"\n'
         f'[origin]\npath = "{folder}"\n[device]\n{settings}'
     )
-    return subprocess.run([str(BINARY), "--config", str(config)], capture_output=True, text=True, timeout=60)
+    variables = {**os.environ, **dict(environment)}
+    return subprocess.run([str(BINARY), "--config", str(config)], env=variables, capture_output=True, text=True, timeout=60)
 
 
 def test_auto_names_the_device_and_why_it_is_this_one(start):
     daemon = start(settings='[device]\nkind = "auto"\nthreads = 2\n')
     status = daemon.status()
     device = status["device"]
-    assert status["devices"] == [device["name"]] and device["kind"] == "auto" and device["threads"] == 2
+    assert device["names"] and device["kind"] == "auto" and device["threads"] == 2
     assert json.loads(shown(daemon, "--json"))["device"] == device
     assert [library["name"] for library in device["libraries"]] == LIBRARIES
     assert all(library["remark"] for library in device["libraries"])
     text = shown(daemon)
     for library in device["libraries"]:
         assert (library["path"] or "missing") in text and library["remark"] in text
-    if device["gpu"]:
-        assert device["no_gpu"] is None and device["gpu"]["model"] in text
-        assert 0 < device["gpu"]["budget_bytes"] <= device["gpu"]["memory_bytes"]
+    if device["gpus"]:
+        assert device["no_gpu"] is None and [gpu["name"] for gpu in device["gpus"]] == device["names"]
+        for gpu in device["gpus"]:
+            assert gpu["model"] in text and 0 < gpu["budget_bytes"] <= gpu["memory_bytes"]
         print("skipped: there is a GPU here, so nothing says why there is none")
         return
-    assert device["name"] == "cpu" and device["no_gpu"]
+    assert device["names"] == ["cpu"] and device["no_gpu"]
     # A driver alone is not enough: there may be no GPU, or no NVRTC in the usual places.
     without_driver = device["libraries"][0]["path"] is None
     assert without_driver == device["no_gpu"].startswith("no CUDA driver: libcuda was not found")
@@ -61,7 +64,7 @@ def test_auto_names_the_device_and_why_it_is_this_one(start):
 def test_the_processor_alone_looks_for_nothing_of_cuda(start):
     daemon = start(settings='[device]\nkind = "cpu"\nthreads = 1\n')
     device = daemon.status()["device"]
-    expected = {"name": "cpu", "kind": "cpu", "threads": 1, "no_gpu": None, "gpu": None, "libraries": []}
+    expected = {"names": ["cpu"], "kind": "cpu", "threads": 1, "no_gpu": None, "gpus": [], "libraries": []}
     assert device == expected
     with open(f"/proc/{daemon.process.pid}/maps") as maps:
         loaded = maps.read()
@@ -70,7 +73,7 @@ def test_the_processor_alone_looks_for_nothing_of_cuda(start):
 
 def test_cuda_without_a_gpu_ends_the_start_with_the_reason(start, tmp_path):
     device = start(settings='[device]\nkind = "auto"\nthreads = 2\n').status()["device"]
-    if device["gpu"]:
+    if device["gpus"]:
         print("skipped: there is a GPU here, so the daemon would start")
         return
     done = refused(tmp_path, 'kind = "cuda"\n')
@@ -81,7 +84,7 @@ def test_cuda_without_a_gpu_ends_the_start_with_the_reason(start, tmp_path):
 
 
 def test_a_number_that_no_gpu_has_ends_the_start_everywhere(tmp_path):
-    done = refused(tmp_path, 'kind = "cuda"\nordinal = 4096\n')
+    done = refused(tmp_path, 'kind = "cuda"\nordinals = [4096]\n')
     assert done.returncode == 78 and REFUSED + "no CUDA driver: " in done.stderr, done
 
 

@@ -369,7 +369,7 @@ def test_pruned_memory_is_the_daemons_again_and_lasts_here(start_on_cuda):
     daemon = start_on_cuda()
 
     def used():
-        return daemon.status()["device"]["gpu"]["used_bytes"]
+        return daemon.status()["device"]["gpus"][0]["used_bytes"]
 
     with opened(daemon) as client:
         layer = layer_on(client)

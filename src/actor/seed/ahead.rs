@@ -20,8 +20,8 @@ impl SeedParts {
     pub(super) async fn plan_ahead(&self, kernel: &Arc<Kernel>, role: GraftRole) -> Result<(), ActorError> {
         for _ in 0..ROUNDS {
             let keys = self.lane.upcoming(self.layer, self.seed).await?.keys;
-            let missing: Vec<PlanKey> =
-                wanted(keys, role).into_iter().filter(|key| !kernel.is_planned(key)).collect();
+            let is_missing = |key: &PlanKey| !kernel.is_planned(key, &*self.backend);
+            let missing: Vec<PlanKey> = wanted(keys, role).into_iter().filter(is_missing).collect();
             if missing.is_empty() {
                 break;
             }

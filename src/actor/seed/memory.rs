@@ -19,10 +19,11 @@ pub enum SeedFile {
 }
 
 impl SeedFile {
-    /// How many bytes one for a kernel has.
+    /// How many bytes one for a kernel takes, with what the device keeps beside it.
     pub(super) fn bytes_for(kernel: &Kernel, backend: &dyn Backend, on_device: bool) -> u64 {
         let bytes = kernel.memory_bytes();
-        if on_device { backend.file_bytes(bytes) as u64 } else { bytes as u64 }
+        let taken = if on_device { backend.file_bytes(bytes) } else { bytes + backend.mirror_bytes(bytes) };
+        taken as u64
     }
 
     /// One with a kernel's own weights.

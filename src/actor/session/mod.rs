@@ -18,13 +18,13 @@ use actix::{Actor, ActorContext as _, Addr, Context, Handler, Message, MessageRe
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    ActorError, Events, Kernels, LaneLink, LaneNumbers, ReweighKernel, Seed, Supervisor, Teller, UnloadSeed,
+    ActorError, Devices, Events, Kernels, LaneLink, LaneNumbers, ReweighKernel, Seat, Seed, Supervisor,
+    Teller, UnloadSeed,
     base::{Handle, StopActor},
     seed::SeedReached,
     supervisor::SessionClosed,
 };
 use crate::{
-    backend::Backend,
     clock::Clock,
     engine::{EngineConfig, LaneEvent, SessionLedger, Turns},
     failpoint::{self, Failpoint},
@@ -52,8 +52,8 @@ pub struct SessionParts {
     pub kernels: Kernels,
     /// Who is told when it ends.
     pub supervisor: Handle<Supervisor>,
-    /// Where its kernels run.
-    pub backend: Arc<dyn Backend>,
+    /// Where its kernels may run.
+    pub devices: Arc<Devices>,
     /// How they run.
     pub engine: Arc<EngineConfig>,
     /// How much it may hold, as its trainer is told.
@@ -83,6 +83,8 @@ pub struct Session {
     parts: SessionParts,
     client: String,
     lane: Option<LaneLink>,
+    /// Where its kernels run, from its greeting on.
+    seat: Option<Seat>,
     teller: Teller,
     arena: Option<Arc<Arena>>,
     arena_bytes: u64,
@@ -105,6 +107,7 @@ impl Session {
             parts,
             client: String::new(),
             lane: None,
+            seat: None,
             arena: None,
             arena_bytes: 0,
             on_device: false,
@@ -119,6 +122,10 @@ impl Session {
 
     fn lane(&self, verb: &'static str) -> Result<&LaneLink, ActorError> {
         self.lane.as_ref().ok_or(ActorError::Greeting { verb })
+    }
+
+    fn seat(&self, verb: &'static str) -> Result<&Seat, ActorError> {
+        self.seat.as_ref().ok_or(ActorError::Greeting { verb })
     }
 
     /// Has the cache take a kernel's weight anew.
@@ -267,6 +274,7 @@ impl Handler<ReportSession> for Session {
             client: self.client.clone(),
             pid: self.parts.peer.pid,
             uid: self.parts.peer.uid,
+            device: self.seat.as_ref().map_or_else(String::new, |seat| seat.backend().name().to_owned()),
             layers: self.layers.len() as u32,
             live_seeds: 0,
             tickets: gauges.map_or(0, |gauges| gauges.tickets() as u32),

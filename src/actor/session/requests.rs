@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     actor::{
-        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seed, SeedFile, SeedParts,
-        SetSeedAlpha,
+        ActorError, BeginGraft, DescribeSeed, FinishGraft, GraftSeed, LaneLink, Seat, Seed, SeedFile,
+        SeedParts, SetSeedAlpha,
     },
     backend::DeviceFile,
-    engine::{EngineError, LaneEvent, LaneLimits, LaneParts, LayerSpec},
+    engine::{EngineError, Holdings, LaneEvent, LaneLimits, LaneParts, LayerSpec},
     failpoint::{self, Failpoint},
     fault::Fault as _,
     id::{KernelId, LayerId, SeedIndex},
@@ -171,8 +171,12 @@ type Started = (LaneLink, UnboundedReceiver<LaneEvent>, Option<Arc<dyn DeviceFil
 
 /// Starts a session's lane, with memory of the device for its tensors where they are to lie there. Blocking.
 fn start_lane(mut parts: LaneParts, on_device: bool) -> Result<Started, ActorError> {
+    let bytes = parts.lane.arena().layout().arena_bytes as usize;
+    let device_bytes =
+        if on_device { parts.backend.file_bytes(bytes) } else { parts.backend.mirror_bytes(bytes) };
+    let asked = Holdings { bytes: device_bytes as u64, ..Holdings::NONE };
+    parts.device_share = (device_bytes > 0).then(|| parts.limits.ledger.take(asked)).transpose()?;
     let device_arena = if on_device {
-        let bytes = parts.lane.arena().layout().arena_bytes as usize;
         let failed = EngineError::of_run("the session's memory on the device");
         Some(parts.backend.allocate_file(bytes).map_err(failed)?)
     } else {
@@ -211,9 +215,7 @@ impl Session {
         let limits = self.parts.limits;
         let arena_bytes =
             hello.arena_bytes.clamp(MIN_ARENA_BYTES, limits.max_arena_bytes.max(MIN_ARENA_BYTES));
-        if let Some(asked) = &hello.gpu {
-            self.check_gpu(asked)?;
-        }
+        let seat = self.parts.devices.seat(hello.gpu.as_deref())?;
         let (lane, doorbell) = DaemonLane::serve(arena_bytes)?;
         failpoint::reached(Failpoint::ArenaMade);
         let (arena, on_device) = (lane.arena().clone(), hello.gpu.is_some());
@@ -222,7 +224,7 @@ impl Session {
         let parts = LaneParts {
             session: self.parts.id,
             lane,
-            backend: self.parts.backend.clone(),
+            backend: seat.backend().clone(),
             config: self.parts.engine.clone(),
             limits: LaneLimits {
                 ledger: self.parts.ledger.clone(),
@@ -231,6 +233,7 @@ impl Session {
             },
             recorder: self.parts.recorder.clone(),
             device_arena: None,
+            device_share: None,
         };
         let started = async move {
             // A device takes its time to give as much memory.
@@ -245,7 +248,7 @@ impl Session {
             Self::listen(events, context.address());
             failpoint::reached(Failpoint::LaneStarted);
             let device_bytes = device_arena.as_ref().map(|memory| memory.len_bytes() as u64);
-            let reply = session.greeted(link, arena.clone(), device_bytes);
+            let reply = session.greeted(link, seat, arena.clone(), device_bytes);
             let mut files: Vec<Arc<dyn MemoryFile>> = vec![arena, Arc::new(doorbell)];
             if let Some(memory) = device_arena {
                 files.push(Arc::new(DeviceArena(memory)));
@@ -254,32 +257,28 @@ impl Session {
         })))
     }
 
-    /// Refuses a trainer whose tensors lie where kernels do not run.
-    fn check_gpu(&self, asked: &str) -> Result<(), ActorError> {
-        let device = self.parts.backend.name().to_owned();
-        let Some(ours) = self.parts.backend.uuid() else { return Err(ActorError::NotShared { device }) };
-        if ours != asked {
-            let asked = asked.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-            return Err(ActorError::OtherGpu { asked, ours: ours.to_owned(), device });
-        }
-        Ok(())
-    }
-
     /// Takes note that the session's lane serves.
-    fn greeted(&mut self, link: LaneLink, arena: Arc<Arena>, device_bytes: Option<u64>) -> HelloReply {
+    fn greeted(
+        &mut self,
+        link: LaneLink,
+        seat: Seat,
+        arena: Arc<Arena>,
+        device_bytes: Option<u64>,
+    ) -> HelloReply {
         // Said once, for a session is greeted once.
         let _ = self.parts.numbers.set(link.gauges().clone());
-        let layout = *arena.layout();
-        (self.lane, self.arena, self.arena_bytes) = (Some(link), Some(arena), layout.arena_bytes);
+        let (layout, device) = (*arena.layout(), seat.backend().name().to_owned());
+        (self.lane, self.seat) = (Some(link), Some(seat));
+        (self.arena, self.arena_bytes) = (Some(arena), layout.arena_bytes);
         self.on_device = device_bytes.is_some();
-        tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, arena_bytes = layout.arena_bytes, device_bytes, "session opened");
+        tracing::info!(session = %self.parts.id, client = self.client, pid = self.parts.peer.pid, uid = self.parts.peer.uid, device, arena_bytes = layout.arena_bytes, device_bytes, "session opened");
         let (client, pid) = (self.client.clone(), self.parts.peer.pid);
         self.teller.tell(EventKind::SessionOpened { client, pid });
         HelloReply {
             session: self.parts.id,
             server: concat!("kasminad/", env!("CARGO_PKG_VERSION")).to_owned(),
             protocol: PROTOCOL,
-            device: self.parts.backend.name().to_owned(),
+            device,
             arena: layout,
             limits: self.parts.limits,
             spin_us: self.parts.spin_us,
@@ -330,8 +329,9 @@ impl Session {
     /// The seed's actor, made where it is not there yet or has failed.
     fn seed(&mut self, layer: LayerId, seed: SeedIndex) -> Result<Addr<Seed>, ActorError> {
         let lane = self.lane("graft")?.clone();
+        let backend = self.seat("graft")?.backend().clone();
         let parts = &self.parts;
-        let (kernels, backend, config) = (parts.kernels.clone(), parts.backend.clone(), parts.engine.clone());
+        let (kernels, config) = (parts.kernels.clone(), parts.engine.clone());
         let (session, ledger, clock) = (parts.id, parts.ledger.clone(), parts.clock.clone());
         let (teller, on_device) = (self.layers.teller(&self.teller, layer), self.on_device);
         let slot = self.layers.slot(layer, seed)?;

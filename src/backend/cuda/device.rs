@@ -1,9 +1,13 @@
 //! What all executables, queues and blocks of memory of a device share.
 
-use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::{
+    sync::{Arc, PoisonError, RwLock, TryLockError},
+    time::{Duration, Instant},
+};
 
 use super::{
     driver::{Driver, DriverError, Replay, Stream},
+    heart::Heart,
     kernels::Kernels,
     memory::Budget,
     streams::Streams,
@@ -18,6 +22,7 @@ pub(super) struct Device {
     kernels: Kernels,
     budget: Budget,
     has_graphs: bool,
+    heart: Heart,
     /// Held for writing while a stream captures, and for reading while somebody waits for all streams: CUDA refuses
     /// that during any capture, and ends the capture too.
     capturing: RwLock<()>,
@@ -26,7 +31,8 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(kernels: Kernels, budget: Budget, has_graphs: bool) -> Result<Self, DriverError> {
         let streams = Streams::open(Arc::clone(kernels.driver()))?;
-        Ok(Self { streams, kernels, budget, has_graphs, capturing: RwLock::new(()) })
+        let (heart, capturing) = (Heart::default(), RwLock::new(()));
+        Ok(Self { streams, kernels, budget, has_graphs, heart, capturing })
     }
 
     /// The device's name.
@@ -59,6 +65,17 @@ impl Device {
     /// Whether runs are captured and replayed.
     pub(super) fn has_graphs(&self) -> bool {
         self.has_graphs
+    }
+
+    /// See [`Heart::beat`].
+    pub(super) fn beat(&self, now: Instant, limit: Duration) {
+        self.heart.beat(self.driver(), &self.streams, now, limit);
+    }
+
+    /// Why the device is taken for lost although the driver says nothing of it, if it is. Then nobody waits for it, and what
+    /// it may still use stays until the process ends.
+    pub(super) fn stopped(&self) -> Option<&str> {
+        self.heart.stopped()
     }
 
     /// Waits until nothing is under way on the device. Blocking.

@@ -142,6 +142,9 @@ impl Memory for CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
+        if self.device.stopped().is_some() {
+            return;
+        }
         // Queues take work with regions and return; whoever drops the memory may not have waited for them.
         if let Err(error) = self.device.wait_for_all() {
             tracing::debug!(%error, "work had failed when memory was given back");
@@ -162,7 +165,7 @@ impl Drop for CudaMemory {
 }
 
 /// What the driver takes for a block.
-fn counted(len_bytes: usize) -> usize {
+pub(super) fn counted(len_bytes: usize) -> usize {
     len_bytes.checked_next_multiple_of(GRAIN_BYTES).unwrap_or(usize::MAX)
 }
 
@@ -202,6 +205,9 @@ impl Drop for SharedCopy {
             return;
         }
         let device = &self.ours.device;
+        if device.stopped().is_some() {
+            return;
+        }
         if let Err(error) = device.wait_for_all() {
             tracing::debug!(%error, "work had failed when shared memory was let go");
         }

@@ -13,6 +13,7 @@ mod compile;
 mod device;
 mod driver;
 mod executable;
+mod heart;
 mod kernels;
 mod libraries;
 mod lower;
@@ -29,7 +30,10 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     Backend, BuildError, CompileOptions, DeviceFile, Executable, Lacking, Memory, OwnMemory, Queue, RunError,
@@ -42,7 +46,7 @@ pub use compile::{CompileError, compile};
 pub use driver::{
     Access, Address, Code, Driver, DriverError, Event, Function, Launch, Matrices, Module, PlannedProduct,
     Priority, Product, ProductArguments, ProductSpec, Products, Properties, RealDriver, Replay, SharedBlock,
-    Stream, Touch, open,
+    Stream, Touch, count, open,
 };
 pub use libraries::{Found, Roots, find};
 pub use nvrtc::Nvrtc;
@@ -157,6 +161,10 @@ impl Backend for CudaBackend {
         Ok(Shared::copied(memory, Box::new(ours)))
     }
 
+    fn mirror_bytes(&self, len_bytes: usize) -> usize {
+        memory::counted(len_bytes)
+    }
+
     fn uuid(&self) -> Option<&str> {
         let properties = self.device.driver().properties();
         properties.shared_grain_bytes.map(|_| properties.uuid.as_str())
@@ -175,6 +183,12 @@ impl Backend for CudaBackend {
     }
 
     fn lost(&self) -> Option<String> {
-        self.device.driver().lost().map(|error| format!("{}: {error}", self.device.name()))
+        let failed = self.device.driver().lost().map(|error| error.to_string());
+        let reason = failed.or_else(|| self.device.stopped().map(str::to_owned))?;
+        Some(format!("{}: {reason}", self.device.name()))
+    }
+
+    fn beat(&self, now: Instant, limit: Duration) {
+        self.device.beat(now, limit);
     }
 }

@@ -257,6 +257,9 @@ impl Queue for CudaQueue {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(RunError::Timeout { done: 0, total: self.handed_over });
             }
+            if let Some(reason) = self.device.stopped() {
+                return Err(self.device.run_error(reason));
+            }
             pause(turn, deadline);
             turn = turn.saturating_add(1);
         }

@@ -14,7 +14,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::{EventSink, LaneCommand, LaneGauges, thread::LaneThread};
 use crate::{
     backend::{Backend, Memory},
-    engine::{EngineConfig, EngineError, QuotaLimits, SessionLedger, Turns, TurnsSettings},
+    engine::{EngineConfig, EngineError, QuotaLimits, SessionLedger, Share, Turns, TurnsSettings},
     id::SessionId,
     record::Recorder,
     wire::{DaemonLane, Waker},
@@ -69,6 +69,8 @@ pub struct LaneParts {
     pub recorder: Option<Arc<Recorder>>,
     /// Memory of the device that tensors lie in, at the arena's offsets; absent where they lie in the arena itself.
     pub device_arena: Option<Arc<dyn Memory>>,
+    /// What the arena takes of the device's memory, in the session's ledger; absent where it takes nothing.
+    pub device_share: Option<Share>,
 }
 
 impl LaneHandle {

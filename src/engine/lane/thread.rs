@@ -14,7 +14,7 @@ use crossbeam_channel::Receiver;
 use super::{EventSink, LaneCommand, LaneEnd, LaneEvent, LaneGauges, LaneLimits, LaneParts, layers::Layers};
 use crate::{
     backend::{Backend, Shared},
-    engine::{EngineError, Witness, job::message_of, turns::Entrant},
+    engine::{EngineError, Share, Witness, job::message_of, turns::Entrant},
     failpoint::{self, Failpoint},
     fault::Fault,
     id::LayerId,
@@ -37,6 +37,8 @@ pub(super) struct Service {
     pub(super) waited: Duration,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) arena: Arc<Shared>,
+    /// In the ledger for as long as the arena is there.
+    _device_share: Option<Share>,
     /// Whether tensors lie on the device, where the trainer's streams say when they are there.
     on_device: bool,
     pub(super) layers: Layers,
@@ -75,6 +77,7 @@ impl LaneThread {
             waited,
             stop,
             arena,
+            _device_share: parts.device_share,
             on_device,
             layers,
             gauges,

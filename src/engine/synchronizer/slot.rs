@@ -89,7 +89,7 @@ impl Attached {
         }
         self.asked = true;
         let kernel = self.live.kernel();
-        *made += u64::from(!kernel.is_planned(key));
+        *made += u64::from(!kernel.is_planned(key, backend));
         let plans = kernel.plans(key, backend, config)?;
         self.plans.insert(key.clone(), plans.clone());
         Ok(plans)

@@ -104,6 +104,7 @@ impl Bench {
             limits: LaneLimits::default(),
             recorder: None,
             device_arena: None,
+            device_share: None,
         })
         .unwrap();
         let counters: Arc<SeedCounters> = Arc::default();

@@ -18,4 +18,4 @@ pub use handles::{
     SharedBlock, Stream, Touch,
 };
 pub use products::{Matrices, PlannedProduct, Product, ProductArguments, ProductSpec, Products};
-pub use real::{RealDriver, open};
+pub use real::{RealDriver, count, open};

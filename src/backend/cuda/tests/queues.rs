@@ -1,6 +1,9 @@
 //! Queues: what waits for what, how long, and streams that are shared.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::backend::{
     Backend as _, HostMemory, HostQueue, Memory as _, Queue, Region, RunError,
@@ -276,4 +279,31 @@ fn a_device_that_is_closed_gives_everything_back() {
     let refused = CudaBackend::new(Arc::clone(&driver) as _, images, options).unwrap_err();
     assert!(refused.to_string().contains("open_stream"), "{refused}");
     assert_eq!(driver.open(), 0);
+}
+
+#[test]
+fn a_device_that_does_nothing_is_lost_and_waited_for_by_nobody() {
+    let (backend, driver) = held_backend();
+    let (began, limit) = (Instant::now(), Duration::from_secs(60));
+    let beat = |seconds| backend.beat(began + Duration::from_secs(seconds), limit);
+    // It works: each mark is reached by the next time, whenever that is.
+    [0, 100, 200].into_iter().for_each(beat);
+    assert_eq!(backend.lost(), None);
+    let memory = backend.allocate(8);
+    let ours = backend.device.streams().for_ourselves();
+    let mut queue = held(&backend, &driver);
+    driver.hold(ours);
+    queue.write(&[1; 8], memory.region()).unwrap();
+    [300, 330, 359].into_iter().for_each(beat);
+    assert_eq!(backend.lost(), None, "it has the time that it has");
+    beat(360);
+    let reason = "it has done nothing for 60s (device.stall_limit)";
+    assert!(backend.lost().unwrap().ends_with(reason), "{:?}", backend.lost());
+    let error = queue.finish(None).unwrap_err();
+    assert!(error.to_string().ends_with(reason), "{error}");
+    let held_bytes = backend.held_bytes();
+    drop(memory);
+    assert_eq!(backend.held_bytes(), held_bytes, "what may be in use is kept");
+    driver.let_go(stream_of(&backend, &mut *queue));
+    driver.let_go(ours);
 }

@@ -76,6 +76,7 @@ impl Trainer {
             limits,
             recorder: None,
             device_arena,
+            device_share: None,
         };
         let tell = Box::new(move |event| drop(sender.send(event)));
         let handle = LaneHandle::start(parts, tell).unwrap();

@@ -127,6 +127,7 @@ impl Field {
             config: config.clone(),
             recorder: None,
             device_arena: None,
+            device_share: None,
             limits: LaneLimits { ledger: ledger.clone(), ..LaneLimits::default() },
         })
         .unwrap();

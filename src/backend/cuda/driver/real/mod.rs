@@ -53,7 +53,7 @@ mod shared;
 
 use captures::Captures;
 use cublaslt::CublasLt;
-pub use open::open;
+pub use open::{count, open};
 
 fn check(call: &'static str, result: cu::CUresult) -> Result<(), DriverError> {
     if result == cu::CUresult::CUDA_SUCCESS {

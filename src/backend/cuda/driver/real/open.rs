@@ -15,11 +15,13 @@ use super::{
 /// The oldest CUDA that the driver must know, as the driver counts: 12.0.
 const OLDEST: c_int = 12_000;
 
-/// Opens a device.
-///
-/// # Errors
-/// [`DriverError::Missing`] where there is no driver, it is too old, or there is no such device.
-pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
+/// How many devices the driver shows; 0 where there is no driver, or none that can be used.
+pub fn count() -> u32 {
+    initialise().map_or(0, |(_, count)| count.unsigned_abs())
+}
+
+/// Gets the driver ready; its version as it counts, and how many devices it shows.
+fn initialise() -> Result<(c_int, c_int), DriverError> {
     let missing = |reason: String| DriverError::Missing { reason };
     // Asked first: without the library every other function of the crate would panic.
     // SAFETY: it loads the library at most, whose start-up code touches nothing of ours.
@@ -42,9 +44,19 @@ pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
         )));
     }
     call!(cuDeviceGetCount(&mut count))?;
+    Ok((version, count))
+}
+
+/// Opens a device.
+///
+/// # Errors
+/// [`DriverError::Missing`] where there is no driver, it is too old, or there is no such device.
+pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
+    let (version, count) = initialise()?;
     let wanted = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
     if wanted >= count {
-        return Err(missing(format!("there is no device {ordinal}, only {count} in all")));
+        let reason = format!("there is no device {ordinal}, only {count} in all");
+        return Err(DriverError::Missing { reason });
     }
     let mut device = 0;
     call!(cuDeviceGet(&mut device, wanted))?;
