@@ -49,15 +49,15 @@ class Apart(nn.Module):
 
 
 @contextmanager
-def daemon(binary: Path, kernels: Path, threads: int, spin_us: int):
-    """A kasminad over a folder of kernels. Gives the path of its socket."""
+def daemon(binary: Path, kernels: Path, threads: int, spin_us: int, device: str = 'kind = "cpu"\n'):
+    """A kasminad over a folder of kernels, on the CPU or on the device of some settings. Gives the path of its socket."""
     with tempfile.TemporaryDirectory(prefix="kasmina-bench-") as folder:
         state = Path(folder)
         config = state / "kasmina.toml"
         config.write_text(
             f'[daemon]\nsocket = "{state}/kasmina.sock"\ncontrol_socket = "{state}/control.sock"\n'
             f'state_dir = "{state}"\n'
-            f'[device]\nkind = "cpu"\nthreads = {threads}\n'
+            f'[device]\nthreads = {threads}\n{device}'
             f'[origin]\nkind = "directory"\npath = "{kernels}"\n'
             f'[data_plane]\nspin_us = {spin_us}\n[log]\nlevel = "warn"\n'
         )
@@ -70,7 +70,7 @@ def daemon(binary: Path, kernels: Path, threads: int, spin_us: int):
                     kasmina.connect(path, arena_bytes=1 << 20).close()
                     break
                 except kasmina.SessionError:
-                    if process.poll() is not None or time.perf_counter() - began > 20:
+                    if process.poll() is not None or time.perf_counter() - began > 120:
                         raise
                     time.sleep(0.002)
             yield path, time.perf_counter() - began

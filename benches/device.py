@@ -34,15 +34,15 @@ COMPILED = (
 SAMPLES, SAMPLE_SECONDS = 9, 0.02
 
 
-def write(chosen, folder):
+def write(chosen, folder, dtype):
     """The kernels of some cases with the list that `benches/device.rs` reads, those first that are small."""
     order = sorted(chosen, key=lambda case: SMALL.index(case.name) if case.name in SMALL else len(SMALL))
     lines = [
         {
             "name": case.name,
-            "file": f"{export(case, folder)}.pt2",
+            "file": f"{export(case, folder, getattr(torch, dtype))}.pt2",
             "shape": case.shape,
-            "dtype": "float32",
+            "dtype": dtype,
             "train": case.module.training,
             "small": case.name in SMALL,
         }
@@ -77,10 +77,10 @@ def timed(run, wait):
     return statistics.median(sample(count) for _ in range(SAMPLES)) * 1e6
 
 
-def theirs(case: Case, device, compiled):
+def theirs(case: Case, device, dtype, compiled):
     """A case in PyTorch, forward and with backward."""
     module = case.module.to(device)
-    x = torch.randn(case.shape, device=device, requires_grad=True)
+    x = torch.randn(case.shape, device=device, dtype=dtype, requires_grad=True)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     step = torch.compiler.cudagraph_mark_step_begin if compiled else lambda: None
     run = torch.compile(module, mode="reduce-overhead") if compiled else module
@@ -103,7 +103,7 @@ def theirs(case: Case, device, compiled):
 def table(report):
     """The report as it is read."""
     lines = [
-        f"device {report['ours']['device']}, torch {report['torch']}, tf32 in convolutions of PyTorch: {report['tf32']}",
+        f"{report['dtype']} on {report['ours']['device']}, torch {report['torch']}, tf32 in convolutions of PyTorch: {report['tf32']}",
         "",
         f"{'kernel':36} {'pass':>8} {'ours':>9} {'no graphs':>9} {'eager':>9} {'x':>5} {'compiled':>9} {'x':>5}  us",
     ]
@@ -151,6 +151,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--binary", type=Path, help="the benchmark's program; built where none is given")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--case", default="", help="only cases whose names hold this text")
     parser.add_argument("--passes", type=int, default=2000, help="training passes of the layer")
     parser.add_argument("--compile-seconds", type=float, default=120, help="how long compiling may go on; 0 for never")
@@ -159,15 +160,18 @@ def main():
     parser.add_argument("--json", type=Path, help="where what was measured is written")
     options = parser.parse_args()
     torch.manual_seed(0)
+    dtype = getattr(torch, options.dtype)
     chosen = [case for case in cases() if options.case in case.name]
+    for case in chosen:
+        case.module.to(dtype)
     binary = options.binary or built()
     with tempfile.TemporaryDirectory(prefix="kasmina-device-") as folder:
-        write(chosen, Path(folder))
+        write(chosen, Path(folder), options.dtype)
         report = {"ours": ours(binary, folder, options.device, options.passes, options.under, options.once)}
     if options.once:
         print(f"every kernel ran on {report['ours']['device']}")
         return
-    report |= {"torch": torch.__version__, "tf32": torch.backends.cudnn.allow_tf32, "eager": {}, "compiled": {}}
+    report |= {"dtype": options.dtype, "torch": torch.__version__, "tf32": torch.backends.cudnn.allow_tf32, "eager": {}, "compiled": {}}
 
     def keep():
         if options.json:
@@ -175,13 +179,13 @@ def main():
 
     keep()
     for case in chosen:
-        report["eager"][case.name] = theirs(case, options.device, compiled=False)
+        report["eager"][case.name] = theirs(case, options.device, dtype, compiled=False)
     keep()
     until = time.monotonic() + options.compile_seconds
     for case in (case for name in COMPILED for case in chosen if case.name == name):
         if time.monotonic() < until:
             try:
-                report["compiled"][case.name] = theirs(case, options.device, compiled=True)
+                report["compiled"][case.name] = theirs(case, options.device, dtype, compiled=True)
             except Exception as error:  # whatever a compiler does: the other figures stand
                 print(f"{case.name} is not compiled: {str(error)[:300]}", file=sys.stderr)
             keep()

@@ -160,9 +160,9 @@ def cases() -> Iterator[Case]:
     yield Case("scale 64 b1", Scale(), (1, 64))
 
 
-def export(case: Case, folder: Path) -> str:
+def export(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> str:
     """Writes the archive and its entry, the batch left free; returns the id under which the daemon finds it."""
-    publish(Path(folder), case.kernel_id, case.name, case.module, case.shape[1:])
+    publish(Path(folder), case.kernel_id, case.name, case.module, case.shape[1:], dtype)
     return case.kernel_id
 
 

@@ -139,11 +139,13 @@ def write_entry(folder: Path, kernel_id: str, name: str, module: nn.Module, samp
     (folder / f"{kernel_id}.json").write_text(json.dumps(entry, indent=2) + "\n")
 
 
-def publish(folder: Path, kernel_id: str, name: str, module: nn.Module, sample: tuple[int, ...]) -> None:
-    """Exports a module in the mode that it is in, and writes its entry. `sample` is a shape without the batch."""
+def publish(folder: Path, kernel_id: str, name: str, module: nn.Module, sample: tuple[int, ...],
+            dtype: torch.dtype = torch.float32) -> None:
+    """Exports a module in the mode that it is in, and writes its entry. `sample` is a shape without the batch, `dtype` what it
+    takes."""
     folder.mkdir(parents=True, exist_ok=True)
     artifact = f"{kernel_id}.pt2"
-    save_exported(module, torch.randn(2, *sample), folder / artifact)
+    save_exported(module, torch.randn(2, *sample, dtype=dtype), folder / artifact)
     write_entry(folder, kernel_id, name, module, sample, artifact, kernel_id, "torch.export")
 
 

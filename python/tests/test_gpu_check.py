@@ -61,10 +61,16 @@ def test_figures_stand_beside_what_is_to_be_reached(script, tmp_path):
     report = {"ours": ours, "eager": theirs, "compiled": {}}
     (tmp_path / "device.json").write_text(json.dumps(report))
     (tmp_path / "flat.json").write_text(json.dumps(report))
+    (tmp_path / "bfloat16.json").write_text(json.dumps({**report, "eager": {"a": theirs["b"]}}))
+    (tmp_path / "mps.json").write_text(json.dumps({"step_us": 90.4, "torch_us": 120.0, "host_us": 8.25}))
     rows = {name: (aim, figure) for name, aim, figure in script.reached()}
     eager = "times as fast as PyTorch eager, forward, geometric mean"
     assert rows[eager] == ("≥ 1.2", "1.00 (of 2 kernels, 0.50 to 2.00)")
     assert rows[eager.replace("eager", "compiled")] == ("≥ 1.0", "not measured")
+    assert rows[eager.replace("eager", "eager, bfloat16")] == ("≥ 1.2", "2.00 (of 1 kernels, 2.00 to 2.00)")
+    on_the_card = "a training step of four seeds on the card with MPS, µs, beside PyTorch's own in one process"
+    assert rows[on_the_card] == ("", "90, 120") and on_the_card.replace("with", "without") not in rows
+    assert rows["the trainer's thread in a forward through the daemon with MPS, µs"] == ("", "8.2")
     assert rows["four seeds beside each other against one after the other, linear"] == ("≥ 3", "3.20")
     assert rows["the host's part of a forward, µs, median of the kernels"] == ("≤ 10", "4.0")
     assert rows["bytes that 100000 passes have left on the device, and in its budget"] == ("0, 0", "100, 0")
