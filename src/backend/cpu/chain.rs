@@ -5,16 +5,15 @@ use std::array;
 use smallvec::SmallVec;
 
 use super::{
+    elementwise::{binary_rows, dropout_row},
     executable::{GRAIN, Run},
     memory::{Plain, Shared, Strided},
     movement::gather,
     real::Real,
-    simd::vectorised,
     walk::Walk,
 };
 use crate::{
     backend::plan::{Chain, LinkOp, MOST_INPUTS, MOST_LINKS, Place},
-    graph::{Binary, keep},
     tensor::Shape,
 };
 
@@ -97,8 +96,8 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
                 match link.op {
                     LinkOp::Unary(unary) => T::unary(unary, a, y),
                     LinkOp::UnaryGrad(unary) => T::unary_grad(unary, a, b, y),
-                    LinkOp::Binary(op) => binary(op, a, b, y),
-                    LinkOp::Dropout { p, site } => dropout(p, site, run.seed, start, a, y),
+                    LinkOp::Binary(binary) => binary_rows(binary, a, b, y),
+                    LinkOp::Dropout { p, site } => dropout_row((p, site), run.seed, start, a, y),
                 }
             }
             for (output, &value) in outputs.iter().zip(&chain.outputs) {
@@ -109,72 +108,4 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
             }
         }
     });
-}
-
-fn binary<T: Real>(op: Binary, a: &[T], b: &[T], y: &mut [T]) {
-    #[inline(always)]
-    fn each<T: Real>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(T, T) -> T) {
-        vectorised(
-            #[inline(always)]
-            || y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
-        );
-    }
-    match op {
-        Binary::Add => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| a + b,
-        ),
-        Binary::Sub => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| a - b,
-        ),
-        Binary::Mul => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| a * b,
-        ),
-        Binary::Div => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| a / b,
-        ),
-        Binary::Pow => y.iter_mut().zip(a).zip(b).for_each(|((y, a), &b)| *y = a.powf(b)),
-        Binary::Maximum => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| if a > b || a.is_nan() { a } else { b },
-        ),
-        Binary::Minimum => each(
-            a,
-            b,
-            y,
-            #[inline(always)]
-            |a, b| if a < b || a.is_nan() { a } else { b },
-        ),
-    }
-}
-
-fn dropout<T: Real>(p: f64, site: u32, seed: u64, start: usize, x: &[T], y: &mut [T]) {
-    let scale = if p < 1.0 { T::of(1.0 / (1.0 - p)) } else { T::ZERO };
-    vectorised(
-        #[inline(always)]
-        || {
-            for (n, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-                let mask = if keep(seed, site, (start + n) as u64, p) { scale } else { T::ZERO };
-                *y = x * mask;
-            }
-        },
-    );
 }

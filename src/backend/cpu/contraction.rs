@@ -4,7 +4,9 @@ use super::{
     executable::Run,
     memory::{Plain, Shared, Strided},
     real::Real,
+    simd::vectorised,
 };
+use crate::backend::plan::Addmm;
 
 /// A matrix in memory: elements from one row, and from one column, to the next.
 #[derive(Clone, Copy)]
@@ -101,22 +103,25 @@ unsafe fn product_at<T: Real>(
 /// Multiply-adds that are worth a task of their own.
 const TASK_WORK: usize = 1 << 20;
 
-/// c = a·b with contiguous rows of `c`, on the step's threads.
+/// c = a·b with contiguous rows of `c`, on the step's threads. `finish` is called with each part of a row of `c` once it is
+/// there, while it is in the cache, and with its first column.
 ///
 /// Slices go along rows or along columns, whichever are more; they depend on the sizes alone, so equal
 /// inputs give equal bits on any number of threads.
-pub(super) fn product_on<T: Real>(
+fn product_on<T: Real>(
     run: &Run<'_>,
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
     c: &mut [T],
+    finish: impl Fn(&mut [T], usize) + Sync,
 ) {
     let slices = (m.saturating_mul(n).saturating_mul(k) / TASK_WORK).clamp(1, 8);
     let by_rows = m >= n;
     let slice = if by_rows { m } else { n }.div_ceil(slices).next_multiple_of(16);
     if slices == 1 || (by_rows && m <= slice) || (!by_rows && n <= slice) {
-        return product([m, k, n], a, b, c, n, false);
+        product([m, k, n], a, b, c, n, false);
+        return c.chunks_exact_mut(n.max(1)).for_each(|row| finish(row, 0));
     }
     if by_rows {
         let shared = Shared::new(c);
@@ -125,7 +130,9 @@ pub(super) fn product_on<T: Real>(
             let rows = slice.min(m - first);
             let part = Matrix { data: a.data.get(first * a.row_stride..).unwrap_or_default(), ..a };
             // SAFETY: tasks write different rows, and `c` is borrowed until all are done.
-            product([rows, k, n], part, b, unsafe { shared.part(first * n, rows * n) }, n, false);
+            let c = unsafe { shared.part(first * n, rows * n) };
+            product([rows, k, n], part, b, c, n, false);
+            c.chunks_exact_mut(n).for_each(|row| finish(row, 0));
         });
         return;
     }
@@ -137,10 +144,42 @@ pub(super) fn product_on<T: Real>(
         let part = Matrix { data: b.data.get(first * b.column_stride..).unwrap_or_default(), ..b };
         // SAFETY: no other task touches these columns, and `c` is borrowed until all are done.
         unsafe { product_at([m, k, columns], a, part, shared.pointer(first), n, false) };
+        for row in 0..m {
+            // SAFETY: as above.
+            finish(unsafe { shared.part(row * n + first, columns) }, first);
+        }
     });
 }
 
 pub(super) fn matmul<T: Real + Plain>(run: &Run<'_>, transpose_a: bool, transpose_b: bool) {
+    products::<T>(run, transpose_a, transpose_b, |_, _| {});
+}
+
+/// A product whose third operand, an element for each column, is added as soon as a row is there.
+pub(super) fn addmm<T: Real + Plain>(run: &Run<'_>, addmm: Addmm) {
+    let Addmm { transpose_a, transpose_b, relu } = addmm;
+    let bias = run.memory.read::<T>(&run.step.inputs[2]);
+    products::<T>(run, transpose_a, transpose_b, |row, first| {
+        let bias = &bias[first..first + row.len()];
+        vectorised(
+            #[inline(always)]
+            || {
+                for (y, &bias) in row.iter_mut().zip(bias) {
+                    let sum = *y + bias;
+                    // What is not a number stays that, as in ReLU by itself.
+                    *y = if relu && sum < T::ZERO { T::ZERO } else { sum };
+                }
+            },
+        );
+    });
+}
+
+fn products<T: Real + Plain>(
+    run: &Run<'_>,
+    transpose_a: bool,
+    transpose_b: bool,
+    finish: impl Fn(&mut [T], usize) + Sync,
+) {
     let (a, b, c) = (&run.step.inputs[0], &run.step.inputs[1], &run.step.outputs[0]);
     let shape = c.layout.shape();
     let batch = shape.rank() - 2;
@@ -150,7 +189,8 @@ pub(super) fn matmul<T: Real + Plain>(run: &Run<'_>, transpose_a: bool, transpos
     let batches: usize = shape[..batch].iter().product();
     let (a, b) = (run.memory.read_strided::<T>(a), run.memory.read_strided::<T>(b));
     if batches == 1 {
-        return product_on(run, [m, k, n], matrix(a, 0, transpose_a), matrix(b, 0, transpose_b), out);
+        let (a, b) = (matrix(a, 0, transpose_a), matrix(b, 0, transpose_b));
+        return product_on(run, [m, k, n], a, b, out, finish);
     }
     let shared = Shared::new(out);
     let together = (TASK_WORK / (m * n * k).max(1)).max(1);
@@ -158,7 +198,9 @@ pub(super) fn matmul<T: Real + Plain>(run: &Run<'_>, transpose_a: bool, transpos
         for number in task * together..((task + 1) * together).min(batches) {
             let (a, b) = (matrix(a, number, transpose_a), matrix(b, number, transpose_b));
             // SAFETY: tasks write different matrices, and the result is borrowed until all are done.
-            product([m, k, n], a, b, unsafe { shared.part(number * m * n, m * n) }, n, false);
+            let c = unsafe { shared.part(number * m * n, m * n) };
+            product([m, k, n], a, b, c, n, false);
+            c.chunks_exact_mut(n.max(1)).for_each(|row| finish(row, 0));
         }
     });
 }

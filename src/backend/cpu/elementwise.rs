@@ -131,38 +131,71 @@ pub(super) fn binary<T: Real + Plain>(run: &Run<'_>, binary: Binary) {
         };
     }
     match binary {
-        Binary::Add => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| a + b,
-        ),
-        Binary::Sub => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| a - b,
-        ),
-        Binary::Mul => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| a * b,
-        ),
-        Binary::Div => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| a / b,
-        ),
-        Binary::Pow => zip(run, |a: T, b: T| a.powf(b)),
-        Binary::Maximum => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| if a > b || a.is_nan() { a } else { b },
-        ),
-        Binary::Minimum => zip(
-            run,
-            #[inline(always)]
-            |a: T, b: T| if a < b || a.is_nan() { a } else { b },
-        ),
+        Binary::Add => zip(run, add::<T>),
+        Binary::Sub => zip(run, sub::<T>),
+        Binary::Mul => zip(run, mul::<T>),
+        Binary::Div => zip(run, div::<T>),
+        Binary::Pow => zip(run, pow::<T>),
+        Binary::Maximum => zip(run, maximum::<T>),
+        Binary::Minimum => zip(run, minimum::<T>),
     }
+}
+
+/// The same for two rows of elements as long as the result.
+pub(super) fn binary_rows<T: Real>(binary: Binary, a: &[T], b: &[T], y: &mut [T]) {
+    #[inline(always)]
+    fn each<T: Real>(a: &[T], b: &[T], y: &mut [T], f: impl Fn(T, T) -> T) {
+        vectorised(
+            #[inline(always)]
+            || y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
+        );
+    }
+    match binary {
+        Binary::Add => each(a, b, y, add),
+        Binary::Sub => each(a, b, y, sub),
+        Binary::Mul => each(a, b, y, mul),
+        Binary::Div => each(a, b, y, div),
+        Binary::Pow => each(a, b, y, pow),
+        Binary::Maximum => each(a, b, y, maximum),
+        Binary::Minimum => each(a, b, y, minimum),
+    }
+}
+
+// The formulas of binary operations, each in one place. They are inlined into loops that are compiled for several processors.
+
+#[inline(always)]
+fn add<T: Real>(a: T, b: T) -> T {
+    a + b
+}
+
+#[inline(always)]
+fn sub<T: Real>(a: T, b: T) -> T {
+    a - b
+}
+
+#[inline(always)]
+fn mul<T: Real>(a: T, b: T) -> T {
+    a * b
+}
+
+#[inline(always)]
+fn div<T: Real>(a: T, b: T) -> T {
+    a / b
+}
+
+#[inline(always)]
+fn pow<T: Real>(a: T, b: T) -> T {
+    a.powf(b)
+}
+
+#[inline(always)]
+fn maximum<T: Real>(a: T, b: T) -> T {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+#[inline(always)]
+fn minimum<T: Real>(a: T, b: T) -> T {
+    if a < b || a.is_nan() { a } else { b }
 }
 
 pub(super) fn compare(run: &Run<'_>, compare: Compare) {
@@ -284,19 +317,24 @@ fn convert<A: Plain, Y: Plain>(run: &Run<'_>, f: impl Fn(A) -> Y + Sync) {
 
 pub(super) fn dropout<T: Real + Plain>(run: &Run<'_>, p: f64, site: u32) {
     let x = run.memory.read::<T>(&run.step.inputs[0]);
-    let scale = if p < 1.0 { T::of(1.0 / (1.0 - p)) } else { T::ZERO };
     run.pieces(run.memory.write::<T>(&run.step.outputs[0]), 1, |start, piece| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (n, y) in piece.iter_mut().enumerate() {
-                    let at = start + n;
-                    let mask = if keep(run.seed, site, at as u64, p) { scale } else { T::ZERO };
-                    *y = x[at] * mask;
-                }
-            },
-        );
+        let len = piece.len();
+        dropout_row((p, site), run.seed, start, &x[start..start + len], piece);
     });
+}
+
+/// Dropout of a row of elements, the first of which is the `start`-th of its tensor.
+pub(super) fn dropout_row<T: Real>((p, site): (f64, u32), seed: u64, start: usize, x: &[T], y: &mut [T]) {
+    let scale = if p < 1.0 { T::of(1.0 / (1.0 - p)) } else { T::ZERO };
+    vectorised(
+        #[inline(always)]
+        || {
+            for (n, (y, &x)) in y.iter_mut().zip(x).enumerate() {
+                let mask = if keep(seed, site, (start + n) as u64, p) { scale } else { T::ZERO };
+                *y = x * mask;
+            }
+        },
+    );
 }
 
 pub(super) fn arange(run: &Run<'_>, start: f64, step: f64) {

@@ -113,6 +113,8 @@ impl<'a> Run<'a> {
             StepKind::Copy => movement::copy(self),
             StepKind::Op(op) if is_double => self.compute::<f64>(op),
             StepKind::Op(op) => self.compute::<f32>(op),
+            StepKind::Addmm(addmm) if is_double => contraction::addmm::<f64>(self, *addmm),
+            StepKind::Addmm(addmm) => contraction::addmm::<f32>(self, *addmm),
             StepKind::Chain(links) if is_double => chain::run::<f64>(self, links),
             StepKind::Chain(links) => chain::run::<f32>(self, links),
         }

@@ -2,7 +2,10 @@
 
 use super::{conv, im2col, row_norm};
 use crate::{
-    backend::{BuildError, plan::Target},
+    backend::{
+        BuildError,
+        plan::{Addmm, Target},
+    },
     graph::{Graph, Op, ValueInfo},
     tensor::{DType, Layout},
 };
@@ -43,6 +46,10 @@ impl Target for Cpu {
             _ => 0,
         };
         elements.saturating_mul(outputs.first().map_or(0, |info| info.dtype.size_bytes()))
+    }
+
+    fn addmm_bytes(&self, _: Addmm, _: [&Layout; 2], _: &ValueInfo) -> Option<usize> {
+        Some(0)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Planning, the same for every device: which memory each value lives in, fixed before anything runs.
 //!
-//! Views cost nothing where the reader takes strides. Operations on elements that follow each other are one step. A value that leaves the graph is computed where it
+//! Views cost nothing where the reader takes strides. Operations on elements that follow each other are one step, and so is a
+//! product with its bias. A value that leaves the graph is computed where it
 //! has to end up. Everything else shares one workspace, by liveness.
 
+mod addmm;
 mod bounds;
 mod chain;
 mod place;
@@ -10,6 +12,7 @@ mod planner;
 mod widen;
 mod workspace;
 
+pub use addmm::Addmm;
 pub use bounds::{Bounds, block};
 pub use chain::{Chain, Link, LinkOp, MOST_INPUTS, MOST_LINKS, MOST_OUTPUTS};
 pub use place::{Home, Place};

@@ -1,11 +1,15 @@
 //! From a graph to steps with every place known.
 
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Chain, Home, Place,
+    Addmm, Chain, Home, Place,
+    addmm::{self, Candidate},
     chain::{self, Part},
     place,
     workspace::{Need, pack},
@@ -33,6 +37,13 @@ pub trait Target {
         layouts: &[&Layout],
         outputs: &[&ValueInfo],
     ) -> usize;
+
+    /// Scratch bytes of a product that takes its bias with it, by the layouts of its factors; `None` where the device adds the
+    /// bias in a step of its own. The bias is contiguous.
+    fn addmm_bytes(&self, addmm: Addmm, layouts: [&Layout; 2], y: &ValueInfo) -> Option<usize> {
+        let _ = (addmm, layouts, y);
+        None
+    }
 }
 
 /// What a step does.
@@ -40,6 +51,8 @@ pub trait Target {
 pub enum StepKind {
     /// An operation of the graph.
     Op(Op),
+    /// A product with its bias.
+    Addmm(Addmm),
     /// Several, which compute each element from those at the same place. Operands are read by strides, and broadcast.
     Chain(Chain),
     /// Copies a strided tensor into a contiguous one of the same shape and type.
@@ -193,9 +206,20 @@ impl Planner<'_> {
     fn nodes(&mut self, deadline: Option<Instant>) -> Result<(), BuildError> {
         let total = self.graph.nodes.len();
         let parts = chain::parts(self.graph);
+        let candidates = addmm::candidates(self.graph, &parts);
+        let mut done_before = HashSet::<usize>::new();
         for (done, node) in self.graph.nodes.iter().enumerate() {
             if done.is_multiple_of(NODES_A_LOOK) && deadline.is_some_and(|at| Instant::now() >= at) {
                 return Err(BuildError::Time { done, total });
+            }
+            if done_before.remove(&done) {
+                continue;
+            }
+            if let Some(candidate) = candidates.get(&done)
+                && self.addmm(done, candidate)
+            {
+                done_before.extend(&candidate.after);
+                continue;
             }
             match &parts[done] {
                 Part::Alone => {}
@@ -246,6 +270,36 @@ impl Planner<'_> {
             self.drafts.push(Draft { kind: StepKind::Op(node.op.clone()), inputs, outputs, scratch_bytes });
         }
         Ok(())
+    }
+
+    /// Plans a product with its bias, where the device does both at once and the bias is there by then.
+    fn addmm(&mut self, product: usize, candidate: &Candidate) -> bool {
+        let graph = self.graph;
+        let Some(bias) = self.values[candidate.bias.0 as usize].clone() else { return false };
+        let factors: [Bound; 2] = [0, 1].map(|i| self.bound(graph.nodes[product].inputs[i]));
+        let op = &graph.nodes[product].op;
+        let factors = [0, 1].map(|i| {
+            let factor = factors[i].clone();
+            if self.target.takes_strides(op, i) { factor } else { self.contiguous(factor) }
+        });
+        let last = candidate.after.last().map_or(product, |&last| last);
+        let value = graph.nodes[last].outputs[0];
+        let info = graph.info(value);
+        let layouts = [&factors[0].layout, &factors[1].layout];
+        let Some(scratch_bytes) = self.target.addmm_bytes(candidate.addmm, layouts, info) else {
+            return false;
+        };
+        let bias = self.contiguous(bias);
+        let output = self.fresh(&info.shape, info.dtype, None);
+        self.values[value.0 as usize] = Some(output.clone());
+        let [a, b] = factors;
+        self.drafts.push(Draft {
+            kind: StepKind::Addmm(candidate.addmm),
+            inputs: smallvec![a, b, bias],
+            outputs: smallvec![output],
+            scratch_bytes,
+        });
+        true
     }
 
     /// Plans operations that are done together.

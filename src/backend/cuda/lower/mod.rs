@@ -31,7 +31,7 @@ use crate::{
         BuildError,
         plan::{Place, Plan, Step, StepKind},
     },
-    graph::{Op, Reduction},
+    graph::{Binary, Op, Reduction},
     tensor::DType,
 };
 
@@ -70,6 +70,10 @@ impl Lowering<'_> {
         let op = match &step.kind {
             StepKind::Copy => return self.copy(step),
             StepKind::Chain(chain) => return self.chain(step, chain),
+            StepKind::Addmm(_) => {
+                let reason = "the planner has left a bias with a product, which was not asked for";
+                return Err(self.unsupported(&Op::Binary(Binary::Add), reason));
+            }
             StepKind::Op(op) => op,
         };
         if let Some(product) = self.products.of_step(op, step) {
