@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import weakref
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from ._layout import PAGE_BYTES
 from .errors import ConnectionLost, SessionError, UsageError
@@ -144,37 +144,31 @@ class Gpu:
         self._context = context
         self._access = _Access(_ON_DEVICE, device.value, _READ_AND_WRITE)
 
-    def _ask(self, name: str, *arguments: Any) -> None:
-        result = self._functions[name](*arguments)
-        if result:
+    def _ask(self, name: str, *arguments: Any, known: Tuple[int, ...] = ()) -> int:
+        result: int = self._functions[name](*arguments)
+        if result and result not in known:
             words = ctypes.c_char_p()
             self._error_string(result, ctypes.byref(words))
             said = words.value.decode() if words.value else "an unknown error"
             raise SessionError(f"{name} failed on cuda:{self.number}: {said} ({result})", code="session.device")
+        return result
 
-    def call(self, name: str, *arguments: Any) -> None:
-        """Calls a function of the driver in the device's context, and leaves the thread's own as it is. Raises
-        ``SessionError`` with ``session.device``."""
+    def call(self, name: str, *arguments: Any, known: Tuple[int, ...] = ()) -> int:
+        """Calls a function of the driver in the device's context, and leaves the thread's own as it is. Its result: 0, or one
+        of those ``known`` to the caller. Raises ``SessionError`` with ``session.device`` for any other."""
         current = ctypes.c_void_p()
         self._ask("cuCtxGetCurrent", ctypes.byref(current))
         if current.value == self._context.value:
-            self._ask(name, *arguments)
-            return
+            return self._ask(name, *arguments, known=known)
         self._ask("cuCtxPushCurrent_v2", self._context)
         try:
-            self._ask(name, *arguments)
+            return self._ask(name, *arguments, known=known)
         finally:
             self._ask("cuCtxPopCurrent_v2", ctypes.byref(current))
 
     def is_idle(self, stream: Any) -> bool:
         """Whether a stream has done all that it was handed."""
-        try:
-            self.call("cuStreamQuery", stream)
-        except SessionError as error:
-            if f"({_NOT_READY})" in error.message:
-                return False
-            raise
-        return True
+        return self.call("cuStreamQuery", stream, known=(_NOT_READY,)) == 0
 
     def synchronize(self) -> None:
         """Waits until all that this process has handed to the device is done."""
@@ -228,7 +222,7 @@ class Neutral(NamedTuple):
     count: int
 
 
-class Ahead(NamedTuple):
+class Sequel(NamedTuple):
     """How streams go on after a submission."""
 
     writes: List[Neutral]
@@ -314,12 +308,12 @@ class Signals:
         word = self._address + 8 * self._word("ready", sequence)
         self._gpu.call("cuStreamWriteValue64_v2", self._stream(), word, sequence + 1, 0)
 
-    def expect(self, sequence: int, ahead: Ahead) -> None:
+    def expect(self, sequence: int, sequel: Sequel) -> None:
         """Before a submission is published that streams will wait for."""
         with self._lock:
             if self._is_over:
                 raise ConnectionLost("the daemon is gone", in_flight=False)
-            self._awaited[sequence] = ahead.writes
+            self._awaited[sequence] = sequel.writes
 
     def forget(self, sequence: int) -> None:
         """It was not published."""
@@ -330,12 +324,12 @@ class Signals:
         if self._here[self._word("done", sequence)] > sequence:
             self._awaited.pop(sequence, None)
 
-    def wait(self, sequence: int, ahead: Ahead) -> None:
+    def wait(self, sequence: int, sequel: Sequel) -> None:
         """Has the present stream wait until a submission is done, and take its word."""
         call, stream = self._gpu.call, self._stream()
         call("cuStreamWaitValue64_v2", stream, self._address + 8 * self._word("done", sequence), sequence + 1, 0)
-        if ahead.rest:
-            call("cuMemcpyHtoDAsync_v2", ahead.rest, self._page + 8 * self._word("rest", sequence), 4, stream)
+        if sequel.rest:
+            call("cuMemcpyHtoDAsync_v2", sequel.rest, self._page + 8 * self._word("rest", sequence), 4, stream)
 
     def give_up(self, grace_s: float) -> None:
         """The daemon is gone, or was left: streams that wait for it go on, each when it has come so far, since what is

@@ -18,7 +18,7 @@ import weakref
 from collections import deque, namedtuple
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
-from ._cuda import Ahead, Signals
+from ._cuda import Sequel, Signals
 from ._layout import (
     COMPLETION,
     DESCRIPTOR_BYTES,
@@ -159,12 +159,12 @@ class Lane:
         blocks: Tuple[int, ...] = (0,) * 12,
         dims: Tuple[int, ...] = _NO_DIMS,
         extra: Tuple[int, ...] = _NO_EXTRA,
-        ahead: Optional[Ahead] = None,
+        sequel: Optional[Sequel] = None,
     ) -> int:
         """Publishes a submission and returns its sequence, of which ``finish`` or ``abandon`` must follow.
 
         ``held`` lives until the daemon is done with it: all that it reads and writes. So an exception that comes from
-        elsewhere, as a signal's handler raises it, may leave a pass at any moment. With ``ahead`` the present stream of a
+        elsewhere, as a signal's handler raises it, may leave a pass at any moment. With ``sequel`` the present stream of a
         GPU waits for it from then on.
         """
         sequence = -1
@@ -175,7 +175,7 @@ class Lane:
                 if self._releases:
                     self._flush(True)
                 sequence = self._publish(
-                    held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra, ahead
+                    held, verb, flags, layer, dtype, ticket, rng_seed, blocks, dims, extra, sequel
                 )
         except BaseException:
             if sequence >= 0:
@@ -324,7 +324,7 @@ class Lane:
         blocks: Tuple[int, ...],
         dims: Tuple[int, ...],
         extra: Tuple[int, ...],
-        ahead: Optional[Ahead] = None,
+        sequel: Optional[Sequel] = None,
     ) -> int:
         if self._lost or self._forked:
             self._refuse()
@@ -342,8 +342,8 @@ class Lane:
                 self._spoilt = tail
                 self.signals.send(tail)
                 # Only now: whoever gives up waits for that word.
-                if ahead is not None:
-                    self.signals.expect(tail, ahead)
+                if sequel is not None:
+                    self.signals.expect(tail, sequel)
         else:
             self._awaited.pop(tail, None)  # of one that was interrupted before it was published
             if self.signals is not None:
@@ -380,9 +380,9 @@ class Lane:
                     self._awaited.pop(tail, None)
                     self._peer_ended = self._peer_ended or not self._lost
                     self._lose(str(error), in_flight=self._may_have_begun(tail))
-            if ahead is not None:
+            if sequel is not None:
                 assert self.signals is not None
-                self.signals.wait(tail, ahead)
+                self.signals.wait(tail, sequel)
         except BaseException:
             if self._tail > tail and tail in self._awaited:
                 self.abandon(tail, layer)  # nobody is told its number

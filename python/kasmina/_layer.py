@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, List, NamedTuple, Optiona
 
 import numpy as np
 
-from ._cuda import Ahead, DeviceMemory
+from ._cuda import DeviceMemory, Sequel
 from ._export import Exported, exported
 from ._heap import Block
 from ._lane import Completion
@@ -374,7 +374,7 @@ class Ticket:
         return completion
 
     def begin_backward(self, flags: int, places: Tuple[int, ...], extra: Tuple[int, ...], held: Any,
-                       ahead: Optional[Ahead] = None) -> int:
+                       sequel: Optional[Sequel] = None) -> int:
         """The same without waiting for it: the sequence, of which ``finish`` must follow."""
         number, lane = self.spend(), self.layer.client._lane
         sequence = -1
@@ -382,7 +382,7 @@ class Ticket:
             # The daemon goes on with it where something interrupts this, and so with the forward's memory.
             held = (self.held, held)
             sequence = lane.begin(
-                held, BACKWARD, flags, self.layer.number, 0, number, 0, places, extra=extra, ahead=ahead
+                held, BACKWARD, flags, self.layer.number, 0, number, 0, places, extra=extra, sequel=sequel
             )
         finally:
             if sequence < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import TYPE_CHECKING, Any, Deque, NamedTuple, Optional, Tuple
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Deque, NamedTuple, Optional, Tuple
 import numpy as np
 import torch
 
-from .. import _cuda
-from .._cuda import Neutral
+from .._cuda import Neutral, Sequel
 from .._lane import Lane
 from .._layer import Ticket, failures_of
 from .._layout import WANT_GRAD_ALPHAS
@@ -38,6 +38,13 @@ class Outstanding(NamedTuple):
     is_backward: bool
 
 
+@functools.cache
+def _bytes_of(value: float, dtype: str) -> bytes:
+    """A number as it lies in a tensor."""
+    tensor = torch.full((1,), value, dtype=getattr(torch, dtype), device="cpu")
+    return bytes(tensor.view(torch.uint8).tolist())
+
+
 def goes_ahead(layer: SeededLayer, h: Optional[torch.Tensor], alphas: Any, want: int) -> bool:
     """Whether a pass can be left to the streams: nothing but numbers on the GPU come of it, and a refusal can be told
     later, with the host's output in the place of the layer's until then."""
@@ -61,11 +68,10 @@ class Ahead(Pass):
         self._rest = None
         if layer.blend == "convex":
             self._rest = owning_tensor(client, client._allocate(4), torch.float32, ())
-        dtype = getattr(torch, self.remote.dtype)
-        pattern = torch.full((1,), float(layer.blend == "multiply"), dtype=dtype, device="cpu").view(torch.uint8)
-        neutral = Neutral(client._base + self._target.offset, bytes(pattern.tolist()), math.prod(self._output))
+        pattern = _bytes_of(float(layer.blend == "multiply"), self.remote.dtype)
+        neutral = Neutral(client._base + self._target.offset, pattern, math.prod(self._output))
         lane, rest = self.lane, 0 if self._rest is None else self._rest.data_ptr()
-        self._sequence = lane.begin(*self._submission, ahead=_cuda.Ahead([neutral], rest))
+        self._sequence = lane.begin(*self._submission, sequel=Sequel([neutral], rest))
         self.layer._published[0] = lane, self._sequence
 
     def runs(self, slot: int) -> bool:
@@ -122,7 +128,7 @@ class Ahead(Pass):
             client._array(held, table.dtype, table.shape)[...] = table
             extra = (held.offset, table.nbytes, *extra[2:])
         zeros = [Neutral(client._base + places[at], b"\0", places[at + 1]) for at in (6, 8) if places[at + 1]]
-        sequence = ticket.begin_backward(want, places, extra, (blocks, held), _cuda.Ahead(zeros, 0))
+        sequence = ticket.begin_backward(want, places, extra, (blocks, held), Sequel(zeros, 0))
         ticket.held = None
         self.layer._outstanding.append(Outstanding(lane, sequence, self.remote.number, number, True))
 

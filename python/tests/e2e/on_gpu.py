@@ -35,9 +35,9 @@ def use_stand_in(driver, patch):
 _wait = Signals.wait
 
 
-def wait(signals, sequence, ahead):
+def wait(signals, sequence, sequel):
     """As ``Signals.wait``; PyTorch for the CPU is on no stream, so this thread waits for the one that it hands its work to."""
-    _wait(signals, sequence, ahead)
+    _wait(signals, sequence, sequel)
     signals._gpu.call("cuStreamSynchronize", signals._stream())
 
 
