@@ -105,13 +105,15 @@ def table(report):
     lines = [
         f"{report['dtype']} on {report['ours']['device']}, torch {report['torch']}, tf32 in convolutions of PyTorch: {report['tf32']}",
         "",
-        f"{'kernel':36} {'pass':>8} {'ours':>9} {'no graphs':>9} {'eager':>9} {'x':>5} {'compiled':>9} {'x':>5}  us",
+        f"{'kernel':36} {'pass':>8} {'ours':>9} {'no graphs':>9} {'no libs':>9} {'eager':>9} {'x':>5} {'compiled':>9} {'x':>5}  us",
     ]
     for name, times in report["ours"]["kernels"].items():
         for key, word in (("forward_us", "forward"), ("forward_backward_us", "both")):
             mine = times[key]
-            plain = report["ours"]["kernels_without_graphs"].get(name, {}).get(key)
-            row = [f"{name:36} {word:>8} {mine:9.1f}", f"{plain:9.1f}" if plain else f"{'':9}"]
+            row = [f"{name:36} {word:>8} {mine:9.1f}"]
+            for lack in ("graphs", "libraries"):
+                plain = report["ours"][f"kernels_without_{lack}"].get(name, {}).get(key)
+                row.append(f"{plain:9.1f}" if plain else f"{'':9}")
             for side in ("eager", "compiled"):
                 other = report[side].get(name, {}).get(key)
                 row.append(f"{other:9.1f} {other / mine:5.2f}" if other else f"{'':15}")

@@ -67,6 +67,7 @@ struct Report {
     device: String,
     kernels: BTreeMap<String, Times>,
     kernels_without_graphs: BTreeMap<String, Times>,
+    kernels_without_libraries: BTreeMap<String, Times>,
     seeds: BTreeMap<String, Vec<Beside>>,
     layer: Option<LayerReport>,
 }
@@ -83,11 +84,12 @@ struct LayerReport {
     free_bytes: [usize; 2],
 }
 
-/// A device, once with graphs and once without, where it has them.
+/// A device, and where it has graphs and libraries, once without each.
 struct Device {
     name: String,
     backend: Arc<dyn Backend>,
     without_graphs: Option<Arc<dyn Backend>>,
+    without_libraries: Option<Arc<dyn Backend>>,
     cuda: Option<Arc<cuda::CudaBackend>>,
 }
 
@@ -96,19 +98,21 @@ impl Device {
         if kind == "cpu" {
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             let backend = Arc::new(CpuBackend::new(threads));
-            return Self { name: "cpu".into(), backend, without_graphs: None, cuda: None };
+            let name = "cpu".into();
+            return Self { name, backend, without_graphs: None, without_libraries: None, cuda: None };
         }
         assert_eq!(kind, "cuda", "a device is cpu or cuda");
-        let open = |graphs| {
+        let open = |graphs, libraries| {
             let usual = cuda::OpenOptions::of_environment();
-            let options = cuda::OpenOptions { memory_bytes: 4 << 30, graphs, ..usual };
+            let options = cuda::OpenOptions { memory_bytes: 4 << 30, graphs, libraries, ..usual };
             cuda::open_device(&options).expect("there is a GPU")
         };
-        let (with, without) = (open(true), open(false));
+        let with = open(true, true);
         Self {
             name: with.properties.model,
             backend: with.backend.clone(),
-            without_graphs: Some(without.backend),
+            without_graphs: Some(open(false, true).backend),
+            without_libraries: Some(open(true, false).backend),
             cuda: Some(with.backend),
         }
     }
@@ -411,11 +415,15 @@ fn main() {
         let kernel = kernel(folder, case);
         let mut seed = Seed::new(&*device.backend, &kernel, case);
         report.kernels.insert(case.name.clone(), times(&mut seed, once));
-        if let Some(backend) = &device.without_graphs {
+        for (backend, into) in [
+            (&device.without_graphs, &mut report.kernels_without_graphs),
+            (&device.without_libraries, &mut report.kernels_without_libraries),
+        ] {
+            let Some(backend) = backend else { continue };
             // Plans belong to a device: a kernel's of one cannot run on another.
             let kernel = self::kernel(folder, case);
             let mut seed = Seed::new(&**backend, &kernel, case);
-            report.kernels_without_graphs.insert(case.name.clone(), times(&mut seed, once));
+            into.insert(case.name.clone(), times(&mut seed, once));
         }
         if case.small {
             let of = |&count: &usize| beside(&*device.backend, &kernel, case, count, once);

@@ -33,8 +33,8 @@ section! {
         stall_limit: Duration = Duration::from_secs(120), "time", Restart;
         /// Whether a plan's launches on the GPU are captured once as a CUDA graph and replayed as one.
         graphs: bool = true, "true or false", Restart;
-        /// Whether cuBLASLt may round factors of products in float32 to TF32, as with
-        /// `torch.backends.cuda.matmul.allow_tf32`.
+        /// Whether cuBLASLt and cuDNN may round factors of products and convolutions in float32 to TF32, as with
+        /// `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
         tf32: bool = false, "true or false", Restart;
         /// Where NVIDIA's libraries are looked for before the usual places.
         libraries: Vec<PathBuf> = Vec::new(), "list of paths", Restart;

@@ -70,6 +70,7 @@ pub(super) async fn choose_device(
             memory_bytes: settings.memory.0,
             graphs: settings.graphs,
             tf32: settings.tf32,
+            libraries: true,
             places: places(&settings.libraries, variable, Path::new("/")),
             image_folder,
         };

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::driver::ProductArguments;
+use super::driver::RoutineArguments;
 use crate::{
     backend::plan::{LinkOp, MOST_INPUTS, MOST_LINKS, MOST_OUTPUTS},
     graph::{Binary, Compare, MAX_RANK, Reduction, Unary},
@@ -38,9 +38,9 @@ pub(super) unsafe trait Record: Copy {
     }
 }
 
-const _: () = assert!(size_of::<ProductArguments>() == 4 * size_of::<Pointer>(), "it has no padding");
+const _: () = assert!(size_of::<RoutineArguments>() == 4 * size_of::<Pointer>(), "it has no padding");
 // SAFETY: `repr(C)`, and the assertion above has found no padding. No source of ours reads it.
-unsafe impl Record for ProductArguments {}
+unsafe impl Record for RoutineArguments {}
 
 /// Declares records once for both languages. Field types are names that both know.
 macro_rules! records {

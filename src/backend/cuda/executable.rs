@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     device::Device,
-    driver::Stream,
-    lower::{MOST_ALIGNMENT_BYTES, Planned, Program},
+    driver::{MOST_ALIGNMENT_BYTES, Stream},
+    lower::{Planned, Program},
     memory::CudaMemory,
     pass::{Arguments, Pass},
     queue::CudaQueue,
@@ -26,7 +26,7 @@ pub(super) struct CudaExecutable {
     bounds: Bounds,
     needs: MemoryNeeds,
     replays: Replays,
-    products: Planned,
+    routines: Planned,
     constants: Option<CudaMemory>,
     device: Arc<Device>,
 }
@@ -36,7 +36,7 @@ impl CudaExecutable {
     pub(super) fn new(
         plan: Plan,
         program: Program,
-        products: Planned,
+        routines: Planned,
         device: &Arc<Device>,
     ) -> Result<Self, BuildError> {
         let constants = match &*plan.constants {
@@ -44,10 +44,10 @@ impl CudaExecutable {
             bytes => Some(CudaMemory::of(device, bytes).map_err(|error| device.build_error(error))?),
         };
         let (mut bounds, replays) = (Bounds::of(&plan), Replays::new(device));
-        // As their library was promised.
-        program.homes_of_products().for_each(|home| bounds.align(home, MOST_ALIGNMENT_BYTES));
+        // As their libraries were promised.
+        program.homes_of_routines().for_each(|home| bounds.align(home, MOST_ALIGNMENT_BYTES));
         let (needs, device) = (plan.needs, Arc::clone(device));
-        Ok(Self { program, bounds, needs, replays, products, constants, device })
+        Ok(Self { program, bounds, needs, replays, routines, constants, device })
     }
 
     /// Hands the launches of a pass over one by one.
@@ -88,7 +88,7 @@ impl Executable for CudaExecutable {
             + self.program.held_bytes()
             + self.bounds.held_bytes()
             + self.replays.held_bytes()
-            + self.products.held_bytes()
+            + self.routines.held_bytes()
             + size_of_val(self.needs.saved.slots())
             + self.constants.as_ref().map_or(0, CudaMemory::len_bytes)
     }

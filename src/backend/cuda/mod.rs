@@ -1,5 +1,4 @@
-//! The CUDA backend: a plan's steps as launches of our own kernels, and of products that cuBLASLt computes where it is
-//! found.
+//! The CUDA backend: a plan's steps as launches of our own kernels, and as work of cuBLASLt and cuDNN where they are found.
 //!
 //! The kernels are CUDA C++, compiled by NVRTC for the device at hand when it is opened. They take halves as they are,
 //! compute in single precision and round each result once, as PyTorch does. What they compute does not depend on
@@ -44,9 +43,9 @@ use crate::graph::Graph;
 pub use cache::ImageCache;
 pub use compile::{CompileError, compile};
 pub use driver::{
-    Access, Address, Code, Driver, DriverError, Event, Function, Launch, Matrices, Module, PlannedProduct,
-    Priority, Product, ProductArguments, ProductSpec, Products, Properties, RealDriver, Replay, SharedBlock,
-    Stream, Touch, count, open,
+    Access, Address, Code, ConvolutionSpec, Direction, Driver, DriverError, Event, Function, Launch,
+    MOST_ALIGNMENT_BYTES, Matrices, Module, PlannedRoutine, Priority, ProductSpec, Properties, RealDriver,
+    Replay, Routine, RoutineArguments, RoutineSpec, Routines, SharedBlock, Stream, Touch, count, open,
 };
 pub use libraries::{Found, Roots, find};
 pub use nvrtc::Nvrtc;
@@ -67,7 +66,7 @@ pub struct CudaOptions {
     pub memory_bytes: usize,
     /// Whether runs are captured and replayed as one.
     pub graphs: bool,
-    /// Whether a library may round factors of products in `float32` to TF32.
+    /// Whether libraries may round factors in `float32` to TF32.
     pub tf32: bool,
 }
 
@@ -119,9 +118,9 @@ impl CudaBackend {
         if needed_bytes > options.limit_bytes {
             return Err(BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes });
         }
-        let products = target.into_products();
-        let program = lower::lower(&plan, self.device.kernels(), &products)?;
-        CudaExecutable::new(plan, program, products, &self.device)
+        let routines = target.into_routines();
+        let program = lower::lower(&plan, self.device.kernels(), &routines)?;
+        CudaExecutable::new(plan, program, routines, &self.device)
     }
 }
 

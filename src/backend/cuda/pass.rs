@@ -45,7 +45,7 @@ impl Pass<'_> {
 
     /// Whether a launch is a library's, whose captured form cannot be given other addresses.
     pub(super) fn is_fixed(&self, nth: usize) -> bool {
-        matches!(self.program.calls[nth].code, Code::Product(_))
+        matches!(self.program.calls[nth].code, Code::Routine(_))
     }
 
     /// The touches of all launches that are libraries'.

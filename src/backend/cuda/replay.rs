@@ -4,8 +4,8 @@
 //! is captured, and from then on one replay is handed over for all launches of a pass. A captured launch holds addresses
 //! and a seed: those of our kernels that differ from the last run's are updated before.
 //!
-//! What a library has captured is its own, and nobody can update it. So a replay is good for passes alone whose products
-//! lie where those lay that it was made of, and a stream has a few of them: whoever runs has blocks of memory that come
+//! What a library has captured is its own, and nobody can update it. So a replay is good for passes alone whose libraries
+//! find everything where it lay when it was made, and a stream has a few of them: whoever runs has blocks of memory that come
 //! back.
 
 use std::{
@@ -37,7 +37,7 @@ pub(super) struct Replays {
 /// What is known of an executable on a stream.
 #[derive(Debug, Default)]
 struct State {
-    /// The places of products in passes that have run as single launches, the latest first. Many run no second time, so
+    /// The places of what libraries use in passes that have run as single launches, the latest first. Many run no second time, so
     /// nothing is captured for the first; and where places never come back, nothing is captured at all.
     ran: [Option<Places>; MOST],
     /// The most recently used one last.
@@ -48,7 +48,7 @@ struct State {
     is_refused: bool,
 }
 
-/// A number for the addresses that a pass's products are given. Two may share one: then one pass is captured a run early.
+/// A number for the addresses that a pass's libraries are given. Two may share one: then one pass is captured a run early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Places(u64);
 
@@ -178,7 +178,7 @@ impl Captured {
             let mut arguments = Arguments::default();
             for nth in 0..pass.len() {
                 // SAFETY: the record is the one that lowering made for this kernel, whose module the device keeps
-                // loaded, or for a product that the executable keeps open. It is only kept; who hands it over promises
+                // loaded, or for a routine that the executable keeps open. It is only kept; who hands it over promises
                 // for the addresses.
                 unsafe { device.driver().launch(&pass.launch(nth, &mut arguments), stream) }?;
             }
@@ -190,7 +190,7 @@ impl Captured {
         }))
     }
 
-    /// Whether its products lie where those of a pass do.
+    /// Whether its libraries are given what those of a pass are.
     fn fits(&self, pass: &Pass<'_>) -> bool {
         pass.fixed().all(|touch| self.addresses[touch] == pass.address(touch))
     }

@@ -27,28 +27,29 @@ pub(crate) fn driver() -> HostDriver {
     HostDriver::new()
 }
 
-/// A backend whose device is the host, with a library of products.
+/// A backend whose device is the host, with libraries.
 pub(crate) fn host_backend() -> Arc<CudaBackend> {
     backend_on(&Arc::new(HostDriver::new()), OPTIONS)
 }
 
-/// The same without a library: every product is computed by our kernels.
-pub(crate) fn backend_without_products() -> Arc<CudaBackend> {
-    backend_on(&Arc::new(HostDriver::without_products()), OPTIONS)
+/// The same without libraries: everything is computed by our kernels.
+pub(crate) fn backend_without_libraries() -> Arc<CudaBackend> {
+    backend_on(&Arc::new(HostDriver::without_libraries()), OPTIONS)
 }
 
-/// One with a library, and its driver, which can hold streams back and fail.
+/// One with libraries, and its driver, which can hold streams back and fail.
 pub(crate) fn held_backend() -> (Arc<CudaBackend>, Arc<HostDriver>) {
     let driver = Arc::new(HostDriver::new());
     (backend_on(&driver, OPTIONS), driver)
 }
 
-/// A backend on this machine's GPU.
+/// A backend on this machine's GPU, with the libraries that are found, or with none.
 ///
 /// # Panics
-/// When there is none.
-pub(crate) fn gpu_backend() -> Arc<CudaBackend> {
-    open_device(&OpenOptions::of_environment()).unwrap_or_else(|error| panic!("{error}")).backend
+/// When there is no GPU.
+pub(crate) fn gpu_backend(libraries: bool) -> Arc<CudaBackend> {
+    let options = OpenOptions { libraries, ..OpenOptions::of_environment() };
+    open_device(&options).unwrap_or_else(|error| panic!("{error}")).backend
 }
 
 /// A backend whose device is the host, and who writes all its calls down.

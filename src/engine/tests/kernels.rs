@@ -8,7 +8,7 @@ use crate::{
     digest::Digest,
     engine::{Kernel, KernelParts, LiveSeed, PlanKey, Program, Weight},
     fault::Fault,
-    graph::{Binary, Builder, Graph, GraphError, Limits, Op, Sink, Source, Unary},
+    graph::{Binary, Builder, Conv2d, Graph, GraphError, Limits, Op, Sink, Source, Unary},
     id::Generation,
     tensor::{DType, HostTensor, Shape},
     validation::Metadata,
@@ -112,6 +112,37 @@ impl Program for MixingProgram {
 
 pub(super) fn mixing_on(backend: &dyn Backend, n: usize) -> Arc<LiveSeed> {
     live_on(backend, of_program(&format!("mixing-{n}"), &weights_of(n), Box::new(MixingProgram)), n as u64)
+}
+
+/// k(x) = tanh(x ∗ w), where each row of x is an image of two rows, and w one filter of as many taps as it has numbers.
+#[derive(Debug)]
+struct ConvolvingProgram;
+
+impl Program for ConvolvingProgram {
+    fn lower(&self, key: &PlanKey, _limits: &Limits) -> Result<Graph, Box<dyn Fault + Send + Sync>> {
+        let graph = || -> Result<Graph, GraphError> {
+            let mut b = Builder::new();
+            let x = b.source(Source::Input(0), key.input_shape.clone(), key.dtype)?;
+            let w = b.source(Source::Parameter(0), [WIDTH].into(), DType::F32)?;
+            let images = [key.input_shape[0], 1, 2, WIDTH / 2];
+            let x = b.apply(Op::Reshape(images.into()), &[x])?;
+            let w = b.apply(Op::Reshape([1, 1, 2, WIDTH / 2].into()), &[w])?;
+            // A row of zeros on both sides gives one row too many, of which the last is cut off.
+            let conv = Conv2d { stride: [1, 1], padding: [1, WIDTH / 4], dilation: [1, 1], groups: 1 };
+            let y = b.apply(Op::Conv2d(conv), &[x, w])?;
+            let y = b.apply(Op::Slice { dim: 2, start: 0, len: 2, step: 1 }, &[y])?;
+            let y = b.apply(Op::Reshape(key.input_shape.clone()), &[y])?;
+            let y = b.apply(Op::Unary(Unary::Tanh), &[y])?;
+            b.sink(Sink::Output(0), y);
+            Ok(b.finish())
+        };
+        graph().map_err(|error| Box::new(error) as Box<dyn Fault + Send + Sync>)
+    }
+}
+
+pub(super) fn convolving_on(backend: &dyn Backend, n: usize) -> Arc<LiveSeed> {
+    let program = Box::new(ConvolvingProgram);
+    live_on(backend, of_program(&format!("convolving-{n}"), &weights_of(n), program), n as u64)
 }
 
 pub(super) fn moody(n: usize) -> Arc<LiveSeed> {

@@ -1,10 +1,10 @@
-//! Seeds that multiply matrices, on a device that has a library for it.
+//! Seeds that multiply matrices or convolve, on a device that has libraries for it.
 
 use std::sync::Arc;
 
 use super::{
     fixture::{ELEMENTS, Layer, Room, config, noise, set_weights, weights_of},
-    kernels::mixing_on,
+    kernels::{convolving_on, mixing_on},
 };
 use crate::{
     backend::{
@@ -43,14 +43,23 @@ fn train(layer: &mut Layer, lives: &[Arc<LiveSeed>], passes: usize, ahead: usize
 }
 
 #[test]
-fn passes_give_what_they_give_on_the_cpu_and_are_replayed_before_long() {
+fn passes_with_products_give_what_they_give_on_the_cpu_and_are_replayed_before_long() {
+    agree_and_are_replayed(mixing_on);
+}
+
+#[test]
+fn passes_with_convolutions_give_what_they_give_on_the_cpu_and_are_replayed_before_long() {
+    agree_and_are_replayed(convolving_on);
+}
+
+fn agree_and_are_replayed(seed_on: fn(&dyn Backend, usize) -> Arc<LiveSeed>) {
     for ahead in [1, 2] {
         let cpu: Arc<dyn Backend> = Arc::new(CpuBackend::new(1));
         let (backend, recorder) = recorded_backend();
         let cuda: Arc<dyn Backend> = backend;
         let [(mut there, theirs), (mut here, ours)] = [&cpu, &cuda].map(|backend| {
             let mut layer = Layer::on(Arc::clone(backend), Blend::Convex, SEEDS, config());
-            let lives: Vec<_> = (0..SEEDS).map(|n| mixing_on(&**backend, n)).collect();
+            let lives: Vec<_> = (0..SEEDS).map(|n| seed_on(&**backend, n)).collect();
             lives.iter().enumerate().for_each(|(n, live)| layer.attach(n, live, 0.4));
             (layer, lives)
         });

@@ -1,7 +1,7 @@
 //! The calls of a driver.
 
 use super::{
-    Address, DriverError, Event, Function, Launch, Module, Priority, Products, Properties, Replay,
+    Address, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay, Routines,
     SharedBlock, Stream,
 };
 
@@ -9,7 +9,7 @@ use super::{
 ///
 /// Calls may come from any thread. Work on a stream runs in order; works on two streams are ordered by events alone.
 /// What is handed over may fail later: then the next call that waits for it says so.
-pub trait Driver: Products {
+pub trait Driver: Routines {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
@@ -247,7 +247,7 @@ pub trait Driver: Products {
     ///
     /// # Safety
     /// The function's module must be loaded, the arguments must be the record that it takes, and every address among
-    /// them good for what the kernel does with it until it is done. A product must be open, its addresses aligned as its
+    /// them good for what the kernel does with it until it is done. A routine must be open, its addresses aligned as its
     /// kind promises and good for all that it touches.
     unsafe fn launch(&self, launch: &Launch<'_>, stream: Stream) -> Result<(), DriverError>;
 
@@ -270,7 +270,7 @@ pub trait Driver: Products {
     /// runs as it was. What a library has captured is its own, and stays as it is.
     ///
     /// # Errors
-    /// [`DriverError::Failed`], also for a product; what the replay does then is undefined.
+    /// [`DriverError::Failed`], also for a routine; what the replay does then is undefined.
     ///
     /// # Safety
     /// As for [`launch`](Self::launch) with each [`replay`](Self::replay), and nobody else may update or replay it

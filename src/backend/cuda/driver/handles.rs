@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::Product;
+use super::Routine;
 
 /// An address on the device.
 pub type Address = u64;
@@ -100,8 +100,8 @@ pub enum Code {
         /// Threads of each, along one dimension.
         block: u32,
     },
-    /// A planned product of a library's.
-    Product(Product),
+    /// Planned work of a library's.
+    Routine(Routine),
 }
 
 /// One launch.
@@ -109,7 +109,7 @@ pub enum Code {
 pub struct Launch<'a> {
     /// Of what.
     pub code: Code,
-    /// The bytes of its one argument: the record that the kernel takes, or [`ProductArguments`](super::ProductArguments).
+    /// The bytes of its one argument: the record that the kernel takes, or [`RoutineArguments`](super::RoutineArguments).
     pub arguments: &'a [u8],
     /// The memory that it uses. A device does not need it; whoever checks the order of launches does.
     pub touches: &'a [Touch],

@@ -4,6 +4,7 @@
 //! can be run and checked where no device is. Handles are numbers of the driver's own.
 
 mod calls;
+mod convolutions;
 mod handles;
 #[cfg(test)]
 pub(crate) mod host;
@@ -11,11 +12,14 @@ mod products;
 mod real;
 #[cfg(test)]
 pub(crate) mod record;
+mod routines;
 
 pub use calls::Driver;
+pub use convolutions::{ConvolutionSpec, Direction};
 pub use handles::{
     Access, Address, Code, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
     SharedBlock, Stream, Touch,
 };
-pub use products::{Matrices, PlannedProduct, Product, ProductArguments, ProductSpec, Products};
+pub use products::{Matrices, ProductSpec};
 pub use real::{RealDriver, count, open};
+pub use routines::{MOST_ALIGNMENT_BYTES, PlannedRoutine, Routine, RoutineArguments, RoutineSpec, Routines};

@@ -95,7 +95,8 @@ impl Sizes {
         Splits::new(self.k, self.tiles(), SHARE, DEPTH)
     }
 
-    fn is_direct(self) -> bool {
+    /// Whether each element of a convolution's result has a thread, or a block, of its own.
+    pub(super) fn is_direct(self) -> bool {
         self.batch > 1 && self.m < FEW
     }
 

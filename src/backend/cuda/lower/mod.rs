@@ -4,6 +4,7 @@
 //! of one kind of arithmetic give the same bits.
 
 mod contraction;
+mod convolution;
 mod movement;
 mod norm;
 mod pointwise;
@@ -11,11 +12,12 @@ mod pool;
 mod product;
 mod program;
 mod reduce;
+mod routine;
 mod target;
 mod walk;
 
-pub(super) use product::{MOST_ALIGNMENT_BYTES, Planned};
 pub(super) use program::{MOST_BYTES, Program};
+pub(super) use routine::Planned;
 pub(super) use target::{Cuda, check};
 
 use program::{Use, Uses};
@@ -42,12 +44,12 @@ const THREADS: u32 = 256;
 /// The most blocks of a launch; each takes several pieces of work where there are more.
 const MOST_BLOCKS: u64 = 16 * 1024;
 
-/// Turns a plan into launches; products that were planned with it go to their library.
+/// Turns a plan into launches; what was planned with libraries goes to them.
 ///
 /// # Errors
 /// [`BuildError::Unsupported`] for sizes past what kernels count with, [`BuildError::Device`] when a kernel is missing.
-pub(super) fn lower(plan: &Plan, kernels: &Kernels, products: &Planned) -> Result<Program, BuildError> {
-    let mut lowering = Lowering { kernels, products, program: Program::default() };
+pub(super) fn lower(plan: &Plan, kernels: &Kernels, routines: &Planned) -> Result<Program, BuildError> {
+    let mut lowering = Lowering { kernels, routines, program: Program::default() };
     for step in &plan.steps {
         lowering.step(step)?;
     }
@@ -57,7 +59,7 @@ pub(super) fn lower(plan: &Plan, kernels: &Kernels, products: &Planned) -> Resul
 
 struct Lowering<'a> {
     kernels: &'a Kernels,
-    products: &'a Planned,
+    routines: &'a Planned,
     program: Program,
 }
 
@@ -76,8 +78,8 @@ impl Lowering<'_> {
             }
             StepKind::Op(op) => op,
         };
-        if let Some(product) = self.products.of_step(op, step) {
-            self.product(step, product);
+        if let Some(planned) = self.routines.of_step(op, step) {
+            self.routine(step, planned);
             return Ok(());
         }
         match op {

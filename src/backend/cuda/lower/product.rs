@@ -1,79 +1,24 @@
-//! Which products go to a library, and as what.
+//! Which operations are products for a library, and as what.
 //!
 //! A library counts column by column, a plan row by row. A matrix by rows is its transpose by columns, so the library is
 //! asked for yᵀ = bᵀ·aᵀ, whose columns are the rows of y.
 
-use std::{collections::HashMap, mem::offset_of, sync::Arc};
-
-use smallvec::SmallVec;
-
 use super::{
-    Lowering, Use, Uses,
     contraction::{Factor, Sizes},
     walk::walk,
 };
 use crate::{
-    backend::{
-        cuda::driver::{Access, Code, Driver, Matrices, PlannedProduct, ProductArguments, ProductSpec},
-        plan::Step,
-    },
-    graph::{Op, ValueInfo},
+    backend::cuda::driver::{MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
+    graph::Op,
     tensor::{DType, Layout, Shape},
 };
 
-/// The most that is promised of an address: what copies to tensor cores ask for. Blocks are aligned to more.
-pub(in crate::backend::cuda) const MOST_ALIGNMENT_BYTES: usize = 16;
-
-/// The products of a plan that its library computes, open as long as this lives.
-#[derive(Debug)]
-pub(in crate::backend::cuda) struct Planned {
-    driver: Arc<dyn Driver>,
-    tf32: bool,
-    /// `None` for what the library has no way for.
-    by_spec: HashMap<ProductSpec, Option<PlannedProduct>>,
-}
-
-impl Planned {
-    /// None yet; `tf32` says whether factors may be rounded to it.
-    pub(in crate::backend::cuda) fn new(driver: Arc<dyn Driver>, tf32: bool) -> Self {
-        Self { driver, tf32, by_spec: HashMap::new() }
-    }
-
-    /// Plans the product that an operation is, if it is one and there is a library that computes it.
-    pub(super) fn plan(&mut self, op: &Op, inputs: &[&Layout], y: &ValueInfo) -> Option<PlannedProduct> {
-        let spec = Product::of(op, inputs, &y.shape)?.spec(y.dtype, self.tf32)?;
-        *self.by_spec.entry(spec).or_insert_with(|| self.driver.plan_product(&spec))
-    }
-
-    /// The product that was planned for a step, and which of the step's operands is its left factor.
-    pub(super) fn of_step(&self, op: &Op, step: &Step) -> Option<(PlannedProduct, usize)> {
-        let inputs: SmallVec<[_; 4]> = step.inputs.iter().map(|place| &place.layout).collect();
-        let y = &step.outputs[0];
-        let product = Product::of(op, &inputs, y.layout.shape())?;
-        let planned = self.by_spec.get(&product.spec(y.dtype, self.tf32)?).copied().flatten()?;
-        Some((planned, product.left))
-    }
-
-    /// Bytes of memory that it takes, but for what the library keeps.
-    pub(in crate::backend::cuda) fn held_bytes(&self) -> usize {
-        self.by_spec.capacity() * size_of::<(ProductSpec, Option<PlannedProduct>)>()
-    }
-}
-
-impl Drop for Planned {
-    fn drop(&mut self) {
-        for planned in self.by_spec.values().flatten() {
-            self.driver.close_product(planned.product);
-        }
-    }
-}
-
 /// y = a·b for each of a batch, where y lies row by row without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Product {
+pub(super) struct Product {
     sizes: Sizes,
     /// Which operand of the operation a is.
-    left: usize,
+    pub(super) left: usize,
     a: Side,
     b: Side,
 }
@@ -89,7 +34,7 @@ struct Side {
 
 impl Product {
     /// The product that an operation is; `None` for one that is something else, or is not one by single strides.
-    fn of(op: &Op, inputs: &[&Layout], y: &Shape) -> Option<Self> {
+    pub(super) fn of(op: &Op, inputs: &[&Layout], y: &Shape) -> Option<Self> {
         let whole = |layout: &Layout| layout.shape().iter().all(|&size| size > 0);
         let [first, second] = *inputs else { return None };
         if !(whole(first) && whole(second)) {
@@ -178,18 +123,16 @@ impl Product {
     }
 
     /// As the library is asked for it; `None` where it cannot be told how a factor lies.
-    fn spec(self, dtype: DType, tf32: bool) -> Option<ProductSpec> {
+    pub(super) fn spec(self, dtype: DType, tf32: bool) -> Option<ProductSpec> {
         let Self { sizes: Sizes { batch, m, n, k }, a, b, .. } = self;
         let matrices = |lead, apart, first: u64| {
-            let aligned = (first * dtype.size_bytes() as u64) | MOST_ALIGNMENT_BYTES as u64;
-            let alignment_bytes = 1 << aligned.trailing_zeros();
+            let alignment_bytes = alignment_bytes(first, dtype);
             Matrices { lead, apart: if batch > 1 { apart } else { 0 }, alignment_bytes }
         };
         // What is left of the product by columns is right of it by rows.
         let (transposes_a, lead_a) = stored(n, k, b.column, b.row)?;
         let (transposes_b, lead_b) = stored(k, m, a.column, a.row)?;
-        let is_floating = matches!(dtype, DType::F32 | DType::F64 | DType::BF16 | DType::F16);
-        is_floating.then(|| ProductSpec {
+        dtype.is_floating_point().then(|| ProductSpec {
             dtype,
             tf32: tf32 && dtype == DType::F32,
             batch,
@@ -205,6 +148,12 @@ impl Product {
     }
 }
 
+/// What is promised of the address of an element, from how many lie before it in its block.
+pub(super) fn alignment_bytes(first: u64, dtype: DType) -> u32 {
+    let aligned = (first * dtype.size_bytes() as u64) | MOST_ALIGNMENT_BYTES as u64;
+    1 << aligned.trailing_zeros()
+}
+
 /// How a matrix of so many rows and columns lies by columns, from its elements' distances along rows' indices and along
 /// columns': whether transposed, and the distance from one column to the next. `None` where its elements lie together
 /// along neither, or columns overlap.
@@ -217,21 +166,4 @@ fn stored(rows: u64, columns: u64, row: u64, column: u64) -> Option<(bool, u64)>
     let turned = lies(columns, column, rows, row).map(|lead| (true, lead));
     // A vector is both: the long way, it lies together.
     if rows >= columns { straight.or(turned) } else { turned.or(straight) }
-}
-
-impl Lowering<'_> {
-    /// A step that its library computes.
-    pub(super) fn product(&mut self, step: &Step, (planned, left): (PlannedProduct, usize)) {
-        let mut uses: Uses = [
-            Use::read(offset_of!(ProductArguments, a), &step.inputs[1 - left]),
-            Use::read(offset_of!(ProductArguments, b), &step.inputs[left]),
-            Use::write(offset_of!(ProductArguments, out), &step.outputs[0]),
-        ]
-        .into_iter()
-        .collect();
-        if planned.workspace_bytes > 0 {
-            uses.push(Use::scratch(offset_of!(ProductArguments, workspace), step.scratch, 0, Access::Write));
-        }
-        self.program.push(Code::Product(planned.product), &ProductArguments::default(), &uses, None);
-    }
 }

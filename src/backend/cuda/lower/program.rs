@@ -36,10 +36,10 @@ pub(in crate::backend::cuda) struct Program {
 }
 
 impl Program {
-    /// The blocks that products read and write, some of them several times.
-    pub(in crate::backend::cuda) fn homes_of_products(&self) -> impl Iterator<Item = Home> {
-        let products = self.calls.iter().filter(|call| matches!(call.code, Code::Product(_)));
-        products.flat_map(|call| {
+    /// The blocks that libraries read and write, some of them several times.
+    pub(in crate::backend::cuda) fn homes_of_routines(&self) -> impl Iterator<Item = Home> {
+        let routines = self.calls.iter().filter(|call| matches!(call.code, Code::Routine(_)));
+        routines.flat_map(|call| {
             let (first, len) = call.touches;
             self.origins[first as usize..(first + len) as usize].iter().map(|&(home, _)| home)
         })

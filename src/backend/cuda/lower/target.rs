@@ -2,25 +2,25 @@
 
 use std::cell::RefCell;
 
-use super::{contraction::Sizes, norm, pool, product::Planned, reduce};
+use super::{contraction::Sizes, norm, pool, reduce, routine::Planned};
 use crate::{
     backend::{BuildError, plan::Target},
     graph::{Graph, Op, ValueInfo},
     tensor::{DType, Layout},
 };
 
-/// A CUDA device as planning sees it. All are alike but for what their library of products asks for: otherwise what a
-/// plan looks like does not depend on the card.
+/// A CUDA device as planning sees it. All are alike but for what their libraries ask for: otherwise what a plan looks like
+/// does not depend on the card.
 pub(in crate::backend::cuda) struct Cuda(RefCell<Planned>);
 
 impl Cuda {
-    /// A device with a library of products, or none.
-    pub(in crate::backend::cuda) fn new(products: Planned) -> Self {
-        Self(RefCell::new(products))
+    /// A device with libraries, or none.
+    pub(in crate::backend::cuda) fn new(routines: Planned) -> Self {
+        Self(RefCell::new(routines))
     }
 
-    /// The products that were planned.
-    pub(in crate::backend::cuda) fn into_products(self) -> Planned {
+    /// What was planned with its libraries.
+    pub(in crate::backend::cuda) fn into_routines(self) -> Planned {
         self.0.into_inner()
     }
 }
@@ -50,8 +50,8 @@ impl Target for Cuda {
         outputs: &[&ValueInfo],
     ) -> usize {
         let y = outputs[0];
-        if let Some(product) = self.0.borrow_mut().plan(op, layouts, y) {
-            return product.workspace_bytes;
+        if let Some(planned) = self.0.borrow_mut().plan(op, layouts, y) {
+            return planned.workspace_bytes;
         }
         match op {
             Op::Reduce { .. } => reduce::scratch_bytes(inputs[0], y),

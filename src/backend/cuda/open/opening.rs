@@ -14,8 +14,8 @@ use super::{
     },
     LibraryState, OpenError, Unavailable, places,
     survey::{
-        CUBLASLT, CUBLASLT_FILE, LIBCUDA, NVRTC, NVRTC_FILE, candidates, folders_of, loaded, mapped, survey,
-        unused, version_in_name,
+        CUBLASLT, CUBLASLT_FILE, CUDNN, CUDNN_FILE, LIBCUDA, NVRTC, NVRTC_FILE, candidates, everywhere,
+        folders_of, loaded, mapped, survey, unused, version_in_name,
     },
 };
 
@@ -28,8 +28,11 @@ pub struct OpenOptions {
     pub memory_bytes: u64,
     /// Whether plans are captured once and replayed.
     pub graphs: bool,
-    /// Whether factors of products in `float32` may be rounded to TF32.
+    /// Whether libraries may round factors in `float32` to TF32.
     pub tf32: bool,
+    /// Whether cuBLASLt and cuDNN compute what they can, where they are found. Without them kernels of ours compute
+    /// everything.
+    pub libraries: bool,
     /// Where libraries are looked for, in order, as [`places`] gives it.
     pub places: Vec<Roots>,
     /// Where compiled kernels are kept.
@@ -46,6 +49,7 @@ impl OpenOptions {
             memory_bytes: 0,
             graphs: true,
             tf32: false,
+            libraries: true,
             places: places(&[], variable, Path::new("/")),
             image_folder: variable("KASMINA_IMAGES")
                 .unwrap_or_else(|| env::temp_dir().join("kasmina-images")),
@@ -93,8 +97,10 @@ fn open_with(
     }
     let mut driver = opened?;
     let properties = driver.properties().clone();
-    // What it takes of the device's memory is not free any more.
-    add_products(&mut driver, &options.places, libraries);
+    // What they take of the device's memory is not free any more.
+    if options.libraries {
+        add_libraries(&mut driver, &options.places, libraries);
+    }
     let budget_bytes = budget(options.memory_bytes, driver.free_bytes()? as u64, &properties)?;
     let driver: Arc<dyn Driver> = Arc::new(driver);
     let mut first_error = None;
@@ -113,21 +119,36 @@ fn open_with(
     Err(first_error.unwrap_or_else(|| OpenError::NoCompiler { looked_in: folders_of(&options.places) }))
 }
 
-/// Has the first cuBLASLt that works compute products. Without one, kernels of ours do.
-fn add_products(driver: &mut RealDriver, places: &[Roots], libraries: &mut [LibraryState]) {
+/// Has the first cuBLASLt and the first cuDNN that work compute what they can. Without one, kernels of ours do.
+fn add_libraries(driver: &mut RealDriver, places: &[Roots], libraries: &mut [LibraryState]) {
+    let cuda_major = driver.properties().cuda.0;
+    let products = candidates(CUBLASLT_FILE, places, cuda_major);
+    add_library(libraries, CUBLASLT, products, |path| driver.use_products(path));
+    // By its file's name nobody knows for which CUDA a cuDNN is. One that is too young for the driver says so.
+    let convolutions = everywhere(CUDNN_FILE, places);
+    add_library(libraries, CUDNN, convolutions, |path| driver.use_convolutions(path));
+}
+
+/// Has the first of some files used that can be, and notes which, or why none.
+fn add_library(
+    libraries: &mut [LibraryState],
+    name: &'static str,
+    files: Vec<Found>,
+    mut load: impl FnMut(&Path) -> Result<String, DriverError>,
+) {
     let mut first_error = None;
-    for Found { path, .. } in candidates(CUBLASLT_FILE, places, driver.properties().cuda.0) {
-        match driver.use_products(&path) {
-            Ok(version) => return loaded(libraries, CUBLASLT, &path, Some(version)),
+    for Found { path, .. } in files {
+        match load(&path) {
+            Ok(version) => return loaded(libraries, name, &path, Some(version)),
             Err(error) => {
-                tracing::debug!(%error, path = %path.display(), "this cuBLASLt is of no use here");
+                tracing::debug!(%error, library = name, path = %path.display(), "this one is of no use here");
                 first_error.get_or_insert(error);
             }
         }
     }
     if let Some(error) = first_error {
-        tracing::info!(%error, "cuBLASLt is not used, matrix products run on Kasmina's own kernels");
-        unused(libraries, CUBLASLT, &error);
+        tracing::info!(%error, library = name, "it is not used, and Kasmina's own kernels do its work");
+        unused(libraries, name, &error);
     }
 }
 
@@ -221,6 +242,7 @@ mod tests {
             memory_bytes: 0,
             graphs: true,
             tf32: false,
+            libraries: true,
             places: places(&[], |_| None, root.path()),
             image_folder: root.path().join("images"),
         };

@@ -54,10 +54,11 @@ const KNOWN: [Known; 4] = [
                      nvidia-cublas (nvidia-cublas-cu12 for a driver of CUDA 12)",
     },
     Known {
-        name: "cuDNN",
-        file: "cudnn",
-        is_for: "not used yet: on a GPU, convolutions run on Kasmina's own kernels",
-        lack_costs: "costs nothing yet: on a GPU, convolutions run on Kasmina's own kernels with it or without",
+        name: CUDNN,
+        file: CUDNN_FILE,
+        is_for: "convolutions",
+        lack_costs: "convolutions run on Kasmina's own kernels, which are slower: install PyTorch, or pip's \
+                     nvidia-cudnn-cu13 (nvidia-cudnn-cu12 for a driver of CUDA 12)",
     },
 ];
 
@@ -71,6 +72,10 @@ pub(super) const NVRTC_FILE: &str = "nvrtc";
 pub(super) const CUBLASLT: &str = "cuBLASLt";
 /// Its file.
 pub(super) const CUBLASLT_FILE: &str = "cublasLt";
+/// The library of convolutions.
+pub(super) const CUDNN: &str = "cuDNN";
+/// Its file.
+pub(super) const CUDNN_FILE: &str = "cudnn";
 
 /// Where libraries are looked for: first in the folders that the settings name, each a folder of libraries, a folder of
 /// Python packages or a Python environment, then in the usual places.
@@ -88,10 +93,15 @@ pub fn places(folders: &[PathBuf], variable: impl Fn(&str) -> Option<PathBuf>, r
     named.chain([Roots::usual(variable, root)]).collect()
 }
 
-/// Every file of a library, first those that are no younger than the driver: it refuses what a later major version has
-/// compiled, or brings compiled.
+/// Every file of a library, in the order of places.
+pub(super) fn everywhere(file: &str, places: &[Roots]) -> Vec<Found> {
+    places.iter().flat_map(|roots| find(file, roots)).collect()
+}
+
+/// Every file of a library that counts its versions as CUDA does, first those that are no younger than the driver: it
+/// refuses what a later major version has compiled, or brings compiled.
 pub(super) fn candidates(file: &str, places: &[Roots], cuda_major: u32) -> Vec<Found> {
-    let mut all: Vec<Found> = places.iter().flat_map(|roots| find(file, roots)).collect();
+    let mut all = everywhere(file, places);
     all.sort_by_key(|found| found.major > cuda_major);
     all
 }
@@ -100,8 +110,8 @@ pub(super) fn candidates(file: &str, places: &[Roots], cuda_major: u32) -> Vec<F
 /// nobody else knows, is missing until it was [`loaded`].
 pub(super) fn survey(places: &[Roots]) -> Vec<LibraryState> {
     let state = |known: &Known| {
-        let mut all = places.iter().flat_map(|roots| find(known.file, roots));
-        let first = if known.name == LIBCUDA { None } else { all.next() };
+        let all = everywhere(known.file, places);
+        let first = if known.name == LIBCUDA { None } else { all.into_iter().next() };
         match first {
             Some(Found { path, major }) => {
                 let version = version_in_name(known.file, &path).unwrap_or_else(|| major.to_string());
@@ -210,7 +220,7 @@ mod tests {
         assert_eq!(of(2), short("usr/local/cuda/lib64/libcublasLt.so.13", "13.2.1.4"));
         assert_eq!(all[2].3, "matrix products");
         assert_eq!(of(3), (None, None));
-        assert!(all[3].3.starts_with("costs nothing yet"), "{}", all[3].3);
+        assert!(all[3].3.starts_with("convolutions run on Kasmina's own kernels"), "{}", all[3].3);
         // Each kind of folder that the settings may name, before the usual places.
         for folder in [
             environment.join("lib/python3.12/site-packages"),

@@ -1,6 +1,7 @@
 //! The backend on the host: conformance, random graphs, what is refused; beside it, edges and order.
 
 mod blocks;
+mod convolutions;
 mod memory;
 mod numbers;
 mod order;
@@ -18,7 +19,7 @@ use proptest::prelude::*;
 
 use super::{
     CudaBackend,
-    testing::{backend_without_products, held_backend},
+    testing::{backend_without_libraries, held_backend},
 };
 use crate::{
     backend::{
@@ -34,10 +35,10 @@ fn backend() -> &'static CudaBackend {
     test_device::cuda()
 }
 
-/// One whose products are all computed by our kernels.
+/// One on which our kernels compute everything.
 fn alone() -> &'static CudaBackend {
     static BACKEND: OnceLock<Arc<CudaBackend>> = OnceLock::new();
-    BACKEND.get_or_init(backend_without_products)
+    BACKEND.get_or_init(backend_without_libraries)
 }
 
 const FREE: RunContext = RunContext { seed: 42, deadline: None, threads: 1 };
@@ -75,7 +76,7 @@ fn cuda_conforms() {
 }
 
 #[test]
-fn cuda_conforms_without_a_library_of_products() {
+fn cuda_conforms_without_a_library() {
     conforms(alone());
 }
 

@@ -1,4 +1,4 @@
-//! Replays of passes that have a product in them, which no replay can be given at another place.
+//! Replays of passes that have a library's work in them, which no replay can be given at another place.
 
 use std::sync::Arc;
 
@@ -18,18 +18,23 @@ use crate::{
             testing::{OPTIONS, backend_on},
         },
     },
-    graph::{Binary, Builder, Graph, Op, Sink, Source, Unary},
+    graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary},
     tensor::DType,
 };
 
-/// x, w, z → (exp(x)·w)·z, with the middle one a product: three launches.
-fn chain() -> Graph {
-    let shapes: [&[usize]; 3] = [&[5, 9], &[9, 7], &[5, 7]];
+/// x, w, z → (exp(x)·w)·z, with the middle one a product or a convolution: three launches.
+fn chain(is_product: bool) -> Graph {
+    let conv = Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 };
+    let (shapes, op): ([&[usize]; 3], _) = if is_product {
+        ([&[5, 9], &[9, 7], &[5, 7]], Op::MatMul { transpose_a: false, transpose_b: false })
+    } else {
+        ([&[2, 3, 5, 4], &[4, 3, 2, 2], &[2, 4, 4, 3]], Op::Conv2d(conv))
+    };
     let mut builder = Builder::new();
     let [x, w, z] =
         [0, 1, 2].map(|n| builder.source(Source::Input(n), shapes[n as usize].into(), DType::F32).unwrap());
     let y = builder.apply(Op::Unary(Unary::Exp), &[x]).unwrap();
-    let y = builder.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w]).unwrap();
+    let y = builder.apply(op, &[y, w]).unwrap();
     let y = builder.apply(Op::Binary(Binary::Mul), &[y, z]).unwrap();
     builder.sink(Sink::Output(0), y);
     builder.finish()
@@ -43,8 +48,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(backend: &CudaBackend, sets: u64) -> Self {
-        let graph = chain();
+    fn new(backend: &CudaBackend, sets: u64, is_product: bool) -> Self {
+        let graph = chain(is_product);
         let executable = compiled(backend, &graph);
         let mut queue = backend.open_queue(false);
         let sets = (0..sets).map(|set| {
@@ -77,9 +82,18 @@ fn captures(recorder: &Recorder) -> usize {
 
 #[test]
 fn a_replay_serves_passes_alone_whose_products_lie_where_its_own_do() {
+    replays_serve_their_places(true);
+}
+
+#[test]
+fn a_replay_serves_passes_alone_whose_convolutions_lie_where_its_own_do() {
+    replays_serve_their_places(false);
+}
+
+fn replays_serve_their_places(is_product: bool) {
     let (backend, driver, recorder) = recorded();
     let plain = backend_on(&Arc::new(HostDriver::new()), CudaOptions { graphs: false, ..OPTIONS });
-    let (mut ours, mut theirs) = (Bench::new(&backend, 6), Bench::new(&plain, 6));
+    let (mut ours, mut theirs) = (Bench::new(&backend, 6, is_product), Bench::new(&plain, 6, is_product));
     // Of each: which set runs, how many captures there were then, how many replays there are.
     let turns = [
         (0, 0, 0),
@@ -112,13 +126,13 @@ fn a_replay_serves_passes_alone_whose_products_lie_where_its_own_do() {
     }
     assert_eq!(recorder.judge(), Vec::<String>::new());
     drop(ours);
-    assert_eq!((driver.replays(), driver.products().len()), (0, 0));
+    assert_eq!((driver.replays(), driver.routines().len()), (0, 0));
 }
 
 #[test]
 fn kernels_of_ours_are_updated_beside_products() {
     let (backend, _, recorder) = recorded();
-    let mut bench = Bench::new(&backend, 2);
+    let mut bench = Bench::new(&backend, 2, true);
     let expected = [bench.run(0)[0].clone(), bench.run(1)[1].clone()];
     assert!(bench.run(0)[0] == expected[0] && captures(&recorder) == 1);
     let Bench { executable, sets, queue } = &mut bench;

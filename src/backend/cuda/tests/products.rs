@@ -13,7 +13,7 @@ use crate::{
         conformance::fill,
         cuda::{
             CudaOptions,
-            driver::{ProductSpec, host::HostDriver},
+            driver::{ProductSpec, RoutineSpec, host::HostDriver},
             testing::{OPTIONS, backend_on, held_backend},
         },
         run_on_host,
@@ -38,9 +38,14 @@ fn product(
     builder.finish()
 }
 
-/// Runs a graph, holds its results against the reference's, and gives what went to the library.
-fn specs_of(graph: &Graph, options: CudaOptions) -> Vec<ProductSpec> {
-    let driver = Arc::new(HostDriver::new());
+/// Runs a graph, holds its results against the reference's, and gives what went to libraries.
+pub(super) fn routines_of(graph: &Graph, options: CudaOptions) -> Vec<RoutineSpec> {
+    routines_on(HostDriver::new(), graph, options)
+}
+
+/// The same on a driver of the test's.
+pub(super) fn routines_on(driver: HostDriver, graph: &Graph, options: CudaOptions) -> Vec<RoutineSpec> {
+    let driver = Arc::new(driver);
     let backend = backend_on(&driver, options);
     let none = PackedLayout::default();
     let executable = backend.compile(graph, &super::options(&none)).unwrap();
@@ -52,15 +57,28 @@ fn specs_of(graph: &Graph, options: CudaOptions) -> Vec<ProductSpec> {
     let ours = run_on_host(&*backend, &*executable, graph, [&none, &none], feed, &FREE).unwrap();
     let truth = evaluate(graph, feed, FREE.seed).unwrap();
     for ((sink, ours), (_, truth)) in ours.iter().zip(&truth) {
-        let tolerance = if matches!(ours.dtype(), DType::F16 | DType::BF16) { 2e-2 } else { 1e-5 };
+        let tolerance = match ours.dtype() {
+            DType::F16 | DType::BF16 => 2e-2,
+            DType::F64 => 1e-12,
+            _ => 1e-5,
+        };
         for (a, b) in ours.to_f64().iter().zip(truth.to_f64()) {
             assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{sink:?}: {a} instead of {b} in\n{graph}");
         }
     }
-    let specs = driver.products();
+    let specs = driver.routines();
     drop(executable);
-    assert!(driver.products().is_empty(), "they go with their executable");
+    assert!(driver.routines().is_empty(), "they go with their executable");
     specs
+}
+
+/// The products among what went to libraries.
+fn specs_of(graph: &Graph, options: CudaOptions) -> Vec<ProductSpec> {
+    let products = routines_of(graph, options).into_iter().filter_map(|spec| match spec {
+        RoutineSpec::Product(spec) => Some(spec),
+        RoutineSpec::Convolution(_) => None,
+    });
+    products.collect()
 }
 
 /// The one product that a graph goes to the library as.
@@ -70,7 +88,7 @@ fn spec_of(graph: &Graph) -> ProductSpec {
     specs[0]
 }
 
-fn goes_to_us(graph: &Graph) {
+fn is_no_product(graph: &Graph) {
     assert!(specs_of(graph, OPTIONS).is_empty(), "of\n{graph}");
 }
 
@@ -119,11 +137,11 @@ fn views_are_read_where_they_lie_if_the_library_can() {
     };
     let spec = spec_of(&sliced(slice(2, 6, 1)));
     assert_eq!((spec.b.lead, spec.b.alignment_bytes, spec.a.alignment_bytes), (16, 8, 16));
-    goes_to_us(&sliced(slice(0, 6, 2)));
+    is_no_product(&sliced(slice(0, 6, 2)));
 
     let expanded =
         |builder: &mut Builder, [x, w]: [ValueId; 2]| [view(&Op::Expand([5, 6].into()), builder, x), w];
-    goes_to_us(&product([&[1, 6], &[6, 7]], f32, expanded, [false; 2]));
+    is_no_product(&product([&[1, 6], &[6, 7]], f32, expanded, [false; 2]));
 
     // Vectors lie together the long way.
     let spec = spec_of(&product([&[1, 6], &[6, 7]], f32, |_, both| both, [false; 2]));
@@ -131,11 +149,11 @@ fn views_are_read_where_they_lie_if_the_library_can() {
     let spec = spec_of(&product([&[5, 6], &[6, 1]], f32, |_, both| both, [false; 2]));
     assert_eq!((spec.m, spec.transposes_a, spec.a.lead), (1, true, 6));
     spec_of(&product([&[5, 1], &[1, 7]], f32, |_, both| both, [false; 2]));
-    goes_to_us(&product([&[5, 0], &[0, 7]], f32, |_, both| both, [false; 2]));
+    is_no_product(&product([&[5, 0], &[0, 7]], f32, |_, both| both, [false; 2]));
 }
 
 #[test]
-fn batches_have_one_stride_or_go_to_us() {
+fn batches_have_one_stride_or_are_no_products() {
     let f32 = DType::F32;
     let spec = spec_of(&product([&[3, 5, 6], &[3, 6, 7]], f32, |_, both| both, [false; 2]));
     assert_eq!((spec.batch, spec.a.apart, spec.b.apart, spec.out.apart), (3, 42, 30, 35));
@@ -160,7 +178,7 @@ fn batches_have_one_stride_or_go_to_us() {
 
     let crossed =
         |builder: &mut Builder, [x, w]: [ValueId; 2]| [view(&Op::Permute(vec![1, 0, 2, 3]), builder, x), w];
-    goes_to_us(&product([&[3, 2, 5, 6], &[2, 3, 6, 7]], f32, crossed, [false; 2]));
+    is_no_product(&product([&[3, 2, 5, 6], &[2, 3, 6, 7]], f32, crossed, [false; 2]));
 }
 
 #[test]
@@ -185,13 +203,13 @@ fn convolutions_by_one_pixel_are_products() {
         if x[0] == 1 || x[2] == 1 {
             assert_eq!((spec_of(&weight).m, spec_of(&weight).n), (6, 5));
         } else {
-            goes_to_us(&weight);
+            is_no_product(&weight);
         }
     }
-    goes_to_us(&forward([2, 6, 3, 4], [5, 6, 3, 3], Conv2d { padding: [1, 1], ..conv }));
-    goes_to_us(&forward([2, 6, 3, 4], [5, 6, 1, 1], Conv2d { stride: [1, 2], ..conv }));
-    goes_to_us(&forward([2, 6, 3, 4], [5, 6, 1, 1], Conv2d { padding: [1, 0], ..conv }));
-    goes_to_us(&forward([2, 6, 3, 4], [4, 3, 1, 1], Conv2d { groups: 2, ..conv }));
+    is_no_product(&forward([2, 6, 3, 4], [5, 6, 3, 3], Conv2d { padding: [1, 1], ..conv }));
+    is_no_product(&forward([2, 6, 3, 4], [5, 6, 1, 1], Conv2d { stride: [1, 2], ..conv }));
+    is_no_product(&forward([2, 6, 3, 4], [5, 6, 1, 1], Conv2d { padding: [1, 0], ..conv }));
+    is_no_product(&forward([2, 6, 3, 4], [4, 3, 1, 1], Conv2d { groups: 2, ..conv }));
 }
 
 #[test]
@@ -237,5 +255,5 @@ fn what_is_not_built_leaves_no_product_open() {
     let tight = CompileOptions { limit_bytes: 0, ..options(&none) };
     let refused = backend.compile(&graph, &tight).unwrap_err();
     assert!(matches!(refused, BuildError::TooMuchMemory { .. }), "{refused}");
-    assert!(driver.products().is_empty());
+    assert!(driver.routines().is_empty());
 }

@@ -299,7 +299,7 @@ impl Driver for HostDriver {
                 *place = kept;
                 Ok(())
             }
-            _ => failed("update", "another kernel was captured there, or a product"),
+            _ => failed("update", "another kernel was captured there, or a routine"),
         }
     }
 

@@ -5,8 +5,10 @@
 //! host memory before a call returns.
 
 mod calls;
+mod convolutions;
 mod images;
 mod products;
+mod routines;
 mod streams;
 
 use std::{
@@ -23,12 +25,13 @@ use rustix::{
 };
 
 use super::{
-    Address, Code, DriverError, Launch, Product, ProductArguments, ProductSpec, Properties, Replay,
+    Address, Code, DriverError, Launch, Properties, Replay, Routine, RoutineArguments, RoutineSpec,
     SharedBlock, Stream,
 };
 use crate::backend::HostMemory;
 
 pub(in crate::backend::cuda) use images::images;
+use routines::Libraries;
 use streams::{Kept, Streams, Work};
 
 /// A kernel of a library: its argument, blocks, threads; 0 when all went well.
@@ -44,8 +47,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct HostDriver {
     properties: Properties,
-    /// Whether there is a library of products.
-    has_products: bool,
+    libraries: Libraries,
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -66,7 +68,7 @@ struct State {
     streams: Streams,
     captures: HashMap<Stream, Vec<Kept>>,
     replays: HashMap<Replay, Vec<Kept>>,
-    products: HashMap<Product, ProductSpec>,
+    routines: HashMap<Routine, RoutineSpec>,
     /// Calls that are to fail, once each.
     faults: Vec<&'static str>,
     /// What has failed on the device; every later call says so again, as CUDA does.
@@ -90,12 +92,18 @@ impl HostDriver {
             uuid: "the host".into(),
             shared_grain_bytes: Some(SHARED_GRAIN_BYTES),
         };
-        Self { properties, has_products: true, state: Mutex::default(), moved: Condvar::new() }
+        let libraries = Libraries { products: true, convolutions: true };
+        Self { properties, libraries, state: Mutex::default(), moved: Condvar::new() }
     }
 
-    /// A device without a library of products.
+    /// A device without libraries.
+    pub(crate) fn without_libraries() -> Self {
+        Self { libraries: Libraries { products: false, convolutions: false }, ..Self::new() }
+    }
+
+    /// A device that has cuDNN and no cuBLASLt.
     pub(crate) fn without_products() -> Self {
-        Self { has_products: false, ..Self::new() }
+        Self { libraries: Libraries { products: false, convolutions: true }, ..Self::new() }
     }
 
     /// How many blocks of device memory are allocated.
@@ -109,9 +117,9 @@ impl HostDriver {
         self.state().locked.len()
     }
 
-    /// The products that are open.
-    pub(in crate::backend::cuda) fn products(&self) -> Vec<ProductSpec> {
-        self.state().products.values().copied().collect()
+    /// What libraries were asked for and have open.
+    pub(in crate::backend::cuda) fn routines(&self) -> Vec<RoutineSpec> {
+        self.state().routines.values().copied().collect()
     }
 
     /// How many streams, events, modules and replays are open.
@@ -236,9 +244,9 @@ impl State {
                 });
                 Ok(Kept::Kernel { function, grid, block, arguments: words.collect() })
             }
-            Code::Product(product) => match self.products.get(&product) {
-                Some(spec) => Ok(Kept::Product(*spec, ProductArguments::read(launch.arguments).unwrap())),
-                None => failed("launch", format!("{product:?} is not open")),
+            Code::Routine(routine) => match self.routines.get(&routine) {
+                Some(spec) => Ok(Kept::Routine(*spec, RoutineArguments::read(launch.arguments).unwrap())),
+                None => failed("launch", format!("{routine:?} is not open")),
             },
         }
     }
@@ -287,7 +295,7 @@ unsafe fn run(entries: &[Entry], work: &Work) -> Result<(), DriverError> {
                     code => return failed("launch", format!("the shim gives {code}")),
                 }
             }
-            Work::Launch(Kept::Product(spec, at)) => products::multiply(spec, at)?,
+            Work::Launch(Kept::Routine(spec, at)) => routines::run(spec, at)?,
             Work::Copy { to, from, bytes } => std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes),
             Work::Write { to, bytes } => std::ptr::copy(bytes.as_ptr(), *to as *mut u8, bytes.len()),
             Work::Fill { to, byte, bytes } => std::ptr::write_bytes(*to as *mut u8, *byte, *bytes),

@@ -1,12 +1,8 @@
 //! Products by the rules of cuBLASLt: column by column, so that whoever describes a factor wrongly gets wrong numbers.
 
-use half::{bf16, f16};
-
 use super::{
-    super::{
-        Address, DriverError, Matrices, PlannedProduct, Product, ProductArguments, ProductSpec, Products,
-    },
-    HostDriver, failed,
+    super::{DriverError, Matrices, ProductSpec, RoutineArguments},
+    routines::{check_aligned, read, write},
 };
 use crate::tensor::DType;
 
@@ -14,35 +10,16 @@ use crate::tensor::DType;
 const WORKSPACE_BYTES: usize = 320;
 /// From this inner size on they do.
 const LONG: u64 = 8;
-/// What the workspace holds while a product runs.
-const SCRIBBLE: u8 = 0x5E;
 
-impl Products for HostDriver {
-    fn plan_product(&self, spec: &ProductSpec) -> Option<PlannedProduct> {
-        if !self.has_products {
-            return None;
-        }
-        check(spec);
-        let mut state = self.state();
-        let product = Product(state.number());
-        state.products.insert(product, *spec);
-        Some(PlannedProduct { product, workspace_bytes: workspace_bytes(spec) })
-    }
-
-    fn close_product(&self, product: Product) {
-        assert!(self.state().products.remove(&product).is_some(), "{product:?} is not open");
-    }
-}
-
-fn workspace_bytes(spec: &ProductSpec) -> usize {
+pub(super) fn workspace_bytes(spec: &ProductSpec) -> usize {
     if spec.k < LONG { 0 } else { WORKSPACE_BYTES }
 }
 
 /// Holds a product against what the library's documentation asks for.
-fn check(spec: &ProductSpec) {
+pub(super) fn check(spec: &ProductSpec) {
     let ProductSpec { batch, m, n, k, .. } = *spec;
     assert!([batch, m, n, k].iter().all(|size| (1..1 << 31).contains(size)), "{spec:?}");
-    assert!(matches!(spec.dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16), "{spec:?}");
+    assert!(spec.dtype.is_floating_point(), "{spec:?}");
     for (matrices, rows) in [
         (&spec.a, if spec.transposes_a { k } else { m }),
         (&spec.b, if spec.transposes_b { n } else { k }),
@@ -59,15 +36,9 @@ fn check(spec: &ProductSpec) {
 ///
 /// # Safety
 /// All addresses must be good for what the product touches.
-pub(super) unsafe fn multiply(spec: &ProductSpec, at: &ProductArguments) -> Result<(), DriverError> {
+pub(super) unsafe fn multiply(spec: &ProductSpec, at: &RoutineArguments) -> Result<(), DriverError> {
     for (matrices, address) in [(&spec.a, at.a), (&spec.b, at.b), (&spec.out, at.out)] {
-        if !address.is_multiple_of(matrices.alignment_bytes.into()) {
-            return failed("multiply", format!("{address:#x} is not aligned as promised by {spec:?}"));
-        }
-    }
-    if workspace_bytes(spec) > 0 {
-        // SAFETY: as the caller promises.
-        unsafe { std::ptr::write_bytes(at.workspace as *mut u8, SCRIBBLE, workspace_bytes(spec)) };
+        check_aligned(address, matrices.alignment_bytes, spec)?;
     }
     let place = |matrices: &Matrices, is_transposed: bool, nth: u64, row: u64, column: u64| {
         let (row, column) = if is_transposed { (column, row) } else { (row, column) };
@@ -91,34 +62,4 @@ pub(super) unsafe fn multiply(spec: &ProductSpec, at: &ProductArguments) -> Resu
         }
     }
     Ok(())
-}
-
-/// # Safety
-/// There must be such an element.
-unsafe fn read(dtype: DType, start: Address, nth: u64) -> f64 {
-    let nth = nth as usize;
-    // SAFETY: as the caller promises.
-    unsafe {
-        match dtype {
-            DType::F64 => *(start as *const f64).add(nth),
-            DType::F32 => (*(start as *const f32).add(nth)).into(),
-            DType::F16 => (*(start as *const f16).add(nth)).into(),
-            _ => (*(start as *const bf16).add(nth)).into(),
-        }
-    }
-}
-
-/// # Safety
-/// There must be such an element.
-unsafe fn write(dtype: DType, start: Address, nth: u64, value: f64) {
-    let nth = nth as usize;
-    // SAFETY: as the caller promises.
-    unsafe {
-        match dtype {
-            DType::F64 => *(start as *mut f64).add(nth) = value,
-            DType::F32 => *(start as *mut f32).add(nth) = value as f32,
-            DType::F16 => *(start as *mut f16).add(nth) = f16::from_f64(value),
-            _ => *(start as *mut bf16).add(nth) = bf16::from_f64(value),
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::super::{Address, Event, Function, ProductArguments, ProductSpec, Stream};
+use super::super::{Address, Event, Function, RoutineArguments, RoutineSpec, Stream};
 
 /// A launch.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub(super) enum Kept {
         block: u32,
         arguments: Vec<u64>,
     },
-    Product(ProductSpec, ProductArguments),
+    Routine(RoutineSpec, RoutineArguments),
 }
 
 /// What a stream does.

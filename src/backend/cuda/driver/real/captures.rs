@@ -54,7 +54,7 @@ impl Captures {
         }
         let mut all = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(nodes) = all.get_mut(&stream) else { return Ok(()) };
-        if matches!(code, Code::Product(_)) {
+        if matches!(code, Code::Routine(_)) {
             nodes.push(None);
             return Ok(());
         }

@@ -26,8 +26,8 @@ pub struct RealDriver {
     /// Priorities of streams: normal, high.
     priorities: [c_int; 2],
     captures: Captures,
-    /// What computes products, if it was found.
-    products: Option<CublasLt>,
+    /// What computes for us, as far as it was found.
+    libraries: Libraries,
 }
 
 // SAFETY: the driver's functions may be called from any thread; the context is made current on it first.
@@ -46,13 +46,17 @@ macro_rules! call {
 
 // Behind the macro, which they call too.
 mod captures;
-mod cublaslt;
 mod open;
-mod products;
 mod shared;
 
+#[macro_use]
+mod binding;
+mod cublaslt;
+mod cudnn;
+mod libraries;
+
 use captures::Captures;
-use cublaslt::CublasLt;
+use libraries::Libraries;
 pub use open::{count, open};
 
 fn check(call: &'static str, result: cu::CUresult) -> Result<(), DriverError> {
@@ -139,7 +143,7 @@ impl RealDriver {
 
 impl Drop for RealDriver {
     fn drop(&mut self) {
-        self.close_products();
+        self.close_libraries();
         if let Err(error) = call!(cuDevicePrimaryCtxRelease_v2(self.device)) {
             tracing::debug!(%error, "the device's context could not be let go");
         }
@@ -359,7 +363,7 @@ impl Driver for RealDriver {
                 })?;
             }
             // SAFETY: as the caller promises.
-            Code::Product(product) => unsafe { self.multiply(product, launch.arguments, stream) }?,
+            Code::Routine(routine) => unsafe { self.libraries.run(routine, launch.arguments, stream) }?,
         }
         self.captures.launched(launch.code, stream)
     }

@@ -9,7 +9,7 @@ use cudarc::driver::sys as cu;
 
 use super::{
     super::{DriverError, Properties},
-    Captures, RealDriver, check, shared,
+    Captures, Libraries, RealDriver, check, shared,
 };
 
 /// The oldest CUDA that the driver must know, as the driver counts: 12.0.
@@ -64,7 +64,8 @@ pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
     let mut context = null_mut();
     call!(cuDevicePrimaryCtxRetain(&mut context, device))?;
     let captures = Captures::default();
-    let mut driver = RealDriver { properties, device, context, priorities: [0, 0], captures, products: None };
+    let libraries = Libraries::default();
+    let mut driver = RealDriver { properties, device, context, priorities: [0, 0], captures, libraries };
     driver.bind()?;
     let (mut least, mut greatest) = (0, 0);
     call!(cuCtxGetStreamPriorityRange(&mut least, &mut greatest))?;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    Access, Address, Driver, DriverError, Event, Function, Launch, Module, PlannedProduct, Priority, Product,
-    ProductSpec, Products, Properties, Replay, SharedBlock, Stream,
+    Access, Address, Driver, DriverError, Event, Function, Launch, Module, PlannedRoutine, Priority,
+    Properties, Replay, Routine, RoutineSpec, Routines, SharedBlock, Stream,
 };
 
 pub(in crate::backend::cuda) use judge::judge;
@@ -124,14 +124,14 @@ fn uses(launch: &Launch<'_>) -> Uses {
     Uses { reads: of(Access::Read), writes: of(Access::Write) }
 }
 
-// What a product touches is said with its launch, as of any other.
-impl Products for Recorder {
-    fn plan_product(&self, spec: &ProductSpec) -> Option<PlannedProduct> {
-        self.inner.plan_product(spec)
+// What a routine touches is said with its launch, as of any other.
+impl Routines for Recorder {
+    fn plan_routine(&self, spec: &RoutineSpec) -> Option<PlannedRoutine> {
+        self.inner.plan_routine(spec)
     }
 
-    fn close_product(&self, product: Product) {
-        self.inner.close_product(product);
+    fn close_routine(&self, routine: Routine) {
+        self.inner.close_routine(routine);
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::{
     ffi::{c_int, c_void},
-    ptr::null_mut,
     sync::Arc,
 };
 
 use super::{
-    super::super::{DriverError, Matrices, ProductSpec},
-    functions::{Descriptor, Functions, Status},
+    super::{
+        super::{DriverError, Matrices, ProductSpec},
+        binding::{Binding as _, Owned, Status},
+    },
+    functions::{Descriptor, Functions},
 };
 use crate::tensor::DType;
 
@@ -37,55 +39,29 @@ const MIN_ALIGNMENT_BYTES: [c_int; 4] = [5, 6, 7, 8];
 /// halves would be rounded once for each part. What is not split is always allowed.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
 
-/// A descriptor that is let go at the end.
-#[derive(Debug)]
-pub(super) struct Owned {
-    functions: Arc<Functions>,
-    descriptor: Descriptor,
-    destroy: unsafe extern "C" fn(Descriptor) -> Status,
-}
+/// Sets attributes of descriptors of one kind.
+type Set = unsafe extern "C" fn(Descriptor, c_int, *const c_void, usize) -> Status;
 
-// SAFETY: a descriptor belongs to no thread.
-unsafe impl Send for Owned {}
-// SAFETY: nobody changes one once it is made.
-unsafe impl Sync for Owned {}
-
-impl Owned {
-    pub(super) fn get(&self) -> Descriptor {
-        self.descriptor
-    }
-
-    /// Sets an attribute of a descriptor of the kind that `set` is for.
-    fn set<T: Copy>(
-        &self,
-        call: &'static str,
-        set: unsafe extern "C" fn(Descriptor, c_int, *const c_void, usize) -> Status,
-        attribute: c_int,
-        value: T,
-    ) -> Result<(), DriverError> {
-        // SAFETY: the descriptor is open, and the value is as long as is said. The library refuses a wrong length.
-        let status = unsafe { set(self.descriptor, attribute, (&raw const value).cast(), size_of::<T>()) };
-        self.functions.check(call, status)
-    }
-}
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        // SAFETY: the descriptor was made by this library and is not used again.
-        let status = unsafe { (self.destroy)(self.descriptor) };
-        if let Err(error) = self.functions.check("letting a descriptor of cuBLASLt go", status) {
-            tracing::debug!(%error, "a descriptor could not be let go");
-        }
-    }
+/// Sets an attribute of a descriptor of the kind that `set` is for.
+fn set<T: Copy>(
+    functions: &Functions,
+    (call, set): (&'static str, Set),
+    descriptor: &Owned<Functions>,
+    attribute: c_int,
+    value: T,
+) -> Result<(), DriverError> {
+    // SAFETY: the descriptor is open, and the value is as long as is said. The library refuses a wrong length.
+    let status = unsafe { set(descriptor.get(), attribute, (&raw const value).cast(), size_of::<T>()) };
+    functions.check(call, status)
 }
 
 /// A kind of product.
 #[derive(Debug)]
 pub(super) struct Description {
     functions: Arc<Functions>,
-    operation: Owned,
+    operation: Owned<Functions>,
     /// The layouts of a, b and the result.
-    layouts: [Owned; 3],
+    layouts: [Owned<Functions>; 3],
 }
 
 impl Description {
@@ -123,23 +99,25 @@ impl Description {
         &self,
         spec: &ProductSpec,
         most_workspace_bytes: usize,
-    ) -> Result<Owned, DriverError> {
+    ) -> Result<Owned<Functions>, DriverError> {
         let functions = &self.functions;
-        let preference = owned(
-            functions,
-            "cublasLtMatmulPreferenceCreate",
-            functions.cublasLtMatmulPreferenceDestroy,
-            // SAFETY: the out-parameter is a variable of the caller's.
-            |descriptor| unsafe { (functions.cublasLtMatmulPreferenceCreate)(descriptor) },
-        )?;
-        let (call, set) =
+        // SAFETY: the two functions belong together.
+        let preference = unsafe {
+            Owned::new(
+                functions,
+                "cublasLtMatmulPreferenceCreate",
+                |it| (functions.cublasLtMatmulPreferenceCreate)(it),
+                functions.cublasLtMatmulPreferenceDestroy,
+            )
+        }?;
+        let with: (_, Set) =
             ("cublasLtMatmulPreferenceSetAttribute", functions.cublasLtMatmulPreferenceSetAttribute);
-        preference.set(call, set, MAX_WORKSPACE_BYTES, most_workspace_bytes)?;
-        preference.set(call, set, REDUCTION_SCHEME_MASK, REDUCTION_COMPUTE_TYPE)?;
+        set(functions, with, &preference, MAX_WORKSPACE_BYTES, most_workspace_bytes)?;
+        set(functions, with, &preference, REDUCTION_SCHEME_MASK, REDUCTION_COMPUTE_TYPE)?;
         for (attribute, matrices) in
             MIN_ALIGNMENT_BYTES.into_iter().zip([&spec.a, &spec.b, &spec.out, &spec.out])
         {
-            preference.set(call, set, attribute, matrices.alignment_bytes)?;
+            set(functions, with, &preference, attribute, matrices.alignment_bytes)?;
         }
         Ok(preference)
     }
@@ -164,32 +142,25 @@ fn number(dtype: DType) -> Result<c_int, DriverError> {
     }
 }
 
-fn owned(
-    functions: &Arc<Functions>,
-    call: &'static str,
-    destroy: unsafe extern "C" fn(Descriptor) -> Status,
-    create: impl FnOnce(*mut Descriptor) -> Status,
-) -> Result<Owned, DriverError> {
-    let mut descriptor = null_mut();
-    functions.check(call, create(&mut descriptor))?;
-    Ok(Owned { functions: Arc::clone(functions), descriptor, destroy })
-}
-
-fn operation(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Owned, DriverError> {
+fn operation(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Owned<Functions>, DriverError> {
     let (compute, scale) = match spec.dtype {
         DType::F64 => (COMPUTE_64F, R_64F),
         DType::F32 if spec.tf32 => (COMPUTE_32F_FAST_TF32, R_32F),
         _ => (COMPUTE_32F, R_32F),
     };
-    let operation =
-        owned(functions, "cublasLtMatmulDescCreate", functions.cublasLtMatmulDescDestroy, |descriptor| {
-            // SAFETY: the out-parameter is a variable of the caller's.
-            unsafe { (functions.cublasLtMatmulDescCreate)(descriptor, compute, scale) }
-        })?;
-    let (call, set) = ("cublasLtMatmulDescSetAttribute", functions.cublasLtMatmulDescSetAttribute);
+    // SAFETY: the two functions belong together.
+    let operation = unsafe {
+        Owned::new(
+            functions,
+            "cublasLtMatmulDescCreate",
+            |it| (functions.cublasLtMatmulDescCreate)(it, compute, scale),
+            functions.cublasLtMatmulDescDestroy,
+        )
+    }?;
+    let with: (_, Set) = ("cublasLtMatmulDescSetAttribute", functions.cublasLtMatmulDescSetAttribute);
     for (attribute, is_transposed) in [(TRANSA, spec.transposes_a), (TRANSB, spec.transposes_b)] {
         if is_transposed {
-            operation.set(call, set, attribute, OP_T)?;
+            set(functions, with, &operation, attribute, OP_T)?;
         }
     }
     Ok(operation)
@@ -200,23 +171,21 @@ fn layout(
     spec: &ProductSpec,
     [rows, columns]: [u64; 2],
     matrices: &Matrices,
-) -> Result<Owned, DriverError> {
+) -> Result<Owned<Functions>, DriverError> {
     let dtype = number(spec.dtype)?;
-    let layout = owned(
-        functions,
-        "cublasLtMatrixLayoutCreate",
-        functions.cublasLtMatrixLayoutDestroy,
-        |descriptor| {
-            // SAFETY: the out-parameter is a variable of the caller's.
-            unsafe {
-                (functions.cublasLtMatrixLayoutCreate)(descriptor, dtype, rows, columns, matrices.lead as i64)
-            }
-        },
-    )?;
+    // SAFETY: the two functions belong together.
+    let layout = unsafe {
+        Owned::new(
+            functions,
+            "cublasLtMatrixLayoutCreate",
+            |it| (functions.cublasLtMatrixLayoutCreate)(it, dtype, rows, columns, matrices.lead as i64),
+            functions.cublasLtMatrixLayoutDestroy,
+        )
+    }?;
     if spec.batch > 1 {
-        let (call, set) = ("cublasLtMatrixLayoutSetAttribute", functions.cublasLtMatrixLayoutSetAttribute);
-        layout.set(call, set, BATCH_COUNT, spec.batch as c_int)?;
-        layout.set(call, set, STRIDED_BATCH_OFFSET, matrices.apart as i64)?;
+        let with: (_, Set) = ("cublasLtMatrixLayoutSetAttribute", functions.cublasLtMatrixLayoutSetAttribute);
+        set(functions, with, &layout, BATCH_COUNT, spec.batch as c_int)?;
+        set(functions, with, &layout, STRIDED_BATCH_OFFSET, matrices.apart as i64)?;
     }
     Ok(layout)
 }

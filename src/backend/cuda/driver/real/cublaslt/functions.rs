@@ -3,20 +3,19 @@
 //! All of them are the same from 12.0 to 13.4.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{c_char, c_int, c_void},
     path::Path,
 };
 
-use libloading::Library;
+use super::super::{
+    super::DriverError,
+    binding::{Binding, Opaque, Status, failed, load},
+};
 
-use super::super::super::DriverError;
-
-/// `cublasStatus_t`: 0 when all went well.
-pub(super) type Status = c_int;
 /// `cublasLtHandle_t`.
-pub(super) type Handle = *mut c_void;
+type Handle = Opaque;
 /// `cublasLtMatmulDesc_t`, `cublasLtMatrixLayout_t` and `cublasLtMatmulPreference_t`.
-pub(super) type Descriptor = *mut c_void;
+pub(super) type Descriptor = Opaque;
 
 /// `cublasLtMatmulAlgo_t`.
 pub(super) type Algorithm = [u64; 8];
@@ -39,33 +38,6 @@ const _: () = assert!(size_of::<Suggestion>() == 96, "as large as in cublasLt.h"
 /// `NOT_SUPPORTED`.
 pub(super) fn means_no_way(status: Status) -> bool {
     matches!(status, 7 | 8 | 15)
-}
-
-/// Declares the library's functions once: a struct of them, and how it is filled.
-macro_rules! functions {
-    ($(fn $name:ident($($argument:ty),*) -> $gives:ty;)*) => {
-        /// The functions, found once. They are good as long as the library is loaded.
-        #[derive(Debug)]
-        #[expect(non_snake_case, reason = "as in cublasLt.h")]
-        pub(super) struct Functions {
-            $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> $gives,)*
-            /// Behind the functions, which are in it.
-            _library: Library,
-        }
-
-        impl Functions {
-            fn of(library: Library) -> Result<Self, libloading::Error> {
-                Ok(Self {
-                    $($name: {
-                        let name = concat!(stringify!($name), "\0");
-                        // SAFETY: the type is that of the function in cublasLt.h.
-                        *unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> $gives>(name.as_bytes()) }?
-                    },)*
-                    _library: library,
-                })
-            }
-        }
-    };
 }
 
 functions! {
@@ -94,26 +66,14 @@ functions! {
 impl Functions {
     /// Those of the library at a path.
     pub(super) fn load(path: &Path) -> Result<Self, DriverError> {
-        let failed = |error: libloading::Error| {
-            let reason = format!("{}: {error}", path.display());
-            DriverError::Failed { call: "loading cuBLASLt", reason }
-        };
-        // SAFETY: cuBLASLt's start-up code touches nothing of ours. A library that merely bears its name is one that
-        // whoever configured the search path vouches for.
-        let library = unsafe { Library::new(path) }.map_err(failed)?;
-        Self::of(library).map_err(failed)
+        let call = "loading cuBLASLt";
+        Self::of(load(call, path)?).map_err(|error| failed(call, path, &error))
     }
+}
 
-    /// A status as an error, in the library's own words.
-    pub(super) fn check(&self, call: &'static str, status: Status) -> Result<(), DriverError> {
-        if status == 0 {
-            return Ok(());
-        }
+impl Binding for Functions {
+    fn words(&self, status: Status) -> *const c_char {
         // SAFETY: any number may be asked about; the answer is a string that stays.
-        let words = unsafe {
-            let words = (self.cublasLtGetStatusString)(status);
-            if words.is_null() { c"an error without words" } else { CStr::from_ptr(words) }
-        };
-        Err(DriverError::Failed { call, reason: format!("{} ({status})", words.to_string_lossy()) })
+        unsafe { (self.cublasLtGetStatusString)(status) }
     }
 }

@@ -8,25 +8,17 @@
 mod description;
 mod functions;
 
-use std::{
-    collections::HashMap,
-    ffi::c_void,
-    path::Path,
-    ptr::null_mut,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ffi::c_void, path::Path, sync::Arc};
 
 use super::{
-    super::{DriverError, PlannedProduct, Product, ProductArguments, ProductSpec, Stream},
+    super::{DriverError, ProductSpec, RoutineArguments, Stream},
+    binding::{Binding as _, Owned, one_and_zero},
     handle,
 };
 use crate::tensor::DType;
 
 use description::Description;
-use functions::{Algorithm, Functions, Handle, Suggestion};
+use functions::{Algorithm, Functions, Suggestion};
 
 /// The oldest that is used, as the library counts: 12.0, with which the driver has to be at least as young. Older ones
 /// count otherwise.
@@ -34,31 +26,23 @@ const OLDEST: usize = 120_000;
 /// The most bytes that an algorithm may take for itself while it runs, which each live seed holds for its plan. Four
 /// mebibytes are what NVIDIA recommends for most cards.
 const MOST_WORKSPACE_BYTES: usize = 4 << 20;
-/// What a workspace's address has to be a multiple of.
-const WORKSPACE_ALIGNMENT_BYTES: usize = 256;
 /// How many algorithms are asked for. The first one is the fastest, by the library's own guess, and may not work.
 const SUGGESTIONS: usize = 8;
 
-/// A loaded cuBLASLt, and the products that were planned with it.
+/// A loaded cuBLASLt.
 #[derive(Debug)]
 pub(super) struct CublasLt {
     functions: Arc<Functions>,
-    handle: Handle,
-    products: RwLock<HashMap<Product, Arc<Ready>>>,
-    last: AtomicU64,
+    handle: Owned<Functions>,
 }
-
-// SAFETY: the library's functions may be called from any thread, with one handle.
-unsafe impl Send for CublasLt {}
-// SAFETY: as above.
-unsafe impl Sync for CublasLt {}
 
 /// A product that can be handed over.
 #[derive(Debug)]
-struct Ready {
+pub(super) struct Product {
     description: Description,
     algorithm: Algorithm,
-    workspace_bytes: usize,
+    /// Bytes that it takes for itself while it runs.
+    pub(super) workspace_bytes: usize,
     dtype: DType,
 }
 
@@ -72,11 +56,17 @@ impl CublasLt {
             let reason = format!("its number is {version}, at least {OLDEST} is needed, which is 12.0");
             return Err(DriverError::Failed { call: "cublasLtGetVersion", reason });
         }
-        let mut handle = null_mut();
-        // SAFETY: the out-parameter is a variable of this function's.
-        functions.check("cublasLtCreate", unsafe { (functions.cublasLtCreate)(&mut handle) })?;
         let functions = Arc::new(functions);
-        Ok(Self { functions, handle, products: RwLock::default(), last: AtomicU64::new(0) })
+        // SAFETY: the two functions belong together.
+        let handle = unsafe {
+            Owned::new(
+                &functions,
+                "cublasLtCreate",
+                |it| (functions.cublasLtCreate)(it),
+                functions.cublasLtDestroy,
+            )
+        }?;
+        Ok(Self { functions, handle })
     }
 
     /// Its version, as its file is named.
@@ -86,7 +76,7 @@ impl CublasLt {
     }
 
     /// Gets ready for products of a kind; `None` where the library has no algorithm for them.
-    pub(super) fn plan(&self, spec: &ProductSpec) -> Result<Option<PlannedProduct>, DriverError> {
+    pub(super) fn plan(&self, spec: &ProductSpec) -> Result<Option<Product>, DriverError> {
         let description = Description::new(&self.functions, spec)?;
         let preference = description.preference(spec, MOST_WORKSPACE_BYTES)?;
         let mut suggestions = [Suggestion::default(); SUGGESTIONS];
@@ -94,7 +84,7 @@ impl CublasLt {
         // SAFETY: the descriptors are open, and there is room for as many suggestions as are asked for.
         let status = unsafe {
             (self.functions.cublasLtMatmulAlgoGetHeuristic)(
-                self.handle,
+                self.handle.get(),
                 description.operation(),
                 description.a(),
                 description.b(),
@@ -113,17 +103,13 @@ impl CublasLt {
         let given = suggestions.iter().take(count.max(0) as usize);
         let mut good =
             given.filter(|found| found.state == 0 && found.workspace_bytes <= MOST_WORKSPACE_BYTES);
-        let Some(&Suggestion { algorithm, workspace_bytes, .. }) = good.next() else { return Ok(None) };
-        let product = Product(self.last.fetch_add(1, Ordering::Relaxed));
-        let ready = Arc::new(Ready { description, algorithm, workspace_bytes, dtype: spec.dtype });
-        self.products.write().unwrap_or_else(PoisonError::into_inner).insert(product, ready);
-        // Room to begin at an address that is good for it.
-        let slack_bytes = if workspace_bytes > 0 { WORKSPACE_ALIGNMENT_BYTES - 1 } else { 0 };
-        Ok(Some(PlannedProduct { product, workspace_bytes: workspace_bytes + slack_bytes }))
-    }
-
-    pub(super) fn close(&self, product: Product) {
-        self.products.write().unwrap_or_else(PoisonError::into_inner).remove(&product);
+        let dtype = spec.dtype;
+        Ok(good.next().map(|&Suggestion { algorithm, workspace_bytes, .. }| Product {
+            description,
+            algorithm,
+            workspace_bytes,
+            dtype,
+        }))
     }
 
     /// Hands a product over.
@@ -132,62 +118,35 @@ impl CublasLt {
     /// As for [`Driver::launch`](super::super::Driver::launch).
     pub(super) unsafe fn multiply(
         &self,
-        product: Product,
-        arguments: &[u8],
+        product: &Product,
+        at: &RoutineArguments,
         stream: Stream,
     ) -> Result<(), DriverError> {
-        let call = "cublasLtMatmul";
-        let ready = self.products.read().unwrap_or_else(PoisonError::into_inner).get(&product).cloned();
-        let (Some(ready), Some(at)) = (ready, ProductArguments::read(arguments)) else {
-            return Err(DriverError::Failed {
-                call,
-                reason: format!("{product:?} is not open, or has {} bytes of arguments", arguments.len()),
-            });
-        };
-        let Ready { description, algorithm, workspace_bytes, dtype } = &*ready;
-        let (workspace, workspace_bytes) = match workspace_bytes {
-            0 => (0, 0),
-            bytes => (at.workspace.next_multiple_of(WORKSPACE_ALIGNMENT_BYTES as u64), *bytes),
-        };
-        // y = 1·a·b + 0·y, in the type that sums are kept in. With 0, what y held before is not read.
-        let (single, double) = ([1.0_f32, 0.0], [1.0_f64, 0.0]);
-        let factors: [*const c_void; 2] = match dtype {
-            DType::F64 => [&raw const double[0], &raw const double[1]].map(<*const f64>::cast),
-            _ => [&raw const single[0], &raw const single[1]].map(<*const f32>::cast),
-        };
-        // SAFETY: the descriptors are open and those that the algorithm was suggested for; the factors are read before
-        // the call returns; for the addresses and the workspace the caller promises.
+        let Product { description, algorithm, workspace_bytes, dtype } = product;
+        let [one, zero] = one_and_zero(*dtype);
+        // SAFETY: the descriptors are open and those that the algorithm was suggested for; the factors stay; for the
+        // addresses and the workspace the caller promises.
         let status = unsafe {
             (self.functions.cublasLtMatmul)(
-                self.handle,
+                self.handle.get(),
                 description.operation(),
-                factors[0],
+                one,
                 handle::<c_void>(at.a),
                 description.a(),
                 handle::<c_void>(at.b),
                 description.b(),
-                factors[1],
+                zero,
                 handle::<c_void>(at.out),
                 description.out(),
                 handle::<c_void>(at.out),
                 description.out(),
                 algorithm,
-                handle::<c_void>(workspace),
-                workspace_bytes,
+                handle::<c_void>(at.workspace),
+                *workspace_bytes,
                 handle::<c_void>(stream.0),
             )
         };
-        self.functions.check(call, status)
-    }
-}
-
-impl Drop for CublasLt {
-    fn drop(&mut self) {
-        // SAFETY: the handle comes from this library and is not used again.
-        let status = unsafe { (self.functions.cublasLtDestroy)(self.handle) };
-        if let Err(error) = self.functions.check("cublasLtDestroy", status) {
-            tracing::debug!(%error, "cuBLASLt could not be let go");
-        }
+        self.functions.check("cublasLtMatmul", status)
     }
 }
 
