@@ -48,7 +48,7 @@ impl Target for Cpu {
         elements.saturating_mul(outputs.first().map_or(0, |info| info.dtype.size_bytes()))
     }
 
-    fn addmm_bytes(&self, _: Addmm, _: [&Layout; 2], _: &ValueInfo) -> Option<usize> {
+    fn addmm_bytes(&self, _: Addmm, _: [&Layout; 3], _: &ValueInfo) -> Option<usize> {
         Some(0)
     }
 }

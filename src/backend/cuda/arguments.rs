@@ -38,7 +38,7 @@ pub(super) unsafe trait Record: Copy {
     }
 }
 
-const _: () = assert!(size_of::<RoutineArguments>() == 4 * size_of::<Pointer>(), "it has no padding");
+const _: () = assert!(size_of::<RoutineArguments>() == 5 * size_of::<Pointer>(), "it has no padding");
 // SAFETY: `repr(C)`, and the assertion above has found no padding. No source of ours reads it.
 unsafe impl Record for RoutineArguments {}
 

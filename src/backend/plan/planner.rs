@@ -38,9 +38,9 @@ pub trait Target {
         outputs: &[&ValueInfo],
     ) -> usize;
 
-    /// Scratch bytes of a product that takes its bias with it, by the layouts of its factors; `None` where the device adds the
-    /// bias in a step of its own. The bias is contiguous.
-    fn addmm_bytes(&self, addmm: Addmm, layouts: [&Layout; 2], y: &ValueInfo) -> Option<usize> {
+    /// Scratch bytes of a product that takes its bias with it, by the layouts of its factors and of the bias, which is
+    /// contiguous; `None` where the device adds the bias in a step of its own.
+    fn addmm_bytes(&self, addmm: Addmm, layouts: [&Layout; 3], y: &ValueInfo) -> Option<usize> {
         let _ = (addmm, layouts, y);
         None
     }
@@ -285,11 +285,11 @@ impl Planner<'_> {
         let last = candidate.after.last().map_or(product, |&last| last);
         let value = graph.nodes[last].outputs[0];
         let info = graph.info(value);
-        let layouts = [&factors[0].layout, &factors[1].layout];
+        let bias = self.contiguous(bias);
+        let layouts = [&factors[0].layout, &factors[1].layout, &bias.layout];
         let Some(scratch_bytes) = self.target.addmm_bytes(candidate.addmm, layouts, info) else {
             return false;
         };
-        let bias = self.contiguous(bias);
         let output = self.fresh(&info.shape, info.dtype, None);
         self.values[value.0 as usize] = Some(output.clone());
         let [a, b] = factors;

@@ -12,7 +12,7 @@ pub const MOST_ALIGNMENT_BYTES: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Routine(pub u64);
 
-/// What a library is to compute of two operands.
+/// What a library is to compute of two operands, and of a bias with some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RoutineSpec {
     /// Products of matrices, which cuBLASLt computes.
@@ -42,6 +42,8 @@ pub struct RoutineArguments {
     pub out: Address,
     /// Memory of its own; any number where it needs none.
     pub workspace: Address,
+    /// The vector of a product with a bias; any number for others.
+    pub bias: Address,
 }
 
 impl RoutineArguments {
@@ -50,7 +52,7 @@ impl RoutineArguments {
         let words: &[u8; size_of::<Self>()] = arguments.try_into().ok()?;
         let mut words = words.as_chunks::<{ size_of::<Address>() }>().0.iter().copied();
         let mut next = || words.next().map(Address::from_ne_bytes);
-        Some(Self { a: next()?, b: next()?, out: next()?, workspace: next()? })
+        Some(Self { a: next()?, b: next()?, out: next()?, workspace: next()?, bias: next()? })
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
         BuildError,
         plan::{Place, Plan, Step, StepKind},
     },
-    graph::{Binary, Op, Reduction},
+    graph::{Op, Reduction},
     tensor::DType,
 };
 
@@ -72,10 +72,7 @@ impl Lowering<'_> {
         let op = match &step.kind {
             StepKind::Copy => return self.copy(step),
             StepKind::Chain(chain) => return self.chain(step, chain),
-            StepKind::Addmm(_) => {
-                let reason = "the planner has left a bias with a product, which was not asked for";
-                return Err(self.unsupported(&Op::Binary(Binary::Add), reason));
-            }
+            StepKind::Addmm(addmm) => return self.addmm(step, *addmm),
             StepKind::Op(op) => op,
         };
         if let Some(planned) = self.routines.of_step(op, step) {

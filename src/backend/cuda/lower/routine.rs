@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 use super::{Lowering, Use, Uses, convolution, product::Product};
 use crate::{
     backend::{
+        BuildError,
         cuda::driver::{Access, Code, Driver, PlannedRoutine, RoutineArguments, RoutineSpec},
-        plan::Step,
+        plan::{Addmm, Step},
     },
     graph::{Op, ValueInfo},
     tensor::{DType, Layout, Shape},
@@ -34,6 +35,25 @@ impl Planned {
         let driver = &self.driver;
         asked(op, inputs, &y.shape, y.dtype, self.tf32)
             .find_map(|(spec, _)| *self.by_spec.entry(spec).or_insert_with(|| driver.plan_routine(&spec)))
+    }
+
+    /// Plans a product with its bias, if there is a library that adds it.
+    pub(super) fn plan_addmm(
+        &mut self,
+        addmm: Addmm,
+        factors: [&Layout; 2],
+        y: &ValueInfo,
+    ) -> Option<PlannedRoutine> {
+        let (spec, _) = addmm_spec(addmm, factors, &y.shape, y.dtype, self.tf32)?;
+        *self.by_spec.entry(spec).or_insert_with(|| self.driver.plan_routine(&spec))
+    }
+
+    /// What was planned for such a step, and which of its operands is the routine's first.
+    pub(super) fn of_addmm(&self, addmm: Addmm, step: &Step) -> Option<(PlannedRoutine, usize)> {
+        let factors = [0, 1].map(|i| &step.inputs[i].layout);
+        let y = &step.outputs[0];
+        let (spec, first) = addmm_spec(addmm, factors, y.layout.shape(), y.dtype, self.tf32)?;
+        Some(((*self.by_spec.get(&spec)?)?, first))
     }
 
     /// The routine that was planned for a step, and which of the step's operands is its first.
@@ -76,15 +96,44 @@ fn asked(
     product.into_iter().chain(convolution.map(|spec| (RoutineSpec::Convolution(spec), 0)))
 }
 
+/// What the library of products is asked for where it adds the bias, and which operand is its first.
+fn addmm_spec(
+    addmm: Addmm,
+    factors: [&Layout; 2],
+    y: &Shape,
+    dtype: DType,
+    tf32: bool,
+) -> Option<(RoutineSpec, usize)> {
+    let Addmm { transpose_a, transpose_b, relu } = addmm;
+    let product = Product::of(&Op::MatMul { transpose_a, transpose_b }, &factors, y)?;
+    Some((RoutineSpec::Product(product.with_bias(relu, dtype, tf32)?), 1 - product.left))
+}
+
 impl Lowering<'_> {
+    /// A product that its library adds the bias to.
+    pub(super) fn addmm(&mut self, step: &Step, addmm: Addmm) -> Result<(), BuildError> {
+        let Some((planned, first)) = self.routines.of_addmm(addmm, step) else {
+            let reason = "the planner has left a bias with it that no library adds";
+            return Err(self.unsupported(&Op::MatMul { transpose_a: false, transpose_b: false }, reason));
+        };
+        let bias = Use::read(offset_of!(RoutineArguments, bias), &step.inputs[2]);
+        self.hand_over(step, (planned, first), Some(bias));
+        Ok(())
+    }
+
     /// A step that a library computes.
-    pub(super) fn routine(&mut self, step: &Step, (planned, first): (PlannedRoutine, usize)) {
+    pub(super) fn routine(&mut self, step: &Step, planned: (PlannedRoutine, usize)) {
+        self.hand_over(step, planned, None);
+    }
+
+    fn hand_over(&mut self, step: &Step, (planned, first): (PlannedRoutine, usize), bias: Option<Use>) {
         let mut uses: Uses = [
             Use::read(offset_of!(RoutineArguments, a), &step.inputs[first]),
             Use::read(offset_of!(RoutineArguments, b), &step.inputs[1 - first]),
             Use::write(offset_of!(RoutineArguments, out), &step.outputs[0]),
         ]
         .into_iter()
+        .chain(bias)
         .collect();
         if planned.workspace_bytes > 0 {
             uses.push(Use::scratch(offset_of!(RoutineArguments, workspace), step.scratch, 0, Access::Write));

@@ -4,7 +4,10 @@ use std::cell::RefCell;
 
 use super::{contraction::Sizes, norm, pool, reduce, routine::Planned};
 use crate::{
-    backend::{BuildError, plan::Target},
+    backend::{
+        BuildError,
+        plan::{Addmm, Target},
+    },
     graph::{Graph, Op, ValueInfo},
     tensor::{DType, Layout},
 };
@@ -68,6 +71,15 @@ impl Target for Cuda {
             Op::LayerNormGrad { dims } => norm::scratch_bytes(inputs[0], *dims),
             _ => 0,
         }
+    }
+
+    fn addmm_bytes(&self, addmm: Addmm, [a, b, bias]: [&Layout; 3], y: &ValueInfo) -> Option<usize> {
+        // Its address is not promised to be good for what the library does with it, unless it begins a block.
+        if bias.offset() > 0 {
+            return None;
+        }
+        let planned = self.0.borrow_mut().plan_addmm(addmm, [a, b], y)?;
+        Some(planned.workspace_bytes)
     }
 }
 

@@ -13,12 +13,12 @@ use crate::{
         conformance::fill,
         cuda::{
             CudaOptions,
-            driver::{ProductSpec, RoutineSpec, host::HostDriver},
+            driver::{Epilogue, ProductSpec, RoutineSpec, host::HostDriver},
             testing::{OPTIONS, backend_on, held_backend},
         },
         run_on_host,
     },
-    graph::{Builder, Conv2d, Graph, Op, Sink, Source, ValueId, reference::evaluate},
+    graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary, ValueId, reference::evaluate},
     tensor::{DType, PackedLayout},
 };
 
@@ -256,4 +256,35 @@ fn what_is_not_built_leaves_no_product_open() {
     let refused = backend.compile(&graph, &tight).unwrap_err();
     assert!(matches!(refused, BuildError::TooMuchMemory { .. }), "{refused}");
     assert!(driver.routines().is_empty());
+}
+
+/// x·wᵀ + bias, with ReLU where asked for.
+fn linear(bias: &[usize], dtype: DType, relu: bool) -> Graph {
+    let mut builder = Builder::new();
+    let mut input = |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), dtype).unwrap();
+    let (x, w, bias) = (input(0, &[2, 4, 9]), input(1, &[1, 5, 9]), input(2, bias));
+    let w = builder.apply(Op::Expand([2, 5, 9].into()), &[w]).unwrap();
+    let y = builder.apply(Op::MatMul { transpose_a: false, transpose_b: true }, &[x, w]).unwrap();
+    let mut y = builder.apply(Op::Binary(Binary::Add), &[y, bias]).unwrap();
+    if relu {
+        y = builder.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
+    }
+    builder.sink(Sink::Output(0), y);
+    builder.finish()
+}
+
+#[test]
+fn a_bias_goes_to_the_library_with_its_product() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (relu, expected) in [(false, Epilogue::Bias), (true, Epilogue::ReluBias)] {
+            let spec = spec_of(&linear(&[5], dtype, relu));
+            assert_eq!((spec.epilogue, spec.m, spec.n, spec.k, spec.batch), (expected, 5, 8, 9, 1));
+        }
+    }
+    assert_eq!(
+        spec_of(&linear(&[5], DType::F64, true)).epilogue,
+        Epilogue::None,
+        "it promises nothing there"
+    );
+    assert_eq!(spec_of(&linear(&[4, 5], DType::F32, true)).epilogue, Epilogue::None, "it is no bias");
 }

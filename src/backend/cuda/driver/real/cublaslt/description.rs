@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     super::{
-        super::{DriverError, Matrices, ProductSpec},
+        super::{DriverError, Epilogue, MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
         binding::{Binding as _, Owned, Status},
     },
     functions::{Descriptor, Functions},
@@ -26,7 +26,12 @@ const COMPUTE_32F_FAST_TF32: c_int = 77;
 // cublasLtMatmulDescAttributes_t, and cublasOperation_t.
 const TRANSA: c_int = 3;
 const TRANSB: c_int = 4;
+const EPILOGUE: c_int = 7;
+const BIAS_POINTER: c_int = 8;
 const OP_T: c_int = 1;
+// cublasLtEpilogue_t.
+const EPILOGUE_BIAS: u32 = 4;
+const EPILOGUE_RELU_BIAS: u32 = 6;
 // cublasLtMatrixLayoutAttribute_t.
 const BATCH_COUNT: c_int = 5;
 const STRIDED_BATCH_OFFSET: c_int = 6;
@@ -38,6 +43,9 @@ const MIN_ALIGNMENT_BYTES: [c_int; 4] = [5, 6, 7, 8];
 /// order. Not allowed are parts that are added in place, one after the other in the result's own type, or kept in it:
 /// halves would be rounded once for each part. What is not split is always allowed.
 const REDUCTION_COMPUTE_TYPE: u32 = 2;
+
+/// How the address of a bias is aligned: it is a parameter, or a copy of one, and begins where its own slot does.
+const BIAS_ALIGNMENT_BYTES: u64 = MOST_ALIGNMENT_BYTES as u64;
 
 /// Sets attributes of descriptors of one kind.
 type Set = unsafe extern "C" fn(Descriptor, c_int, *const c_void, usize) -> Status;
@@ -76,6 +84,14 @@ impl Description {
                 layout(functions, spec, [spec.m, spec.n], &spec.out)?,
             ],
         })
+    }
+
+    /// Says where the bias of the next call lies. To be called by one thread at a time, which makes that call before another
+    /// may: the library reads it then.
+    pub(super) fn set_bias(&self, address: u64) -> Result<(), DriverError> {
+        let with: (_, Set) =
+            ("cublasLtMatmulDescSetAttribute", self.functions.cublasLtMatmulDescSetAttribute);
+        set(&self.functions, with, &self.operation, BIAS_POINTER, address)
     }
 
     pub(super) fn operation(&self) -> Descriptor {
@@ -163,6 +179,14 @@ fn operation(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Owned<Fun
             set(functions, with, &operation, attribute, OP_T)?;
         }
     }
+    let epilogue = match spec.epilogue {
+        Epilogue::None => return Ok(operation),
+        Epilogue::Bias => EPILOGUE_BIAS,
+        Epilogue::ReluBias => EPILOGUE_RELU_BIAS,
+    };
+    set(functions, with, &operation, EPILOGUE, epilogue)?;
+    // Where a bias may lie: for whoever chooses an algorithm.
+    set(functions, with, &operation, BIAS_POINTER, BIAS_ALIGNMENT_BYTES)?;
     Ok(operation)
 }
 

@@ -8,10 +8,14 @@
 mod description;
 mod functions;
 
-use std::{ffi::c_void, path::Path, sync::Arc};
+use std::{
+    ffi::c_void,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{
-    super::{DriverError, ProductSpec, RoutineArguments, Stream},
+    super::{DriverError, Epilogue, ProductSpec, RoutineArguments, Stream},
     binding::{Binding as _, Owned, one_and_zero},
     handle,
 };
@@ -44,6 +48,8 @@ pub(super) struct Product {
     /// Bytes that it takes for itself while it runs.
     pub(super) workspace_bytes: usize,
     dtype: DType,
+    /// Held from where the bias is set to where the library has read it; absent where there is none.
+    bias: Option<Mutex<()>>,
 }
 
 impl CublasLt {
@@ -109,6 +115,7 @@ impl CublasLt {
             algorithm,
             workspace_bytes,
             dtype,
+            bias: (spec.epilogue != Epilogue::None).then(Mutex::default),
         }))
     }
 
@@ -122,7 +129,11 @@ impl CublasLt {
         at: &RoutineArguments,
         stream: Stream,
     ) -> Result<(), DriverError> {
-        let Product { description, algorithm, workspace_bytes, dtype } = product;
+        let Product { description, algorithm, workspace_bytes, dtype, bias } = product;
+        let _calling = bias.as_ref().map(|bias| bias.lock().unwrap_or_else(PoisonError::into_inner));
+        if bias.is_some() {
+            description.set_bias(at.bias)?;
+        }
         let [one, zero] = one_and_zero(*dtype);
         // SAFETY: the descriptors are open and those that the algorithm was suggested for; the factors stay; for the
         // addresses and the workspace the caller promises.
@@ -198,9 +209,11 @@ mod tests {
                     a: matrices(8, 64),
                     b: matrices(8, 0),
                     out: matrices(5, 35),
+                    epilogue: [Epilogue::Bias, Epilogue::ReluBias][usize::from(turns)],
                 };
                 let description = Description::new(&functions, &spec).unwrap();
                 description.preference(&spec, MOST_WORKSPACE_BYTES).unwrap();
+                description.set_bias(1 << 20).unwrap();
             }
         }
         let whole = ProductSpec {
@@ -215,6 +228,7 @@ mod tests {
             a: matrices(1, 0),
             b: matrices(1, 0),
             out: matrices(1, 0),
+            epilogue: Epilogue::None,
         };
         let error = Description::new(&functions, &whole).unwrap_err().to_string();
         assert!(error.ends_with("there are no products of int64"), "{error}");
