@@ -136,7 +136,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         notifier.ready();
     }
     let mut watch = tokio::time::interval(config.daemon.watch_interval);
-    let mut outcome = loop {
+    let outcome = loop {
         tokio::select! {
             () = signals.next() => break Ok(()),
             () = shutdown.notified() => break Ok(()),
@@ -176,19 +176,16 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     // New trainers are told at once that nobody is here; those that are connected finish.
     drop(trainers);
-    let patience = if is_lost { Duration::ZERO } else { config.daemon.drain_timeout };
-    tokio::select! {
-        left = supervisor.ask(BeginDrain { patience }) => match left {
-            Ok(0) => tracing::info!("every ticket is spent"),
-            Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
-            Err(error) => tracing::warn!(%error, "could not drain"),
-        },
-        () = signals.next() => {
-            tracing::warn!("leaving at once");
-            // Asked to leave, it does not begin anew.
-            if is_lost {
-                outcome = Ok(());
-            }
+    // Where the device is lost nobody is asked, for lanes may wait for it: connections end with the process.
+    if !is_lost {
+        let patience = config.daemon.drain_timeout;
+        tokio::select! {
+            left = supervisor.ask(BeginDrain { patience }) => match left {
+                Ok(0) => tracing::info!("every ticket is spent"),
+                Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
+                Err(error) => tracing::warn!(%error, "could not drain"),
+            },
+            () = signals.next() => tracing::warn!("leaving at once"),
         }
     }
     Phase::Stopping.enter();

@@ -53,10 +53,12 @@ pub(super) trait Binding: Send + Sync + fmt::Debug {
         if status == 0 {
             return Ok(());
         }
-        let words = self.words(status);
-        // SAFETY: it is null or a string that stays, as implementations promise.
-        let words =
-            if words.is_null() { c"an error without words" } else { unsafe { CStr::from_ptr(words) } };
+        let mut words = self.words(status);
+        if words.is_null() {
+            words = c"an error without words".as_ptr();
+        }
+        // SAFETY: it is a string that stays, as implementations promise.
+        let words = unsafe { CStr::from_ptr(words) };
         Err(DriverError::Failed { call, reason: format!("{} ({status})", words.to_string_lossy()) })
     }
 }
