@@ -83,8 +83,10 @@ fn alone(graph: &Graph, node: &crate::graph::Node, dtype: DType) -> Option<Graph
     let mut inputs = Vec::new();
     for (n, &value) in node.inputs.iter().enumerate() {
         let info = graph.info(value);
-        inputs
-            .push(builder.source(Source::Input(n as u32), info.shape.clone(), retyped(info.dtype)).unwrap());
+        // The logarithms of attention's sums stay wide.
+        let is_wide = matches!(node.op, Op::AttentionGrad { .. }) && n == 4 && dtype.size_bytes() == 2;
+        let own = if is_wide { DType::F32 } else { retyped(info.dtype) };
+        inputs.push(builder.source(Source::Input(n as u32), info.shape.clone(), own).unwrap());
     }
     let op = match node.op.clone() {
         Op::Full { shape, dtype, value } => Op::Full { shape, dtype: retyped(dtype), value },

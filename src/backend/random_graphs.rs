@@ -22,7 +22,7 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
     let dim = if rank == 0 { 0 } else { n % rank };
     let unaries = [Unary::Tanh, Unary::Relu, Unary::Neg, Unary::Sin, Unary::MulScalar { value: 0.5 }];
     let binaries = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Maximum];
-    let (op, operands) = match kind % 14 {
+    let (op, operands) = match kind % 15 {
         0 | 1 => (Op::Unary(unaries[n % unaries.len()]), vec![x]),
         2 | 3 => (Op::Binary(binaries[n % binaries.len()]), vec![x, y]),
         4 => (Op::Permute((0..rank).map(|d| (d + n) % rank).collect()), vec![x]),
@@ -42,6 +42,7 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
         10 => (Op::MatMul { transpose_a: n & 1 == 1, transpose_b: n & 2 == 2 }, vec![x, y]),
         11 => (Op::Expand([&[1 + n % 3], shape.dims()].concat().into()), vec![x]),
         12 => (Op::Detach, vec![x]),
+        13 => (Op::Attention { causal: n & 1 == 1, scale: 0.5 }, vec![x, y, [x, y][n >> 1 & 1]]),
         _ => {
             let condition = builder.apply(Op::Compare(Compare::Gt), &[x, y]);
             let Ok(condition) = condition else { return };

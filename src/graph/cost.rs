@@ -1,6 +1,7 @@
 //! What a graph costs to run, known before it runs: arithmetic and memory traffic.
 
 use super::{Graph, Node, Op, Unary, ValueId};
+use crate::tensor::Shape;
 
 /// What one run of a graph costs. Counts saturate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +80,16 @@ fn flops(graph: &Graph, node: &Node) -> u64 {
         Op::Conv2d(_) => conv(written, &shape(1)[1..]),
         Op::Conv2dGradInput { .. } => conv(count(node.inputs[1]), &shape(0)[1..]),
         Op::Conv2dGradWeight { .. } => conv(count(node.inputs[1]), &graph.info(node.outputs[0]).shape[1..]),
+        // Two products and a softmax of the scores, or five products and what is made of two: all of them, causal or not.
+        Op::Attention { .. } => {
+            let (scores, widths) = attention(shape(0), shape(1), shape(2));
+            each(scores, widths.saturating_mul(2).saturating_add(12))
+        }
+        Op::AttentionGrad { .. } => {
+            let (scores, widths) = attention(shape(0), shape(1), shape(2));
+            let keys = shape(0).last().map_or(0, |&n| n as u64);
+            each(scores, widths.saturating_mul(4).saturating_add(keys.saturating_mul(2)).saturating_add(12))
+        }
         Op::MaxPool2d(pool) | Op::AvgPool2d { pool, .. } => each(written, window(pool.kernel)),
         Op::MaxPool2dGrad { .. } => count(node.inputs[1]),
         Op::AvgPool2dGrad { pool, .. } => each(read(), window(pool.kernel)),
@@ -89,6 +100,13 @@ fn flops(graph: &Graph, node: &Node) -> u64 {
         Op::BatchNormEvalGrad { .. } => each(read(), 6),
         Op::BatchNormGrad | Op::LayerNormGrad { .. } | Op::GroupNormGrad { .. } => each(read(), 11),
     }
+}
+
+/// How many scores there are, and the widths of a key and a value together.
+fn attention(q: &Shape, k: &Shape, v: &Shape) -> (u64, u64) {
+    let last = |shape: &Shape| shape.last().map_or(0, |&n| n as u64);
+    let queries = q[..q.rank() - 1].iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+    (queries.saturating_mul(k[k.rank() - 2] as u64), last(k).saturating_add(last(v)))
 }
 
 fn conv(outputs: u64, taps: &[usize]) -> u64 {
@@ -153,6 +171,21 @@ mod tests {
         assert_eq!(forward.largest_value_bytes, 4 * 2 * 6 * 64);
         let both = differentiate(&graph, &Wants { inputs: &[true], parameters: &[true] }).unwrap();
         assert_eq!(cost(&both.backward).flops, 2 * forward.flops);
+    }
+
+    #[test]
+    fn attention_costs_two_products_and_its_gradient_five() {
+        let mut builder = Builder::new();
+        let shapes: [&[usize]; 3] = [&[2, 3, 5, 8], &[2, 3, 7, 8], &[2, 3, 7, 4]];
+        let inputs = [0, 1, 2]
+            .map(|n| builder.source(Source::Input(n), shapes[n as usize].into(), DType::F32).unwrap());
+        let y = builder.apply(Op::Attention { causal: false, scale: 1.0 }, &inputs).unwrap();
+        builder.sink(Sink::Output(0), y);
+        let graph = builder.finish();
+        let scores = 2 * 3 * 5 * 7;
+        assert_eq!(cost(&graph).flops, scores * (2 * (8 + 4) + 12));
+        let both = differentiate(&graph, &Wants { inputs: &[true; 3], parameters: &[] }).unwrap();
+        assert_eq!(cost(&both.backward).flops, scores * (2 * (3 * 8 + 2 * 4) + 12));
     }
 
     #[test]

@@ -184,6 +184,9 @@ impl Attributes {
             Op::Conv2d(conv) => none.conv(conv),
             Op::Conv2dGradInput { conv, input_size } => none.conv(conv).with("input_size", input_size),
             Op::Conv2dGradWeight { conv, kernel_size } => none.conv(conv).with("kernel_size", kernel_size),
+            Op::Attention { causal, scale } | Op::AttentionGrad { causal, scale } => {
+                none.with("causal", causal).with("scale", scale)
+            }
             Op::MaxPool2d(pool) => none.pool(pool),
             Op::AvgPool2d { pool, count_include_pad, divisor } => {
                 none.pool(pool).with("count_include_pad", count_include_pad).with("divisor", divisor)

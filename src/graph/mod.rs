@@ -3,6 +3,7 @@
 //!
 //! [`Op`] is the whitelist. Nothing here knows a device or a file.
 
+mod attention;
 mod autodiff;
 mod builder;
 mod cost;

@@ -1,7 +1,7 @@
 //! The operations a graph may hold: the whitelist itself.
 //!
 //! Every operation has static attributes; shapes follow from its inputs by `infer`. Operands come in the
-//! order each variant states. What PyTorch has and this list has not (linear, attention, instance norm,
+//! order each variant states. What PyTorch has and this list has not (linear, masked attention, instance norm,
 //! 1-d convolution, …) the readers compose out of these.
 
 use serde::{Deserialize, Serialize};
@@ -303,6 +303,27 @@ pub enum Op {
         kernel_size: [usize; 2],
     },
 
+    // ---- attention ----
+    /// (q: […, L, E], k: […, S, E], v: […, S, F]) → (y: […, L, F], lse: […, L]): softmax(`scale`·q·kᵀ)·v, and the
+    /// logarithm of each row's sum of exponentials, in float64 for float64, else in float32. E and F are at most
+    /// [`Op::MOST_HEAD_WIDTH`], L and S at least 1.
+    ///
+    /// A row with a score that is NaN or +∞, or with none but −∞, is NaN, as softmax has it. A value that is not
+    /// finite may also reach queries that must not see it, and so may such a query or key on the way back.
+    Attention {
+        /// Whether query i sees keys 0 to i alone, as PyTorch's `is_causal`.
+        causal: bool,
+        /// The factor of the scores.
+        scale: f64,
+    },
+    /// (q, k, v, y, lse, gy) → (gq, gk, gv) of [`Op::Attention`]. The weights are computed anew.
+    AttentionGrad {
+        /// As in [`Op::Attention`].
+        causal: bool,
+        /// As in [`Op::Attention`].
+        scale: f64,
+    },
+
     // ---- pooling, over [N, C, H, W] ----
     /// (x) → (y, indices: int64 within each H×W plane). NaN wins, as in PyTorch.
     MaxPool2d(Pool2d),
@@ -476,6 +497,9 @@ impl Binary {
 }
 
 impl Op {
+    /// The widest head of an [`Op::Attention`]: as much as a GPU's block keeps of a query and its result.
+    pub const MOST_HEAD_WIDTH: usize = 256;
+
     /// Every short name that [`name`](Self::name) gives: the whitelist as text.
     pub const NAMES: &'static [&'static str] = &[
         "abs",
@@ -484,6 +508,8 @@ impl Op {
         "add",
         "add_scalar",
         "arange",
+        "attention",
+        "attention_grad",
         "avg_pool2d",
         "avg_pool2d_grad",
         "batch_norm",
@@ -585,6 +611,8 @@ impl Op {
             Op::Conv2d(_) => "conv2d",
             Op::Conv2dGradInput { .. } => "conv2d_grad_input",
             Op::Conv2dGradWeight { .. } => "conv2d_grad_weight",
+            Op::Attention { .. } => "attention",
+            Op::AttentionGrad { .. } => "attention_grad",
             Op::MaxPool2d(_) => "max_pool2d",
             Op::MaxPool2dGrad { .. } => "max_pool2d_grad",
             Op::AvgPool2d { .. } => "avg_pool2d",

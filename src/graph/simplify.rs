@@ -4,13 +4,21 @@ use std::collections::HashMap;
 
 use smallvec::SmallVec;
 
-use super::{Graph, Node, Op, Reduction, Source, Unary, ValueId};
+use super::{Graph, Node, Op, Reduction, Source, Unary, ValueId, attention};
 
-/// Removes what no sink needs, what is computed twice and what changes nothing.
+/// Removes what no sink needs, what is computed twice and what changes nothing, and makes one operation of attention
+/// that is written out.
 ///
 /// Every sink stays, and so does every source but constants that nothing reads any more. Results are
-/// equal bit by bit, except that x + 0 keeps the sign of a negative zero.
+/// equal bit by bit, except that x + 0 keeps the sign of a negative zero, and that attention is rounded otherwise.
 pub fn simplify(graph: &mut Graph) {
+    rewrite(graph);
+    if attention::recognise(graph) {
+        rewrite(graph);
+    }
+}
+
+fn rewrite(graph: &mut Graph) {
     let mut rewriting = Rewriting { graph, known: HashMap::new(), producer: HashMap::new() };
     let nodes = std::mem::take(&mut rewriting.graph.nodes);
     let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();

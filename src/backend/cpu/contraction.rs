@@ -27,6 +27,17 @@ impl<'a, T> Matrix<'a, T> {
         Self { data, row_stride: 1, column_stride: columns }
     }
 
+    /// The same from a row on.
+    #[inline(always)]
+    pub(super) fn rows_from(self, row: usize) -> Self {
+        Self { data: self.data.get(row * self.row_stride..).unwrap_or_default(), ..self }
+    }
+
+    /// The transposed.
+    pub(super) fn turned(self) -> Self {
+        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+    }
+
     fn holds(&self, rows: usize, columns: usize) -> bool {
         let last = rows.saturating_sub(1) * self.row_stride + columns.saturating_sub(1) * self.column_stride;
         rows == 0 || columns == 0 || last < self.data.len()
@@ -49,10 +60,23 @@ pub(super) fn product<T: Real>(
     assert!((m - 1) * c_stride + n <= c.len(), "the result holds what is written");
     // SAFETY: the assertion has held every element written against the slice, which is borrowed mutably and
     // so overlaps neither operand.
-    unsafe { product_at([m, k, n], a, b, c.as_mut_ptr(), c_stride, add) };
+    unsafe { product_at([m, k, n], a, b, T::ONE, c.as_mut_ptr(), c_stride, add) };
 }
 
-/// As [`product`], into memory that other threads may write to between this product's columns.
+/// c = factor·a·b with contiguous rows of `c`, on the calling thread.
+pub(super) fn scaled_product<T: Real>(
+    [m, k, n]: [usize; 3],
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    factor: T,
+    c: &mut [T],
+) {
+    assert!(m * n <= c.len(), "the result holds what is written");
+    // SAFETY: as in `product`.
+    unsafe { product_at([m, k, n], a, b, factor, c.as_mut_ptr(), n, false) };
+}
+
+/// As [`product`] with a factor, into memory that other threads may write to between this product's columns.
 ///
 /// # Safety
 /// `c` must be valid for writes of `m` rows of `n` elements, `c_stride` apart, which nobody else touches
@@ -61,6 +85,7 @@ unsafe fn product_at<T: Real>(
     [m, k, n]: [usize; 3],
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
+    factor: T,
     c: *mut T,
     c_stride: usize,
     add: bool,
@@ -91,7 +116,7 @@ unsafe fn product_at<T: Real>(
             b.column_stride as isize,
             b.row_stride as isize,
             T::ONE,
-            T::ONE,
+            factor,
             false,
             false,
             false,
@@ -101,7 +126,7 @@ unsafe fn product_at<T: Real>(
 }
 
 /// Multiply-adds that are worth a task of their own.
-const TASK_WORK: usize = 1 << 20;
+pub(super) const TASK_WORK: usize = 1 << 20;
 
 /// c = a·b with contiguous rows of `c`, on the step's threads. `finish` is called with each part of a row of `c` once it is
 /// there, while it is in the cache, and with its first column.
@@ -143,7 +168,7 @@ fn product_on<T: Real>(
         let columns = slice.min(n - first);
         let part = Matrix { data: b.data.get(first * b.column_stride..).unwrap_or_default(), ..b };
         // SAFETY: no other task touches these columns, and `c` is borrowed until all are done.
-        unsafe { product_at([m, k, columns], a, part, shared.pointer(first), n, false) };
+        unsafe { product_at([m, k, columns], a, part, T::ONE, shared.pointer(first), n, false) };
         for row in 0..m {
             // SAFETY: as above.
             finish(unsafe { shared.part(row * n + first, columns) }, first);
@@ -206,7 +231,7 @@ fn products<T: Real + Plain>(
 }
 
 /// The n-th matrix of a batch.
-fn matrix<'a, T>(from: Strided<'a, T>, mut number: usize, transposed: bool) -> Matrix<'a, T> {
+pub(super) fn matrix<'a, T>(from: Strided<'a, T>, mut number: usize, transposed: bool) -> Matrix<'a, T> {
     let (shape, strides) = (from.layout.shape(), from.layout.strides());
     let batch = shape.rank() - 2;
     let mut first = 0;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    batch_norm, chain, contraction, conv, elementwise,
+    attention, batch_norm, chain, contraction, conv, elementwise,
     memory::{Memory, Shared},
     movement, pick,
     pool::Pool,
@@ -145,6 +145,8 @@ impl<'a> Run<'a> {
             Op::Conv2d(attributes) => conv::forward::<T>(self, attributes),
             Op::Conv2dGradInput { conv, .. } => conv::grad_input::<T>(self, conv),
             Op::Conv2dGradWeight { conv, .. } => conv::grad_weight::<T>(self, conv),
+            Op::Attention { causal, scale } => attention::forward::<T>(self, *causal, *scale),
+            Op::AttentionGrad { causal, scale } => attention::backward::<T>(self, *causal, *scale),
             Op::MaxPool2d(pool) => pooling::max::<T>(self, pool),
             Op::MaxPool2dGrad { .. } => pooling::max_grad::<T>(self),
             Op::AvgPool2d { pool, count_include_pad, divisor } => {

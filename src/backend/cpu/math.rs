@@ -39,9 +39,13 @@ pub(super) fn exp(x: f32) -> f32 {
 }
 
 /// 2ⁿ for a whole n within the normal range.
+///
+/// A cast to an integer would be done number by number, for what it makes of numbers that do not fit. Beside 1.5·2²³ the
+/// exponent stands in the lowest bits of the sum.
 #[inline(always)]
 fn power_of_two(n: f32) -> f32 {
-    f32::from_bits(((n as i32 + 127) << 23) as u32)
+    const BIASED: f32 = 12_582_912.0 + 127.0;
+    f32::from_bits((n + BIASED).to_bits() << 23)
 }
 
 #[inline(always)]

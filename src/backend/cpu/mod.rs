@@ -1,5 +1,6 @@
 //! The CPU backend: vectorised kernels over planned memory, on the caller's thread and a small pool.
 
+mod attention;
 mod batch_norm;
 mod chain;
 mod contraction;
@@ -11,6 +12,7 @@ mod im2col;
 mod math;
 mod memory;
 mod movement;
+mod parts;
 mod pick;
 mod pool;
 mod pooling;
@@ -83,7 +85,7 @@ mod tests {
     use std::time::Instant;
 
     use crate::{
-        backend::conformance::conforms,
+        backend::conformance::{attends_to_what_is_not_finite, conforms},
         graph::{Builder, Op, Sink, Source, Unary},
         tensor::{DType, PackedLayout},
     };
@@ -106,5 +108,10 @@ mod tests {
     #[test]
     fn the_cpu_conforms() {
         conforms(&CpuBackend::new(3));
+    }
+
+    #[test]
+    fn attention_to_what_is_not_finite_is_what_softmax_has() {
+        attends_to_what_is_not_finite(&CpuBackend::new(2));
     }
 }

@@ -1,6 +1,6 @@
 //! What the CPU takes: which types, which operands by strides, how much scratch.
 
-use super::{conv, im2col, row_norm};
+use super::{attention, conv, im2col, row_norm};
 use crate::{
     backend::{
         BuildError,
@@ -28,6 +28,8 @@ impl Target for Cpu {
             | Op::Unslice { .. }
             | Op::MatMul { .. } => true,
             Op::Reduce { .. } => operand == 0,
+            // All but the sums' logarithms.
+            Op::Attention { .. } | Op::AttentionGrad { .. } => operand != 4,
             _ => false,
         }
     }
@@ -41,6 +43,8 @@ impl Target for Cpu {
             Op::Conv2dGradWeight { conv, .. } => {
                 conv::grad_weight_scratch(conv, inputs, outputs, self.threads)
             }
+            Op::Attention { .. } => attention::forward_scratch(inputs, self.threads),
+            Op::AttentionGrad { .. } => attention::backward_scratch(inputs, self.threads),
             Op::LayerNormGrad { .. } => row_norm::layer_grad_scratch(inputs),
             Op::GroupNormGrad { .. } => row_norm::group_grad_scratch(inputs),
             _ => 0,

@@ -144,6 +144,30 @@ records! {
         count: u32,
     }
 
+    /// Attention; `operands` are queries, keys, values, the result and its gradient over the batch of heads.
+    struct Attention {
+        walk: Walk,
+        operands: Operands,
+        /// By operand: from one row to the next, and from one column to the next.
+        rows: Dims,
+        columns: Dims,
+        /// The logarithm of each query's sum of exponentials.
+        lse: Pointer,
+        /// On the way back, the sum of gy∘y of each query.
+        shared: Pointer,
+        out: Pointer,
+        /// The gradient of values, beside that of keys.
+        second_out: Pointer,
+        queries: u32,
+        keys: u32,
+        width: u32,
+        value_width: u32,
+        is_causal: u32,
+        filler: u32,
+        /// The factor of the scores.
+        scale: f64,
+    }
+
     /// From one strided tensor to another.
     struct Move {
         walk: Walk,

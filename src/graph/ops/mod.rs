@@ -1,5 +1,6 @@
 //! What each operation knows of itself, one family a file: the shapes it gives and its gradient.
 
+mod attention;
 mod contraction;
 mod elementwise;
 mod movement;
@@ -113,6 +114,7 @@ pub fn infer(op: &Op, inputs: &[&ValueInfo]) -> Result<Results, GraphError> {
         Op::MatMul { .. } | Op::Conv2d(_) | Op::Conv2dGradInput { .. } | Op::Conv2dGradWeight { .. } => {
             contraction::infer(op, operands)
         }
+        Op::Attention { .. } | Op::AttentionGrad { .. } => attention::infer(op, operands),
         Op::MaxPool2d(_)
         | Op::MaxPool2dGrad { .. }
         | Op::AvgPool2d { .. }
@@ -229,6 +231,7 @@ pub(super) fn vjp(rule: &mut Rule<'_>) -> Result<OperandGradients, GraphError> {
         Op::MatMul { .. } | Op::Conv2d(_) | Op::Conv2dGradInput { .. } | Op::Conv2dGradWeight { .. } => {
             contraction::vjp(rule)
         }
+        Op::Attention { .. } | Op::AttentionGrad { .. } => attention::vjp(rule),
         Op::MaxPool2d(_)
         | Op::MaxPool2dGrad { .. }
         | Op::AvgPool2d { .. }

@@ -3,6 +3,7 @@
 //! It is the oracle: backends must agree with it, and finite differences through it check every gradient.
 //! It is slow, allocates at will and is meant for tests and for nothing on a trainer's path.
 
+mod attention;
 mod contraction;
 mod elementwise;
 mod movement;
@@ -114,6 +115,7 @@ fn run(op: &Op, operands: &[&Tensor], seed: u64) -> Vec<Tensor> {
         _ => movement::run(op, operands)
             .or_else(|| reduce::run(op, operands))
             .or_else(|| contraction::run(op, operands))
+            .or_else(|| attention::run(op, operands))
             .or_else(|| pool::run(op, operands))
             .or_else(|| norm::run(op, operands))
             .expect("every operation stands in one of the families"),

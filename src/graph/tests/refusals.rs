@@ -32,6 +32,34 @@ fn errors_name_the_operation_its_operands_and_the_reason() {
 }
 
 #[test]
+fn attention_says_what_does_not_fit() {
+    let attention = Op::Attention { causal: false, scale: 1.0 };
+    let refused = |shapes: &[&[usize]], reason: &str| {
+        let text = refuses(attention.clone(), shapes);
+        assert!(
+            text.starts_with("attention does not take operands (float32 ") && text.ends_with(reason),
+            "{text}"
+        );
+    };
+    refused(&[&[4], &[3, 4], &[3, 4]], "it takes matrices, at least 2 dimensions");
+    refused(&[&[2, 3, 4], &[3, 4], &[3, 4]], "operand 2 must have 3 dimensions, it has 2");
+    refused(&[&[2, 3, 4], &[2, 3, 4], &[1, 3, 4]], "the batch dimensions must be equal: expand first");
+    refused(&[&[3, 4], &[3, 5], &[3, 5]], "queries of width 4 do not meet keys of width 5");
+    refused(&[&[3, 4], &[3, 4], &[2, 4]], "3 keys do not meet 2 values");
+    refused(&[&[3, 4], &[0, 4], &[0, 4]], "it takes at least one query and one key");
+    refused(&[&[3, 257], &[3, 257], &[3, 4]], "a head of 257 and 4 is too wide or has no width: 1 to 256");
+    let grad = Op::AttentionGrad { causal: false, scale: 1.0 };
+    let text = refuses(grad, &[&[3, 4], &[5, 4], &[5, 2], &[3, 2], &[4], &[3, 2]]);
+    assert!(text.ends_with("operand 5 must be of shape [3], it is [4]"), "{text}");
+    let of = |dtype| ValueInfo { shape: [3, 4].into(), dtype };
+    let (half, single) = (of(DType::F16), of(DType::F32));
+    let error = infer(&attention, &[&half, &half, &single]).unwrap_err().to_string();
+    assert!(error.ends_with("the operands must be of one type"), "{error}");
+    let results = infer(&attention, &[&half, &half, &half]).unwrap();
+    assert_eq!((results[0].dtype, results[1].dtype), (DType::F16, DType::F32));
+}
+
+#[test]
 fn limits_bound_nodes_and_elements() {
     let limits =
         Limits { max_nodes: 1, max_value_elements: 100, max_total_elements: 150, ..Limits::default() };
@@ -122,6 +150,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         wild().prop_map(|dim| Op::Softmax { dim }),
         wild().prop_map(|dims| Op::LayerNorm { dims, eps: 1e-5 }),
         wild().prop_map(|groups| Op::GroupNorm { groups, eps: 1e-5 }),
+        any::<bool>().prop_map(|causal| Op::Attention { causal, scale: 1.0 }),
+        any::<bool>().prop_map(|causal| Op::AttentionGrad { causal, scale: 1.0 }),
         Just(Op::BatchNorm { eps: 1e-5 }),
         Just(Op::BatchNormGrad),
         Just(Op::Binary(Binary::Mul)),
@@ -133,7 +163,7 @@ proptest! {
     #[test]
     fn no_attributes_make_inference_panic(
         op in any_op(),
-        shapes in prop::collection::vec(prop::collection::vec(0usize..6, 0..5), 0..6),
+        shapes in prop::collection::vec(prop::collection::vec(0usize..6, 0..5), 0..7),
     ) {
         let infos: Vec<ValueInfo> =
             shapes.into_iter().map(|s| ValueInfo { shape: Shape::from(s), dtype: DType::F32 }).collect();

@@ -40,6 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
     movements(&mut all);
     reductions(&mut all);
     contractions(&mut all);
+    attentions(&mut all);
     pools(&mut all);
     norms(&mut all);
     mixtures(&mut all);
@@ -170,6 +171,8 @@ fn empties(all: &mut Vec<Case>) {
     all.push(none("log_softmax", &[&[0, 3, 2]], Op::LogSoftmax { dim: 1 }));
     all.push(none("matmul", &[&[0, 3], &[3, 4]], Op::MatMul { transpose_a: false, transpose_b: false }));
     all.push(none("bmm", &[&[0, 2, 3], &[0, 4, 3]], Op::MatMul { transpose_a: false, transpose_b: true }));
+    let attention = Op::Attention { causal: true, scale: 0.5 };
+    all.push(none("attention", &[&[0, 3, 4], &[0, 2, 4], &[0, 2, 5]], attention));
     all.push(none("conv2d", &[&[0, 2, 4, 4], &[3, 2, 3, 3]], Op::Conv2d(conv)));
     let depthwise = Conv2d { groups: 2, ..conv };
     all.push(none("depthwise", &[&[0, 2, 4, 4], &[2, 1, 3, 3]], Op::Conv2d(depthwise)));
@@ -228,6 +231,35 @@ fn contractions(all: &mut Vec<Case>) {
     all.push(op("transposed convolution", &[&[3, 2, 3, 3], &[2, 3, 3, 3]], grad_input));
 }
 
+fn attentions(all: &mut Vec<Case>) {
+    let shapes: [[&[usize]; 3]; 5] = [
+        [&[3, 4], &[3, 4], &[3, 4]],
+        [&[2, 5, 3], &[2, 2, 3], &[2, 2, 7]],
+        [&[2, 2, 5], &[2, 6, 5], &[2, 6, 1]],
+        [&[2, 3, 4, 3], &[2, 3, 4, 3], &[2, 3, 4, 2]],
+        [&[1, 1], &[1, 1], &[1, 1]],
+    ];
+    for operands in &shapes {
+        for (causal, scale) in [(false, 0.5), (true, 0.5), (false, -1.25)] {
+            let attention = Op::Attention { causal, scale };
+            all.push(op(format!("{attention:?} {operands:?}"), operands, attention));
+        }
+    }
+    // As heads are split out of one projection, and joined again.
+    all.push(case("attention of one projection", &[&[2, 3, 12]], |b, x| {
+        let heads = b.apply(Op::Reshape([2, 3, 3, 2, 2].into()), &[x[0]])?;
+        let heads = b.apply(Op::Permute(vec![2, 0, 3, 1, 4]), &[heads])?;
+        let mut parts = [heads; 3];
+        for (start, part) in parts.iter_mut().enumerate() {
+            let one = b.apply(Op::Slice { dim: 0, start, len: 1, step: 1 }, &[heads])?;
+            *part = b.apply(Op::Reshape([2, 2, 3, 2].into()), &[one])?;
+        }
+        let y = b.apply(Op::Attention { causal: true, scale: 0.7 }, &parts)?;
+        let y = b.apply(Op::Permute(vec![0, 2, 1, 3]), &[y])?;
+        b.apply(Op::Reshape([2, 3, 4].into()), &[y])
+    }));
+}
+
 fn pools(all: &mut Vec<Case>) {
     let pool = |kernel, stride, padding, dilation, ceil| Pool2d { kernel, stride, padding, dilation, ceil };
     let windows = [
@@ -280,7 +312,7 @@ fn norms(all: &mut Vec<Case>) {
 }
 
 fn mixtures(all: &mut Vec<Case>) {
-    all.push(case("attention", &[&[2, 3, 4], &[2, 3, 4], &[2, 3, 4]], |b, x| {
+    all.push(case("attention by hand", &[&[2, 3, 4], &[2, 3, 4], &[2, 3, 4]], |b, x| {
         let scores = b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, &[x[0], x[1]])?;
         let scaled = b.apply(Op::Unary(Unary::MulScalar { value: 0.5 }), &[scores])?;
         let weights = b.apply(Op::Softmax { dim: 2 }, &[scaled])?;

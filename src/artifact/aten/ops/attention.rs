@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     artifact::{Mode, Problem},
-    graph::{Binary, Compare, Op, Reduction, ValueId},
+    graph::{Binary, Compare, Op, Reduction, ValueId, ValueInfo, infer},
     tensor::{DType, Shape},
 };
 
@@ -15,7 +15,8 @@ pub(super) const ENTRIES: &[Entry] = &[entry(
     attention,
 )];
 
-/// softmax(scale·q·kᵀ + mask)·v, as PyTorch's reference computes it.
+/// softmax(scale·q·kᵀ + mask)·v: one operation, or where it is masked or drops some of its weights, as PyTorch's
+/// reference computes it.
 fn attention(call: &mut Call<'_, '_>) -> Outcome {
     let (query, mut key, mut value) = (call.tensor("query")?, call.tensor("key")?, call.tensor("value")?);
     let (q, k) = (call.shape(query), call.shape(key));
@@ -33,16 +34,26 @@ fn attention(call: &mut Call<'_, '_>) -> Outcome {
         key = shared(call, key, heads)?;
         value = shared(call, value, heads)?;
     }
+    let mask = call.optional_tensor("attn_mask")?;
+    let p = call.float("dropout_p")?;
+    let drops = p > 0.0 && call.mode() == Mode::Train;
+    let causal = call.flag("is_causal")?;
+    if mask.is_none() && !drops {
+        let attention = Op::Attention { causal, scale };
+        if let Some(operands) = heads(call, [query, key, value], &attention)? {
+            let y = call.apply(attention, &operands)?;
+            return call.fresh(y);
+        }
+    }
     let rank = call.shape(key).rank();
     let transposed = swap(call, key, rank - 2, rank - 1)?;
     let query = call.scale(query, scale)?;
     let mut scores = matmul(call, query, transposed)?;
     let dtype = call.dtype_of(scores);
     let mut masks = Vec::new();
-    if call.flag("is_causal")? {
+    if causal {
         masks.push(band(call, [length, others], Compare::Le, 0)?);
     }
-    let mask = call.optional_tensor("attn_mask")?;
     let masked = mask.is_some();
     if let Some(mask) = mask {
         if call.dtype_of(mask) == DType::Bool {
@@ -65,12 +76,38 @@ fn attention(call: &mut Call<'_, '_>) -> Outcome {
         let zero = call.full(Shape::scalar(), dtype, 0.0)?;
         weights = call.apply(Op::Where, &[nothing, zero, weights])?;
     }
-    let p = call.float("dropout_p")?;
-    if p > 0.0 && call.mode() == Mode::Train {
+    if drops {
         weights = drop(call, weights, p)?;
     }
     let y = matmul(call, weights, value)?;
     call.fresh(y)
+}
+
+/// The operands as one operation takes them, expanded to one batch; `None` where it does not, because their types
+/// differ, heads are too wide, or nothing is asked for.
+fn heads(
+    call: &mut Call<'_, '_>,
+    operands: [ValueId; 3],
+    attention: &Op,
+) -> Result<Option<[ValueId; 3]>, Problem> {
+    let shapes = operands.map(|x| call.shape(x));
+    let batch = |shape: &Shape| Shape::from(&shape[..shape.rank() - 2]);
+    let both = batch(&shapes[0]).broadcast(&batch(&shapes[1]));
+    let Ok(whole) = both.and_then(|both| both.broadcast(&batch(&shapes[2]))) else { return Ok(None) };
+    let expanded =
+        shapes.map(|shape| whole.iter().chain(&shape[shape.rank() - 2..]).copied().collect::<Shape>());
+    let infos: [ValueInfo; 3] = std::array::from_fn(|n| {
+        let dtype = call.dtype_of(operands[n]);
+        ValueInfo { shape: expanded[n].clone(), dtype }
+    });
+    if infer(attention, &infos.each_ref()).is_err() {
+        return Ok(None);
+    }
+    let mut heads = operands;
+    for (x, shape) in heads.iter_mut().zip(&expanded) {
+        *x = call.expand(*x, shape)?;
+    }
+    Ok(Some(heads))
 }
 
 /// Each head of keys and values, repeated for the queries that share it.

@@ -3,6 +3,7 @@
 //! Which kernel runs and how its work is cut depends on the plan alone, never on the device's size or load: two cards
 //! of one kind of arithmetic give the same bits.
 
+mod attention;
 mod contraction;
 mod convolution;
 mod movement;
@@ -102,6 +103,8 @@ impl Lowering<'_> {
             Op::Conv2dGradInput { conv, .. } | Op::Conv2dGradWeight { conv, .. } => {
                 self.conv2d(step, op, conv)
             }
+            Op::Attention { causal, scale } => self.attention(step, *causal, *scale),
+            Op::AttentionGrad { causal, scale } => self.attention_grad(step, *causal, *scale),
             Op::MaxPool2d(pool) => self.max_pool(step, pool),
             Op::MaxPool2dGrad { .. } => self.max_pool_grad(step),
             Op::AvgPool2d { pool, count_include_pad, divisor } => {

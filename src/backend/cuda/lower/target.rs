@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{contraction::Sizes, norm, pool, reduce, routine::Planned};
+use super::{attention, contraction::Sizes, norm, pool, reduce, routine::Planned};
 use crate::{
     backend::{
         BuildError,
@@ -41,6 +41,8 @@ impl Target for Cuda {
             | Op::Cat { .. }
             | Op::MatMul { .. } => true,
             Op::Reduce { .. } => operand == 0,
+            // All but the sums' logarithms.
+            Op::Attention { .. } | Op::AttentionGrad { .. } => operand != 4,
             _ => false,
         }
     }
@@ -68,6 +70,7 @@ impl Target for Cuda {
             Op::MaxPool2dGrad { .. } if pool::sums_beside(y.dtype) => {
                 y.shape.elements().saturating_mul(size_of::<f32>())
             }
+            Op::AttentionGrad { .. } => attention::scratch_bytes(inputs[4]),
             Op::LayerNormGrad { dims } => norm::scratch_bytes(inputs[0], *dims),
             _ => 0,
         }
@@ -111,6 +114,11 @@ fn counts(graph: &Graph, node: &crate::graph::Node) -> bool {
     let y = shape(node.outputs[0]);
     match &node.op {
         Op::MatMul { transpose_a, .. } => Sizes::of_matmul(*transpose_a, shape(node.inputs[0]), y).fit(),
+        // A tile beyond the last row still fits.
+        Op::Attention { .. } | Op::AttentionGrad { .. } => {
+            let mut operands = node.inputs.iter().map(|&value| shape(value));
+            operands.all(|shape| shape.iter().all(|&n| n < 1 << 30))
+        }
         Op::Conv2d(conv) | Op::Conv2dGradInput { conv, .. } | Op::Conv2dGradWeight { conv, .. } => {
             let (first, second) = (shape(node.inputs[0]), shape(node.inputs[1]));
             let attributes = [conv.stride, conv.padding, conv.dilation].into_iter().flatten();

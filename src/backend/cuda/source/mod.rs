@@ -13,6 +13,8 @@ pub(super) enum Source {
     Reduce,
     Softmax,
     MatMul,
+    Attention,
+    AttentionGrad,
     Conv,
     Pool,
     BatchNorm,
@@ -21,7 +23,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Every source, in the order of their numbers.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Unary,
         Self::Binary,
         Self::Chain,
@@ -30,6 +32,8 @@ impl Source {
         Self::Reduce,
         Self::Softmax,
         Self::MatMul,
+        Self::Attention,
+        Self::AttentionGrad,
         Self::Conv,
         Self::Pool,
         Self::BatchNorm,
@@ -47,6 +51,8 @@ impl Source {
             Self::Reduce => "reduce.cu",
             Self::Softmax => "softmax.cu",
             Self::MatMul => "matmul.cu",
+            Self::Attention => "attention.cu",
+            Self::AttentionGrad => "attention_grad.cu",
             Self::Conv => "conv.cu",
             Self::Pool => "pool.cu",
             Self::BatchNorm => "batch_norm.cu",
@@ -65,6 +71,8 @@ impl Source {
             Self::Reduce => include_str!("reduce.cu"),
             Self::Softmax => include_str!("softmax.cu"),
             Self::MatMul => include_str!("matmul.cu"),
+            Self::Attention => include_str!("attention.cu"),
+            Self::AttentionGrad => include_str!("attention_grad.cu"),
             Self::Conv => include_str!("conv.cu"),
             Self::Pool => include_str!("pool.cu"),
             Self::BatchNorm => include_str!("batch_norm.cu"),
@@ -79,6 +87,7 @@ pub(super) fn headers() -> Vec<(&'static str, String)> {
         ("prelude.cuh", include_str!("prelude.cuh").into()),
         ("math.cuh", include_str!("math.cuh").into()),
         ("gemm.cuh", include_str!("gemm.cuh").into()),
+        ("attention.cuh", include_str!("attention.cuh").into()),
         ("arguments.cuh", arguments::header()),
     ]
 }

@@ -24,7 +24,10 @@ use super::{
 use crate::{
     backend::{
         Backend as _, Bindings, BuildError, CompileOptions, HostMemory, HostQueue, Memory as _, RunContext,
-        RunError, conformance::conforms, random_graphs::agrees, run_on_host, test_device,
+        RunError,
+        conformance::{attends_to_what_is_not_finite, conforms},
+        random_graphs::agrees,
+        run_on_host, test_device,
     },
     graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary, reference::evaluate},
     tensor::{DType, HostTensor, PackedLayout},
@@ -78,6 +81,11 @@ fn cuda_conforms() {
 #[test]
 fn cuda_conforms_without_a_library() {
     conforms(alone());
+}
+
+#[test]
+fn attention_to_what_is_not_finite_is_what_softmax_has() {
+    attends_to_what_is_not_finite(backend());
 }
 
 proptest! {
