@@ -240,6 +240,28 @@ class FusedAttention(nn.Module):
         return x + self.out(y.transpose(1, 2).reshape(b, t, d))
 
 
+class CrossAttention(nn.Module):
+    """Keys fewer and more than queries, causal and not, heads of odd widths, values of another width than keys."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = nn.Linear(width, 7 * heads), nn.Linear(width, 7 * heads), nn.Linear(width, 5 * heads)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(x.size(0), x.size(1), self.heads, -1).transpose(1, 2)
+
+    def attend(self, x: Tensor, others: Tensor, causal: bool) -> Tensor:
+        q, k, v = self.split(self.q(x)), self.split(self.k(others)), self.split(self.v(others))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return y.transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = x[:, ::2]
+        many = self.attend(x, few, False) * self.attend(x, few, True)
+        return torch.cat([many, self.attend(few, x, False) * self.attend(few, x, True)], dim=1)
+
+
 class HandAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -456,6 +478,7 @@ def cases() -> Iterator[Case]:
     yield Case("lora", LowRank(16, 4), sequence[:1] + (16,))
     yield Case("attention_fused", FusedAttention(16, 4), (6, 16))
     yield Case("attention_causal", FusedAttention(16, 2, causal=True), (6, 16), 2, decomposed=False)
+    yield Case("attention_crossed", CrossAttention(8, 2), (7, 8), decomposed=False)
     yield Case("attention_by_hand", HandAttention(16, 4), (6, 16))
     yield Case("attention_masked", MaskedAttention(8, 9), (6, 8))
     yield Case("attention_biased", BiasedAttention(8, 6), (6, 8), 4)
