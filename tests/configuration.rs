@@ -207,6 +207,7 @@ fn a_device_is_asked_for_in_words_that_can_be_met() {
         ("kind = \"cuda:1\"", "device.kind", "write one of auto, cpu, cuda instead of \"cuda:1\""),
         ("ordinals = [-1]", "device.ordinals", "-1 is out of range: write 0 to 4294967295"),
         ("ordinals = [0, 2, 0]", "device.ordinals", "0 stands there twice: name each GPU once"),
+        ("stall_limit = \"20ms\"", "device.stall_limit", "write at least \"1s\", or \"0s\" for no limit"),
         ("memory = 0", "device.memory", "write a size such as \"256MiB\""),
         ("memory = \"512KiB\"", "device.memory", "or \"0B\" for nine tenths of what is free"),
         ("memory = \"65TiB\"", "device.memory", "65TiB is out of range"),

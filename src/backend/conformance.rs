@@ -123,6 +123,23 @@ fn plain(dtype: DType) -> Vec<Subject> {
     all.push(subject("a wide product", &[&[20, 300], &[500, 300]], &|b, x| {
         b.apply(Op::MatMul { transpose_a: false, transpose_b: true }, x).unwrap()
     }));
+    for (name, a, b) in [
+        ("rows", &[200, 130][..], &[90, 130][..]),
+        ("columns", &[20, 300], &[500, 300]),
+        ("a batch", &[3, 30, 20], &[3, 40, 20]),
+        ("one row", &[1, 7], &[5, 7]),
+    ] {
+        let bias: &[usize] = &[b[b.len() - 2]];
+        for relu in [false, true] {
+            let name = format!("a product by {name} with its bias, relu {relu}");
+            all.push(subject(&name, &[a, b, bias], &|builder, x| {
+                let product = Op::MatMul { transpose_a: false, transpose_b: true };
+                let y = builder.apply(product, &x[..2]).unwrap();
+                let y = builder.apply(Op::Binary(Binary::Add), &[y, x[2]]).unwrap();
+                if relu { builder.apply(Op::Unary(Unary::Relu), &[y]).unwrap() } else { y }
+            }));
+        }
+    }
     for (causal, shapes) in [
         (false, [[2, 140, 33], [2, 270, 33], [2, 270, 20]]),
         (true, [[2, 140, 33], [2, 270, 33], [2, 270, 20]]),

@@ -339,6 +339,11 @@ fn device(config: &Config, reader: &mut Reader<'_>) {
         );
         reader.refuse("device.memory", message);
     }
+    let limit = config.device.stall_limit;
+    if !limit.is_zero() && limit < Duration::from_secs(1) {
+        let message = "is too short: write at least \"1s\", or \"0s\" for no limit".to_owned();
+        reader.refuse("device.stall_limit", message);
+    }
     let ordinals = &config.device.ordinals;
     if let Some((_, twice)) =
         ordinals.iter().enumerate().find(|&(n, ordinal)| ordinals[..n].contains(ordinal))

@@ -22,7 +22,7 @@ use super::{
     wiring::{Wiring, wire},
 };
 use crate::{
-    actor::{AdmitSession, BeginDrain, RefusedSession, Supervisor, base::Handle},
+    actor::{AdmitSession, BeginDrain, CloseCache, RefusedSession, Supervisor, base::Handle},
     config::{Config, DeviceKind},
     control::{Control, serve_operator},
     fault::Fault,
@@ -114,7 +114,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     let metrics = metrics.map(|socket| socket.serve(probe)).transpose()?;
     let control = Control {
         supervisor: supervisor.clone(),
-        cache,
+        cache: cache.clone(),
         validator,
         events,
         shutdown: shutdown.clone(),
@@ -176,8 +176,12 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     // New trainers are told at once that nobody is here; those that are connected finish.
     drop(trainers);
-    // Where the device is lost nobody is asked, for lanes may wait for it: connections end with the process.
-    if !is_lost {
+    if is_lost {
+        // Sessions are not asked, for lanes may wait for the device: connections end with the process.
+        if let Err(error) = cache.order(CloseCache).await {
+            tracing::warn!(%error, "the cache could not be closed in order");
+        }
+    } else {
         let patience = config.daemon.drain_timeout;
         tokio::select! {
             left = supervisor.ask(BeginDrain { patience }) => match left {

@@ -122,6 +122,10 @@ impl<'a> Known<'a> {
         let v = self
             .viewed(node.inputs[1], turns_values.then(|| self.swap(node.inputs[1])).into_iter().collect())?;
         let batch = &v.info.shape[..v.info.shape.rank() - 2];
+        // Devices share the work by heads: of one alone, as a router's weights may be, products are cut better by themselves.
+        if batch.iter().product::<usize>() < 2 {
+            return None;
+        }
         let q = self.factored(product.inputs[0], transpose_a, batch, &mut scale)?;
         let k = self.factored(product.inputs[1], !transpose_b, batch, &mut scale)?;
         let op = Op::Attention { causal: false, scale };

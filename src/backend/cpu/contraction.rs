@@ -128,8 +128,8 @@ unsafe fn product_at<T: Real>(
 /// Multiply-adds that are worth a task of their own.
 pub(super) const TASK_WORK: usize = 1 << 20;
 
-/// c = a·b with contiguous rows of `c`, on the step's threads. `finish` is called with each part of a row of `c` once it is
-/// there, while it is in the cache, and with its first column.
+/// c = a·b with contiguous rows of `c`, on the step's threads. `finish` is called with each part of a row of `c` once its
+/// slice is there, and with its first column.
 ///
 /// Slices go along rows or along columns, whichever are more; they depend on the sizes alone, so equal
 /// inputs give equal bits on any number of threads.

@@ -43,10 +43,9 @@ use crate::graph::Graph;
 pub use cache::ImageCache;
 pub use compile::{CompileError, compile};
 pub use driver::{
-    Access, Address, Code, ConvolutionSpec, Direction, Driver, DriverError, Epilogue, Event, Function,
-    Launch, MOST_ALIGNMENT_BYTES, Matrices, Module, PlannedRoutine, Priority, ProductSpec, Properties,
-    RealDriver, Replay, Routine, RoutineArguments, RoutineSpec, Routines, SharedBlock, Stream, Touch, count,
-    open,
+    Access, Address, Code, ConvolutionSpec, Direction, Driver, DriverError, Event, Function, Launch,
+    MOST_ALIGNMENT_BYTES, Matrices, Module, PlannedRoutine, Priority, ProductSpec, Properties, RealDriver,
+    Replay, Routine, RoutineArguments, RoutineSpec, Routines, SharedBlock, Stream, Touch, count, open,
 };
 pub use libraries::{Found, Roots, find};
 pub use nvrtc::Nvrtc;

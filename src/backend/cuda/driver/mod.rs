@@ -20,6 +20,6 @@ pub use handles::{
     Access, Address, Code, DriverError, Event, Function, Launch, Module, Priority, Properties, Replay,
     SharedBlock, Stream, Touch,
 };
-pub use products::{Epilogue, Matrices, ProductSpec};
+pub use products::{Matrices, ProductSpec};
 pub use real::{RealDriver, count, open};
 pub use routines::{MOST_ALIGNMENT_BYTES, PlannedRoutine, Routine, RoutineArguments, RoutineSpec, Routines};

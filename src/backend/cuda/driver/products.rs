@@ -41,17 +41,6 @@ pub struct ProductSpec {
     pub b: Matrices,
     /// The results.
     pub out: Matrices,
-    /// What is done with each element before it is rounded and written.
-    pub epilogue: Epilogue,
-}
-
-/// What is done with a product's elements before they are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Epilogue {
-    /// Nothing.
-    None,
-    /// To each row an element of a vector is added, which is as long as a column.
-    Bias,
-    /// The same, and what is negative then becomes 0.
-    ReluBias,
+    /// Whether an element of a vector, which is as long as a column, is added to each row before it is rounded and written.
+    pub adds_bias: bool,
 }

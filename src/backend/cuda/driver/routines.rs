@@ -64,7 +64,8 @@ pub trait Routines: Send + Sync + fmt::Debug {
     /// Gets ready for work of one kind; `None` where there is no library for it, or it has no way to do it: then kernels
     /// of ours do.
     ///
-    /// What is chosen depends on the kind, the library and the model of the card alone.
+    /// What is chosen depends on the kind, the library and the model of the card alone, as long as the library does not fail:
+    /// then it is a kernel of ours too.
     fn plan_routine(&self, spec: &RoutineSpec) -> Option<PlannedRoutine>;
 
     /// Lets a routine go; what was handed over of it still runs.

@@ -8,7 +8,7 @@ use super::{
     walk::walk,
 };
 use crate::{
-    backend::cuda::driver::{Epilogue, MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
+    backend::cuda::driver::{MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
     graph::Op,
     tensor::{DType, Layout, Shape},
 };
@@ -124,18 +124,17 @@ impl Product {
 
     /// As the library is asked for it; `None` where it cannot be told how a factor lies.
     pub(super) fn spec(self, dtype: DType, tf32: bool) -> Option<ProductSpec> {
-        self.with(Epilogue::None, dtype, tf32)
+        self.with(false, dtype, tf32)
     }
 
-    /// The same with something done to the results. A bias is as long as the product's rows, which are the library's columns;
-    /// `None` for several products, and for float64, of which NVIDIA's documentation promises nothing.
-    pub(super) fn with_bias(self, relu: bool, dtype: DType, tf32: bool) -> Option<ProductSpec> {
-        let epilogue = if relu { Epilogue::ReluBias } else { Epilogue::Bias };
+    /// The same with a bias, as long as the product's rows, which are the library's columns; `None` for several products, and
+    /// for float64, of which NVIDIA's documentation promises nothing.
+    pub(super) fn with_bias(self, dtype: DType, tf32: bool) -> Option<ProductSpec> {
         let is_promised = self.sizes.batch == 1 && dtype != DType::F64;
-        is_promised.then(|| self.with(epilogue, dtype, tf32)).flatten()
+        is_promised.then(|| self.with(true, dtype, tf32)).flatten()
     }
 
-    fn with(self, epilogue: Epilogue, dtype: DType, tf32: bool) -> Option<ProductSpec> {
+    fn with(self, adds_bias: bool, dtype: DType, tf32: bool) -> Option<ProductSpec> {
         let Self { sizes: Sizes { batch, m, n, k }, a, b, .. } = self;
         let matrices = |lead, apart, first: u64| {
             let alignment_bytes = alignment_bytes(first, dtype);
@@ -156,7 +155,7 @@ impl Product {
             a: matrices(lead_a, b.apart, b.first),
             b: matrices(lead_b, a.apart, a.first),
             out: matrices(n, m * n, 0),
-            epilogue,
+            adds_bias,
         })
     }
 }

@@ -105,8 +105,12 @@ fn addmm_spec(
     tf32: bool,
 ) -> Option<(RoutineSpec, usize)> {
     let Addmm { transpose_a, transpose_b, relu } = addmm;
+    // The library's ReLU need not keep what is not a number, by which the guard knows a pass that went wrong.
+    if relu {
+        return None;
+    }
     let product = Product::of(&Op::MatMul { transpose_a, transpose_b }, &factors, y)?;
-    Some((RoutineSpec::Product(product.with_bias(relu, dtype, tf32)?), 1 - product.left))
+    Some((RoutineSpec::Product(product.with_bias(dtype, tf32)?), 1 - product.left))
 }
 
 impl Lowering<'_> {

@@ -42,10 +42,12 @@ template <class T> struct Head {
 };
 template <class T> DEVICE Head<T> head_of(const Attention& args, u64 head) {
     const Places<MOST_INPUTS> at = places<MOST_INPUTS>(args.walk, args.operands, head);
+    // Keys behind the last query are seen by none, and what is not finite there must reach nobody.
+    const u32 keys = args.is_causal && args.queries < args.keys ? args.queries : args.keys;
     Head<T> operands;
     operands.q = rows_of<T>(args, 0, at.at[0], args.queries, args.width);
-    operands.k = rows_of<T>(args, 1, at.at[1], args.keys, args.width);
-    operands.v = rows_of<T>(args, 2, at.at[2], args.keys, args.value_width);
+    operands.k = rows_of<T>(args, 1, at.at[1], keys, args.width);
+    operands.v = rows_of<T>(args, 2, at.at[2], keys, args.value_width);
     operands.y = rows_of<T>(args, 3, at.at[3], args.queries, args.value_width);
     operands.gy = rows_of<T>(args, 4, at.at[4], args.queries, args.value_width);
     return operands;

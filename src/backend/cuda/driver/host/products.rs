@@ -1,7 +1,7 @@
 //! Products by the rules of cuBLASLt: column by column, so that whoever describes a factor wrongly gets wrong numbers.
 
 use super::{
-    super::{DriverError, Epilogue, Matrices, ProductSpec, RoutineArguments},
+    super::{DriverError, Matrices, ProductSpec, RoutineArguments},
     routines::{check_aligned, read, write},
 };
 use crate::tensor::DType;
@@ -29,7 +29,7 @@ pub(super) fn check(spec: &ProductSpec) {
         assert!(matrices.alignment_bytes.is_power_of_two(), "{spec:?}");
         assert!(matrices.alignment_bytes as usize >= spec.dtype.size_bytes(), "{spec:?}");
     }
-    assert!(spec.epilogue == Epilogue::None || (batch == 1 && spec.dtype != DType::F64), "{spec:?}");
+    assert!(!spec.adds_bias || (batch == 1 && spec.dtype != DType::F64), "{spec:?}");
     assert!(batch == 1 || spec.out.apart >= spec.out.lead * n, "results overlap: {spec:?}");
 }
 
@@ -58,12 +58,12 @@ pub(super) unsafe fn multiply(spec: &ProductSpec, at: &RoutineArguments) -> Resu
             } else {
                 f64::from(terms.fold(0.0_f32, |sum, (a, b)| sum + a as f32 * b as f32))
             };
-            let sum = match spec.epilogue {
-                Epilogue::None => sum,
+            let sum = if spec.adds_bias {
                 // SAFETY: as the caller promises.
-                _ => f64::from(sum as f32 + unsafe { read(spec.dtype, at.bias, i) } as f32),
+                f64::from(sum as f32 + unsafe { read(spec.dtype, at.bias, i) } as f32)
+            } else {
+                sum
             };
-            let sum = if spec.epilogue == Epilogue::ReluBias && sum < 0.0 { 0.0 } else { sum };
             // SAFETY: as the caller promises.
             unsafe { write(spec.dtype, at.out, place(&spec.out, false, nth, i, j), sum) };
         }

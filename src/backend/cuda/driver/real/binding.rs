@@ -86,7 +86,7 @@ pub(super) struct Owned<F: Binding> {
 // SAFETY: neither handles nor descriptors belong to a thread.
 unsafe impl<F: Binding> Send for Owned<F> {}
 // SAFETY: descriptors are not changed once they are described, and so may be read by many. What a handle allows its
-// library's binding sees to.
+// library's binding sees to, and so it does for what it changes all the same: the bias of a product, under a lock.
 unsafe impl<F: Binding> Sync for Owned<F> {}
 
 impl<F: Binding> Owned<F> {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     super::{
-        super::{DriverError, Epilogue, MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
+        super::{DriverError, MOST_ALIGNMENT_BYTES, Matrices, ProductSpec},
         binding::{Binding as _, Owned, Status},
     },
     functions::{Descriptor, Functions},
@@ -31,7 +31,6 @@ const BIAS_POINTER: c_int = 8;
 const OP_T: c_int = 1;
 // cublasLtEpilogue_t.
 const EPILOGUE_BIAS: u32 = 4;
-const EPILOGUE_RELU_BIAS: u32 = 6;
 // cublasLtMatrixLayoutAttribute_t.
 const BATCH_COUNT: c_int = 5;
 const STRIDED_BATCH_OFFSET: c_int = 6;
@@ -179,14 +178,11 @@ fn operation(functions: &Arc<Functions>, spec: &ProductSpec) -> Result<Owned<Fun
             set(functions, with, &operation, attribute, OP_T)?;
         }
     }
-    let epilogue = match spec.epilogue {
-        Epilogue::None => return Ok(operation),
-        Epilogue::Bias => EPILOGUE_BIAS,
-        Epilogue::ReluBias => EPILOGUE_RELU_BIAS,
-    };
-    set(functions, with, &operation, EPILOGUE, epilogue)?;
-    // Where a bias may lie: for whoever chooses an algorithm.
-    set(functions, with, &operation, BIAS_POINTER, BIAS_ALIGNMENT_BYTES)?;
+    if spec.adds_bias {
+        set(functions, with, &operation, EPILOGUE, EPILOGUE_BIAS)?;
+        // Where a bias may lie: for whoever chooses an algorithm.
+        set(functions, with, &operation, BIAS_POINTER, BIAS_ALIGNMENT_BYTES)?;
+    }
     Ok(operation)
 }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use super::{
-    super::{DriverError, Epilogue, ProductSpec, RoutineArguments, Stream},
+    super::{DriverError, ProductSpec, RoutineArguments, Stream},
     binding::{Binding as _, Owned, one_and_zero},
     handle,
 };
@@ -115,7 +115,7 @@ impl CublasLt {
             algorithm,
             workspace_bytes,
             dtype,
-            bias: (spec.epilogue != Epilogue::None).then(Mutex::default),
+            bias: spec.adds_bias.then(Mutex::default),
         }))
     }
 
@@ -209,11 +209,13 @@ mod tests {
                     a: matrices(8, 64),
                     b: matrices(8, 0),
                     out: matrices(5, 35),
-                    epilogue: [Epilogue::Bias, Epilogue::ReluBias][usize::from(turns)],
+                    adds_bias: turns,
                 };
                 let description = Description::new(&functions, &spec).unwrap();
                 description.preference(&spec, MOST_WORKSPACE_BYTES).unwrap();
-                description.set_bias(1 << 20).unwrap();
+                if turns {
+                    description.set_bias(1 << 20).unwrap();
+                }
             }
         }
         let whole = ProductSpec {
@@ -228,7 +230,7 @@ mod tests {
             a: matrices(1, 0),
             b: matrices(1, 0),
             out: matrices(1, 0),
-            epilogue: Epilogue::None,
+            adds_bias: false,
         };
         let error = Description::new(&functions, &whole).unwrap_err().to_string();
         assert!(error.ends_with("there are no products of int64"), "{error}");
