@@ -34,7 +34,7 @@ import supply  # noqa: E402
 import swap  # noqa: E402
 from fairness import fairness, table as fairness_table  # noqa: E402
 from reading import reading, table  # noqa: E402
-from reference_kernels import Case, cases, export  # noqa: E402
+from reference_kernels import Case, cases, export, longer  # noqa: E402
 
 #: The kernel of the round trip.
 TINY = "linear-64-64-b8"
@@ -270,7 +270,7 @@ def main():
     report = {"machine": machine(), "threads": options.threads, "spins": [0, 50], "cases": []}
     with tempfile.TemporaryDirectory(prefix="kasmina-kernels-") as folder:
         kernels = Path(folder)
-        every = list(cases())
+        every = list(cases()) + (list(longer()) if options.case else [])
         chosen = [case for case in every if options.case in case.name]
         for case in every:
             if case in chosen or case.kernel_id == TINY:

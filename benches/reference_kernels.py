@@ -160,6 +160,11 @@ def cases() -> Iterator[Case]:
     yield Case("scale 64 b1", Scale(), (1, 64))
 
 
+def longer() -> Iterator[Case]:
+    """What is measured only where it is asked for: `docs/performance.md` has no line for it in its table."""
+    yield Case("selfattention 4x1024x256", SelfAttention(256), (4, 1024, 256))
+
+
 def export(case: Case, folder: Path, dtype: torch.dtype = torch.float32) -> str:
     """Writes the archive and its entry, the batch left free; returns the id under which the daemon finds it."""
     publish(Path(folder), case.kernel_id, case.name, case.module, case.shape[1:], dtype)
