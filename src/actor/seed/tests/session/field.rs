@@ -17,7 +17,7 @@ use crate::{
         base::{Handle, StopActor},
         seed::SeedReached,
     },
-    backend::test_device,
+    backend::{Backend, test_device},
     backoff::Backoff,
     cache::{Budget, DeviceCache},
     clock::ManualClock,
@@ -86,6 +86,7 @@ pub(super) struct Field {
     pub(super) clock: ManualClock,
     pub(super) ledger: Arc<SessionLedger>,
     pub(super) link: LaneLink,
+    backend: Arc<dyn Backend>,
     lane: ClientLane,
     has_ended: Arc<AtomicBool>,
     sequence: u64,
@@ -173,7 +174,13 @@ impl Field {
                 }
             }
         });
-        Self { seeds, clock, ledger, link, lane: client, has_ended, sequence: 0 }
+        Self { seeds, clock, ledger, link, backend, lane: client, has_ended, sequence: 0 }
+    }
+
+    /// What a seed of a kernel takes, with what the device keeps beside it.
+    pub(super) fn bytes_of(&self, number: usize) -> u64 {
+        let bytes = kernel(number).memory_bytes();
+        (bytes + self.backend.mirror_bytes(bytes)) as u64
     }
 
     pub(super) fn graft_of(

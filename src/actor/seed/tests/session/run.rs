@@ -100,7 +100,7 @@ impl Run {
         }
         self.check().await?;
         let held = self.field.ledger.held();
-        let host = self.host.map_or(0, |live| super::kernels::kernel(live.kernel).memory_bytes() as u64);
+        let host = self.host.map_or(0, |live| self.field.bytes_of(live.kernel));
         prop_assert_eq!(held.bytes, host, "bytes are held by nobody");
         self.field.disconnect().await;
         Ok(())
