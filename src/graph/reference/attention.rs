@@ -94,8 +94,8 @@ fn backward(heads: Heads<'_>, y: &Tensor, lse: &Tensor, gy: &Tensor) -> Vec<Tens
                 gq.data[n * width + d] += gradient * k[d];
                 gk.data[key * width + d] += gradient * q[d];
             }
-            for d in 0..value_width {
-                gv.data[key * value_width + d] += weight * gy[d];
+            for (gv, gy) in gv.data[key * value_width..].iter_mut().zip(gy) {
+                *gv += weight * gy;
             }
         }
     }

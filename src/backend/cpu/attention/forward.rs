@@ -117,7 +117,7 @@ impl<T: Real> Block<'_, T> {
         for (lse, &largest) in lse.iter_mut().zip(&*largest) {
             // Of a row with no score but −∞ softmax is NaN, and so is what its gradient is made of.
             let is_none = largest == T::NEG_INFINITY;
-            *lse = if is_none { largest - largest } else { largest + *lse };
+            *lse = if is_none { largest * T::ZERO } else { largest + *lse };
         }
     }
 }
