@@ -272,20 +272,19 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Plans a product with its bias, where the device does both at once and the bias is there by then.
+    /// Plans a product with its bias, where the device does both at once and the bias is there by then, in one piece.
     fn addmm(&mut self, product: usize, candidate: &Candidate) -> bool {
         let graph = self.graph;
-        let Some(bias) = self.values[candidate.bias.0 as usize].clone() else { return false };
-        let factors: [Bound; 2] = [0, 1].map(|i| self.bound(graph.nodes[product].inputs[i]));
-        let op = &graph.nodes[product].op;
+        let bias = self.values[candidate.bias.0 as usize].clone();
+        let Some(bias) = bias.filter(|bias| bias.layout.is_contiguous()) else { return false };
+        let node = &graph.nodes[product];
         let factors = [0, 1].map(|i| {
-            let factor = factors[i].clone();
-            if self.target.takes_strides(op, i) { factor } else { self.contiguous(factor) }
+            let factor = self.bound(node.inputs[i]);
+            if self.target.takes_strides(&node.op, i) { factor } else { self.contiguous(factor) }
         });
         let last = candidate.after.last().map_or(product, |&last| last);
         let value = graph.nodes[last].outputs[0];
         let info = graph.info(value);
-        let bias = self.contiguous(bias);
         let layouts = [&factors[0].layout, &factors[1].layout, &bias.layout];
         let Some(scratch_bytes) = self.target.addmm_bytes(candidate.addmm, layouts, info) else {
             return false;

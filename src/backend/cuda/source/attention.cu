@@ -26,7 +26,7 @@ template <u32 WIDTH, class T> DEVICE void attention(const Attention& args) {
             largest[t] = -infinity<R>();
             sum[t] = 0;
         }
-        const u32 end = args.is_causal && q0 + TILE < args.keys ? q0 + TILE : args.keys;
+        const u32 end = seen_by(args, q0 + TILE);
         for (u32 k0 = 0; k0 < end; k0 += TILE) {
             R scores[Tiling<R>::SIDE][Tiling<R>::SIDE];
             products_of_rows<T, R>(head.q, q0, head.k, k0, scores);

@@ -36,6 +36,11 @@ template <class T> DEVICE Rows<T> rows_of(const Attention& args, u32 operand, u6
     return rows;
 }
 
+// How many keys, from the first on, are seen by any of so many queries.
+DEVICE u32 seen_by(const Attention& args, u32 queries) {
+    return args.is_causal && queries < args.keys ? queries : args.keys;
+}
+
 // The operands of one head, in the order of the operation's.
 template <class T> struct Head {
     Rows<T> q, k, v, y, gy;
@@ -43,7 +48,7 @@ template <class T> struct Head {
 template <class T> DEVICE Head<T> head_of(const Attention& args, u64 head) {
     const Places<MOST_INPUTS> at = places<MOST_INPUTS>(args.walk, args.operands, head);
     // Keys behind the last query are seen by none, and what is not finite there must reach nobody.
-    const u32 keys = args.is_causal && args.queries < args.keys ? args.queries : args.keys;
+    const u32 keys = seen_by(args, args.queries);
     Head<T> operands;
     operands.q = rows_of<T>(args, 0, at.at[0], args.queries, args.width);
     operands.k = rows_of<T>(args, 1, at.at[1], keys, args.width);

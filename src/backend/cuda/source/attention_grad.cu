@@ -50,7 +50,7 @@ template <u32 WIDTH, class T> DEVICE void attention_grad_queries(const Attention
         const Head<T> head = head_of<T>(args, number);
         R sums[Tiling<R>::SIDE][WIDTH / 16];
         clear<WIDTH, R>(sums);
-        const u32 end = args.is_causal && q0 + TILE < args.keys ? q0 + TILE : args.keys;
+        const u32 end = seen_by(args, q0 + TILE);
         for (u32 k0 = 0; k0 < end; k0 += TILE) {
             R weights[Tiling<R>::SIDE][Tiling<R>::SIDE], gradients[Tiling<R>::SIDE][Tiling<R>::SIDE];
             products_of_rows<T, R>(head.q, q0, head.k, k0, weights);

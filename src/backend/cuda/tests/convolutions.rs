@@ -3,19 +3,14 @@
 use proptest::prelude::*;
 
 use super::{
-    FREE, alone,
-    blocks::{Blocks, compiled},
-    products::{routines_of, routines_on},
+    products::{fails_with_its_reason, refuses_less_aligned, routines_of, routines_on},
     single,
 };
 use crate::{
-    backend::{
-        Backend as _, Bindings, Region, RunError,
-        cuda::{
-            CudaOptions,
-            driver::{ConvolutionSpec, Direction, RoutineSpec, host::HostDriver},
-            testing::{OPTIONS, held_backend},
-        },
+    backend::cuda::{
+        CudaOptions,
+        driver::{ConvolutionSpec, Direction, RoutineSpec, host::HostDriver},
+        testing::OPTIONS,
     },
     graph::{Builder, Conv2d, Graph, Op, Sink, Source},
     tensor::DType,
@@ -160,35 +155,12 @@ proptest! {
 
 #[test]
 fn a_library_that_fails_fails_the_run_with_its_reason() {
-    let (backend, driver) = held_backend();
     let [(_, graph), ..] = all(PLAIN, [2, 3, 5, 4], [4, 3, 2, 2], DType::F32);
-    let executable = compiled(&*backend, &graph);
-    let blocks = Blocks::new(&*backend, &[(&graph, &*executable)]);
-    let mut queue = backend.open_queue(false);
-    driver.fail_next("launch");
-    let error = blocks.run(0, &*executable, &mut *queue, &FREE).unwrap_err();
-    assert_eq!(error.to_string(), "cuda:0 failed: launch failed: a test wants it so");
-    blocks.run(0, &*executable, &mut *queue, &FREE).unwrap();
+    fails_with_its_reason(&graph);
 }
 
 #[test]
 fn memory_that_is_less_aligned_than_the_library_was_told_is_refused() {
     let [(_, graph), ..] = all(PLAIN, [2, 3, 5, 4], [4, 3, 2, 2], DType::F32);
-    let (with, _) = held_backend();
-    for (backend, is_refused) in [(&*with, true), (alone(), false)] {
-        let executable = compiled(backend, &graph);
-        let blocks = Blocks::new(backend, &[(&graph, &*executable)]);
-        let (room, mut queue) = (backend.allocate(512), backend.open_queue(false));
-        let start = room.region().start().expose_provenance() as u64;
-        blocks.with_bindings(0, |bindings| {
-            // SAFETY: the room is larger, and stays until the queue is done.
-            let shifted = unsafe { Region::on_device(start + 8, 2 * 3 * 5 * 4 * 4) };
-            let inputs = [shifted, bindings.inputs[1]];
-            let bindings = Bindings { inputs: &inputs, ..*bindings };
-            let result = executable.run(&mut *queue, &bindings, &FREE);
-            assert_eq!(matches!(result, Err(RunError::Misaligned { needed_bytes: 16, .. })), is_refused);
-            assert_eq!(result.is_ok(), !is_refused);
-        });
-        queue.finish(None).unwrap();
-    }
+    refuses_less_aligned(&graph, 8);
 }

@@ -72,6 +72,42 @@ pub(super) fn routines_on(driver: HostDriver, graph: &Graph, options: CudaOption
     specs
 }
 
+/// Has the library of a graph's one routine fail, and then work.
+pub(super) fn fails_with_its_reason(graph: &Graph) {
+    let (backend, driver) = held_backend();
+    let executable = compiled(&*backend, graph);
+    let blocks = Blocks::new(&*backend, &[(graph, &*executable)]);
+    let mut queue = backend.open_queue(false);
+    driver.fail_next("launch");
+    let error = blocks.run(0, &*executable, &mut *queue, &FREE).unwrap_err();
+    assert_eq!(error.to_string(), "cuda:0 failed: launch failed: a test wants it so");
+    blocks.run(0, &*executable, &mut *queue, &FREE).unwrap();
+}
+
+/// Gives a graph of one routine its first input so many bytes behind where a library may find it, with libraries and
+/// without.
+pub(super) fn refuses_less_aligned(graph: &Graph, shift_bytes: u64) {
+    let (with, _) = held_backend();
+    for (backend, is_refused) in [(&*with, true), (alone(), false)] {
+        let executable = compiled(backend, graph);
+        let blocks = Blocks::new(backend, &[(graph, &*executable)]);
+        let mut queue = backend.open_queue(false);
+        blocks.with_bindings(0, |bindings| {
+            let len_bytes = bindings.inputs[0].len_bytes();
+            let room = backend.allocate(len_bytes + shift_bytes as usize);
+            let start = room.region().start().expose_provenance() as u64;
+            // SAFETY: the room is as large, and stays until the queue is done.
+            let shifted = unsafe { Region::on_device(start + shift_bytes, len_bytes) };
+            let inputs = [shifted, bindings.inputs[1]];
+            let bindings = Bindings { inputs: &inputs, ..*bindings };
+            let result = executable.run(&mut *queue, &bindings, &FREE);
+            assert_eq!(matches!(result, Err(RunError::Misaligned { needed_bytes: 16, .. })), is_refused);
+            assert_eq!(result.is_ok(), !is_refused);
+            queue.finish(None).unwrap();
+        });
+    }
+}
+
 /// The products among what went to libraries.
 fn specs_of(graph: &Graph, options: CudaOptions) -> Vec<ProductSpec> {
     let products = routines_of(graph, options).into_iter().filter_map(|spec| match spec {
@@ -214,37 +250,12 @@ fn convolutions_by_one_pixel_are_products() {
 
 #[test]
 fn a_library_that_fails_fails_the_run_with_its_reason() {
-    let (backend, driver) = held_backend();
-    let graph = product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]);
-    let executable = compiled(&*backend, &graph);
-    let blocks = Blocks::new(&*backend, &[(&graph, &*executable)]);
-    let mut queue = backend.open_queue(false);
-    driver.fail_next("launch");
-    let error = blocks.run(0, &*executable, &mut *queue, &FREE).unwrap_err();
-    assert_eq!(error.to_string(), "cuda:0 failed: launch failed: a test wants it so");
-    blocks.run(0, &*executable, &mut *queue, &FREE).unwrap();
+    fails_with_its_reason(&product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]));
 }
 
 #[test]
 fn memory_that_is_less_aligned_than_the_library_was_told_is_refused() {
-    let graph = product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]);
-    let (with, _) = held_backend();
-    for (backend, is_refused) in [(&*with, true), (alone(), false)] {
-        let executable = compiled(backend, &graph);
-        let blocks = Blocks::new(backend, &[(&graph, &*executable)]);
-        let (room, mut queue) = (backend.allocate(256), backend.open_queue(false));
-        let start = room.region().start().expose_provenance() as u64;
-        blocks.with_bindings(0, |bindings| {
-            // SAFETY: the room is larger, and stays until the queue is done.
-            let shifted = unsafe { Region::on_device(start + 4, 5 * 6 * 4) };
-            let inputs = [shifted, bindings.inputs[1]];
-            let bindings = Bindings { inputs: &inputs, ..*bindings };
-            let result = executable.run(&mut *queue, &bindings, &FREE);
-            assert_eq!(matches!(result, Err(RunError::Misaligned { needed_bytes: 16, .. })), is_refused);
-            assert_eq!(result.is_ok(), !is_refused);
-        });
-        queue.finish(None).unwrap();
-    }
+    refuses_less_aligned(&product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]), 4);
 }
 
 #[test]
