@@ -6,7 +6,7 @@
 
 use smallvec::{SmallVec, smallvec};
 
-use super::{Binary, Graph, Node, Op, Source, Unary, ValueId, ValueInfo, infer};
+use super::{Binary, DefUse, Graph, Node, Op, Source, Unary, ValueId, ValueInfo, infer};
 use crate::tensor::Shape;
 
 /// Puts an attention in the place of each product that ends one, and says whether there was any. What is no longer
@@ -66,32 +66,24 @@ impl Found {
     }
 }
 
-/// A graph with who gives each value, and how often it is read or leaves.
+/// A graph with who gives and who reads each value.
 struct Known<'a> {
     graph: &'a Graph,
-    producers: Vec<Option<usize>>,
-    readers: Vec<usize>,
+    values: DefUse,
 }
 
 impl<'a> Known<'a> {
     fn of(graph: &'a Graph) -> Self {
-        let mut known =
-            Self { graph, producers: vec![None; graph.values.len()], readers: vec![0; graph.values.len()] };
-        for (n, node) in graph.nodes.iter().enumerate() {
-            node.outputs.iter().for_each(|value| known.producers[value.0 as usize] = Some(n));
-            node.inputs.iter().for_each(|value| known.readers[value.0 as usize] += 1);
-        }
-        graph.sinks.iter().for_each(|(_, value)| known.readers[value.0 as usize] += 1);
-        known
+        Self { graph, values: DefUse::of(graph) }
     }
 
     fn producer(&self, value: ValueId) -> Option<&'a Node> {
-        self.producers[value.0 as usize].map(|n| &self.graph.nodes[n])
+        self.values.producer(value).map(|n| &self.graph.nodes[n])
     }
 
     /// What gives a value that one reader alone reads.
     fn inner(&self, value: ValueId) -> Option<&'a Node> {
-        self.producer(value).filter(|_| self.readers[value.0 as usize] == 1)
+        self.producer(value).filter(|_| self.values.only_reader(value).is_some())
     }
 
     fn shape(&self, value: ValueId) -> &'a Shape {
@@ -235,6 +227,8 @@ fn loop_over<T>(
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use crate::{
         graph::{
             Binary, Builder, Graph, Op, Sink, Source, Unary, ValueId, reference::evaluate, simplify,
@@ -347,6 +341,76 @@ mod tests {
             ops[..ops.len() - 1].iter().all(|op| op.starts_with("reshape") || op.starts_with("permute")),
             "{ops:?}"
         );
+    }
+
+    /// What a graph becomes, the last of which must be an attention with a scale.
+    fn ends_with_attention(graph: &Graph, scale: &str) {
+        let ops = simplified(graph);
+        let attention = format!("attention {{causal=false, scale={scale}}}");
+        let [before @ .., last] = &ops[..] else { panic!("nothing is left") };
+        assert_eq!(*last, attention);
+        let are_views =
+            before.iter().all(|op| ["reshape", "permute", "expand"].iter().any(|v| op.starts_with(v)));
+        assert!(are_views, "{ops:?}");
+    }
+
+    #[test]
+    fn factors_below_views_are_found() {
+        ends_with_attention(
+            &graph(|b, [q, k, v]| {
+                let q = b.apply(times(0.5), &[q]).unwrap();
+                let q = b.apply(Op::Reshape([6, 4, 5].into()), &[q]).unwrap();
+                let k = b.apply(Op::Reshape([6, 6, 5].into()), &[k]).unwrap();
+                let scores = b.apply(TURNED, &[q, k]).unwrap();
+                let weights = b.apply(Op::Softmax { dim: 2 }, &[scores]).unwrap();
+                let v = b.apply(Op::Reshape([6, 6, 7].into()), &[v]).unwrap();
+                b.apply(PLAIN, &[weights, v]).unwrap()
+            }),
+            "0.5",
+        );
+        // One key for all heads, scaled before it is spread.
+        let mut builder = Builder::new();
+        let mut input =
+            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F64).unwrap();
+        let (q, k, v) = (input(0, &[2, 3, 4, 5]), input(1, &[2, 1, 6, 5]), input(2, &[2, 3, 6, 7]));
+        let k = builder.apply(times(0.5), &[k]).unwrap();
+        let k = builder.apply(Op::Expand([2, 3, 6, 5].into()), &[k]).unwrap();
+        let scores = builder.apply(TURNED, &[q, k]).unwrap();
+        let y = behind(&mut builder, scores, v);
+        builder.sink(Sink::Output(0), y);
+        ends_with_attention(&builder.finish(), "0.5");
+    }
+
+    #[test]
+    fn operands_that_lie_transposed_are_turned() {
+        let mut builder = Builder::new();
+        let mut input =
+            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F64).unwrap();
+        let (q, k, v) = (input(0, &[2, 3, 5, 4]), input(1, &[2, 3, 6, 5]), input(2, &[2, 3, 7, 6]));
+        let both = Op::MatMul { transpose_a: true, transpose_b: true };
+        let scores = builder.apply(both, &[q, k]).unwrap();
+        let weights = builder.apply(Op::Softmax { dim: 3 }, &[scores]).unwrap();
+        let y = builder.apply(TURNED, &[weights, v]).unwrap();
+        builder.sink(Sink::Output(0), y);
+        ends_with_attention(&builder.finish(), "1.0");
+    }
+
+    #[test]
+    fn factors_in_halves_are_numbers_too() {
+        let mut builder = Builder::new();
+        let mut input =
+            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F16).unwrap();
+        let (q, k, v) = (input(0, &[2, 3, 4, 5]), input(1, &[2, 3, 6, 5]), input(2, &[2, 3, 6, 7]));
+        let number = HostTensor::from_values([].into(), &[f16::from_f32(0.125)]).unwrap();
+        let number = builder.constant(number).unwrap();
+        let scores = builder.apply(TURNED, &[q, k]).unwrap();
+        let scores = builder.apply(Op::Binary(Binary::Mul), &[number, scores]).unwrap();
+        let y = behind(&mut builder, scores, v);
+        builder.sink(Sink::Output(0), y);
+        let mut graph = builder.finish();
+        simplify(&mut graph);
+        let ops: Vec<_> = graph.nodes.iter().map(|node| node.op.to_string()).collect();
+        assert_eq!(ops, ["attention {causal=false, scale=0.125}"]);
     }
 
     #[test]

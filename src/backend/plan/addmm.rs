@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::chain::Part;
-use crate::graph::{Binary, Graph, Op, Unary, ValueId};
+use crate::graph::{Binary, DefUse, Graph, Op, Unary, ValueId};
 
 /// y = a·b + bias for each row, as `torch.addmm`; with `relu`, max(y, 0). The operands are a, b, and the bias with an element
 /// for each column.
@@ -31,23 +31,16 @@ pub(super) struct Candidate {
 
 /// By node, the products whose only reader adds a bias, with nothing else or ReLU alone done to the sum in the same step.
 pub(super) fn candidates(graph: &Graph, parts: &[Part]) -> HashMap<usize, Candidate> {
-    let mut readers: HashMap<ValueId, Vec<usize>> = HashMap::new();
-    for (n, node) in graph.nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|&input| readers.entry(input).or_default().push(n));
-    }
-    let only_reader = |value: ValueId| match readers.get(&value).map(Vec::as_slice) {
-        Some(&[reader]) if graph.sinks.iter().all(|&(_, sunk)| sunk != value) => Some(reader),
-        _ => None,
-    };
+    let values = DefUse::of(graph);
     let found = graph.nodes.iter().enumerate().filter_map(|(n, node)| {
         let Op::MatMul { transpose_a, transpose_b } = node.op else { return None };
         let product = node.outputs[0];
-        let sum = only_reader(product)?;
+        let sum = values.only_reader(product)?;
         let bias = bias_of(graph, sum, product)?;
         let after = match &parts[sum] {
             Part::Alone => vec![sum],
             _ => {
-                let last = only_reader(graph.nodes[sum].outputs[0])?;
+                let last = values.only_reader(graph.nodes[sum].outputs[0])?;
                 let is_pair = matches!(&parts[last], Part::End { nodes, .. } if *nodes == [sum, last]);
                 let is_relu = graph.nodes[last].op == Op::Unary(Unary::Relu);
                 (is_pair && is_relu).then(|| vec![sum, last])?

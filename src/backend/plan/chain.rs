@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use smallvec::SmallVec;
 
 use crate::{
-    graph::{Binary, Graph, Op, Unary, ValueId},
+    graph::{Binary, DefUse, Graph, Op, Unary, ValueId},
     tensor::{DType, Shape},
 };
 
@@ -94,34 +94,16 @@ pub(super) fn parts(graph: &Graph) -> Vec<Part> {
 
 struct Joining<'a> {
     graph: &'a Graph,
-    /// By value: the node that gives it.
-    producers: Vec<Option<usize>>,
-    /// By value: the nodes that read it, and whether it leaves the graph.
-    readers: Vec<SmallVec<[usize; 2]>>,
-    leaves: Vec<bool>,
+    values: DefUse,
     parts: Vec<Part>,
     is_taken: Vec<bool>,
 }
 
 impl<'a> Joining<'a> {
     fn of(graph: &'a Graph) -> Self {
-        let mut producers = vec![None; graph.values.len()];
-        let mut readers = vec![SmallVec::new(); graph.values.len()];
-        let mut leaves = vec![false; graph.values.len()];
-        for (n, node) in graph.nodes.iter().enumerate() {
-            node.outputs.iter().for_each(|value| producers[value.0 as usize] = Some(n));
-            node.inputs.iter().for_each(|value| readers[value.0 as usize].push(n));
-        }
-        graph.sinks.iter().for_each(|(_, value)| leaves[value.0 as usize] = true);
         let nodes = graph.nodes.len();
-        Self {
-            graph,
-            producers,
-            readers,
-            leaves,
-            parts: vec![Part::Alone; nodes],
-            is_taken: vec![false; nodes],
-        }
+        let (parts, is_taken) = (vec![Part::Alone; nodes], vec![false; nodes]);
+        Self { graph, values: DefUse::of(graph), parts, is_taken }
     }
 
     /// Shape and type of what a node gives, where it can be a link that nobody has taken yet.
@@ -150,7 +132,7 @@ impl<'a> Joining<'a> {
             let value = self.graph.nodes[node].outputs[0];
             // Whoever reads it elsewhere must come later: there it is not before the chain's end.
             let is_late = |reader: &usize| nodes.contains(reader) || *reader > end;
-            if !self.readers[value.0 as usize].iter().all(is_late) || self.holds_more(node, end) {
+            if !self.values.readers(value).iter().all(is_late) || self.holds_more(node, end) {
                 continue;
             }
             nodes.push(node);
@@ -175,20 +157,20 @@ impl<'a> Joining<'a> {
     /// nobody else reads any more, in the place of the one that it makes of them.
     fn holds_more(&self, node: usize, end: usize) -> bool {
         let dies = |value: &&ValueId| {
-            let is_computed = self.producers[value.0 as usize].is_some();
-            is_computed && self.readers[value.0 as usize].iter().all(|&reader| reader <= node)
+            let is_computed = self.values.producer(**value).is_some();
+            is_computed && self.values.readers(**value).iter().all(|&reader| reader <= node)
         };
         end - node > NEAR && self.graph.nodes[node].inputs.iter().filter(dies).count() > 1
     }
 
     fn before(&self, node: usize) -> impl Iterator<Item = usize> {
-        self.graph.nodes[node].inputs.iter().filter_map(|value| self.producers[value.0 as usize])
+        self.graph.nodes[node].inputs.iter().filter_map(|&value| self.values.producer(value))
     }
 
     fn fits(&self, nodes: &[usize]) -> bool {
         let mut inputs: SmallVec<[ValueId; MOST_INPUTS]> = SmallVec::new();
         for value in nodes.iter().flat_map(|&node| &self.graph.nodes[node].inputs) {
-            let is_own = self.producers[value.0 as usize].is_some_and(|producer| nodes.contains(&producer));
+            let is_own = self.values.producer(*value).is_some_and(|producer| nodes.contains(&producer));
             if !is_own && !inputs.contains(value) {
                 inputs.push(*value);
             }
@@ -201,9 +183,9 @@ impl<'a> Joining<'a> {
         let mut given: SmallVec<[ValueId; 2]> = nodes
             .iter()
             .map(|&node| self.graph.nodes[node].outputs[0])
-            .filter(|value| {
-                let readers = &self.readers[value.0 as usize];
-                self.leaves[value.0 as usize]
+            .filter(|&value| {
+                let readers = self.values.readers(value);
+                self.values.leaves(value)
                     || readers.is_empty()
                     || readers.iter().any(|reader| !nodes.contains(reader))
             })
