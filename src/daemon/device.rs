@@ -55,7 +55,8 @@ impl ChosenDevice {
 /// disk for those that are like it. Whoever stops waiting does not stop it.
 ///
 /// # Errors
-/// [`DaemonError::Device`] when the settings ask for GPUs alone, and there is none or one that they name cannot be used.
+/// When the settings ask for GPUs alone: [`DaemonError::NoGpu`] where none can be used, [`DaemonError::NamedGpu`] where one that
+/// they name cannot.
 pub(super) async fn choose_device(
     config: &Config,
     variable: fn(&str) -> Option<PathBuf>,
@@ -90,6 +91,14 @@ pub(super) async fn choose_device(
     let mps_folder = variable("CUDA_MPS_PIPE_DIRECTORY").unwrap_or_else(|| MPS_FOLDER.into());
     Ok(match settle(&config.device, attempts)? {
         Settled::Gpus(first, others, refusals) => {
+            let (session, arena) = (config.limits.max_bytes_per_session, config.data_plane.arena_bytes);
+            if session < arena {
+                tracing::warn!(
+                    %session,
+                    %arena,
+                    "what an arena takes of a GPU counts: limits.max_bytes_per_session below data_plane.arena_bytes refuses trainers that ask for a whole one"
+                );
+            }
             gpus(&config.device, first, others, &refusals, mps_runs(&mps_folder))
         }
         Settled::Processor(chosen) => chosen,
@@ -118,8 +127,13 @@ fn settle(settings: &Device, attempts: Vec<Attempt>) -> Result<Settled, DaemonEr
         }
     }
     let is_named = !settings.ordinals.is_empty();
-    if settings.kind == DeviceKind::Cuda && (is_named || opened.is_empty()) && !refused.is_empty() {
-        return Err(refused.swap_remove(0).1.into());
+    if settings.kind == DeviceKind::Cuda && !refused.is_empty() {
+        if is_named {
+            return Err(DaemonError::NamedGpu { refused });
+        }
+        if opened.is_empty() {
+            return Err(DaemonError::NoGpu { refused });
+        }
     }
     let mut opened = opened.into_iter();
     if let Some(first) = opened.next() {
@@ -234,7 +248,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::fault::Fault as _;
+    use crate::{backend::cuda::DriverError, fault::Fault as _};
 
     fn settings(kind: DeviceKind) -> Device {
         Device { kind, threads: 3, ..Device::default() }
@@ -306,10 +320,27 @@ mod tests {
         };
         let chosen = choose(DeviceKind::Auto).await.unwrap();
         assert_eq!((chosen.report.names, chosen.report.gpus), (vec!["cpu".to_owned()], vec![]));
-        assert!(chosen.report.no_gpu.unwrap().starts_with("no CUDA driver: "));
+        let why = chosen.report.no_gpu.unwrap();
         assert_eq!(chosen.report.libraries.len(), 4);
         let error = choose(DeviceKind::Cuda).await.unwrap_err();
-        assert!(error.to_string().starts_with("device.kind is cuda, and no GPU can be used: "), "{error}");
+        let text = format!("device.kind is cuda, and device.ordinals names what cannot be used: {why}");
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn each_gpu_that_is_named_and_refused_is_told_of() {
+        let device = Device { ordinals: vec![0, 7], ..settings(DeviceKind::Cuda) };
+        let refused =
+            |ordinal, error| Attempt { ordinal, opened: Err(Unavailable { error, libraries: Vec::new() }) };
+        let failed = DriverError::Failed { call: "cuInit", reason: "not yet".into() };
+        let none = DriverError::NoDevice { ordinal: 7, count: 2 };
+        let attempts = vec![refused(0, failed.into()), refused(7, none.into())];
+        let Err(error) = settle(&device, attempts) else { panic!("there is no GPU to run on") };
+        assert_eq!(
+            error.to_string(),
+            "device.kind is cuda, and device.ordinals names what cannot be used: cuda:0: cuInit failed: not yet; cuda:7: there is no device 7: the driver shows 2, and counts them from 0"
+        );
+        assert_eq!(error.code(), "device.unavailable", "no other try would find the second one");
     }
 
     #[tokio::test]

@@ -59,8 +59,17 @@ pub enum DaemonError {
         source: std::io::Error,
     },
     /// The settings ask for a GPU, and none can be used.
-    #[error("device.kind is cuda, and no GPU can be used: {0}")]
-    Device(#[from] Unavailable),
+    #[error("device.kind is cuda, and no GPU can be used: {}", each(refused))]
+    NoGpu {
+        /// Why, by number.
+        refused: Vec<(u32, Unavailable)>,
+    },
+    /// The settings name GPUs, and not all of them can be used.
+    #[error("device.kind is cuda, and device.ordinals names what cannot be used: {}", each(refused))]
+    NamedGpu {
+        /// Why, by number.
+        refused: Vec<(u32, Unavailable)>,
+    },
     /// The origin's settings name a file that cannot be used.
     #[error(transparent)]
     Origin(#[from] OriginError),
@@ -86,6 +95,24 @@ pub enum DaemonError {
     Supervisor,
 }
 
+/// Why each of some GPUs cannot be used; a single reason where all have the same.
+fn each(refused: &[(u32, Unavailable)]) -> String {
+    if let [(_, first), others @ ..] = refused
+        && others.iter().all(|(_, other)| other.error == first.error)
+    {
+        return first.to_string();
+    }
+    let reasons: Vec<_> = refused.iter().map(|(ordinal, error)| format!("cuda:{ordinal}: {error}")).collect();
+    reasons.join("; ")
+}
+
+/// Class and code of them all: those of one that no other try helps with, if there is such.
+fn worst(refused: &[(u32, Unavailable)]) -> (ErrorClass, &'static str) {
+    let all = refused.iter().map(|(_, error)| (error.class(), error.code()));
+    let worse = all.reduce(|one, other| if one.0 == ErrorClass::Invalid { one } else { other });
+    worse.unwrap_or((ErrorClass::Invalid, "device.unavailable"))
+}
+
 impl Fault for DaemonError {
     fn class(&self) -> ErrorClass {
         match self {
@@ -97,7 +124,7 @@ impl Fault for DaemonError {
             | Self::Metrics { .. }
             | Self::Signals { .. }
             | Self::DeviceLost { .. } => ErrorClass::Unavailable,
-            Self::Device(error) => error.class(),
+            Self::NoGpu { refused } | Self::NamedGpu { refused } => worst(refused).0,
             Self::Origin(error) => error.class(),
             Self::Records(error) => error.class(),
             Self::Supervisor => ErrorClass::Bug,
@@ -111,7 +138,7 @@ impl Fault for DaemonError {
             Self::Metrics { .. } => "daemon.metrics",
             Self::Signals { .. } => "daemon.signals",
             Self::Refused { .. } => "session.refused",
-            Self::Device(error) => error.code(),
+            Self::NoGpu { refused } | Self::NamedGpu { refused } => worst(refused).1,
             Self::Origin(error) => error.code(),
             Self::Records(error) => error.code(),
             Self::DeviceLost { .. } => "device.lost",

@@ -12,11 +12,14 @@ from kasmina._cuda import Gpu
 from . import on_gpu
 from .conftest import settled
 from .modules import TOKENS, twin
-from .test_device import REFUSED, TOOL, refused
+from .test_device import NAMED, TOOL, refused
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or bool(on_gpu.DEVICE), reason="it is about the stand-in alone"
 )
+
+
+NO_DEVICE = "there is no device 5: the driver shows 2, and counts them from 0"
 
 
 @pytest.fixture
@@ -109,10 +112,10 @@ def test_one_that_is_not_there_is_told_of_or_ends_the_start(start, driver, tmp_p
     environment = {"LD_LIBRARY_PATH": str(driver), "STAND_IN_DEVICES": "2"}
     daemon = start(settings=f'[device]\nkind = "auto"\n{device}', environment=environment)
     told = daemon.status()["device"]
-    assert told["names"] == ["cuda:0"] and told["no_gpu"] == "cuda:5: no CUDA driver: there is no device 5, only 2 in all"
+    assert told["names"] == ["cuda:0"] and told["no_gpu"] == f"cuda:5: {NO_DEVICE}"
     assert "a GPU is not used" in daemon.text()
     done = refused(tmp_path, f'kind = "cuda"\n{device}', environment)
-    assert done.returncode == 78 and REFUSED + "no CUDA driver: there is no device 5" in done.stderr, done
+    assert done.returncode == 78 and NAMED + NO_DEVICE in done.stderr, done
 
 
 def test_no_room_in_the_ledger_is_no_room_on_the_gpu(start_on_cuda, trainer):

@@ -124,6 +124,14 @@ pub enum DriverError {
         /// What was looked for, or what is wrong.
         reason: String,
     },
+    /// The driver shows no such device.
+    #[error("there is no device {ordinal}: the driver shows {count}, and counts them from 0")]
+    NoDevice {
+        /// Which was asked for.
+        ordinal: u32,
+        /// How many there are.
+        count: u32,
+    },
     /// There is not as much memory left.
     #[error("the device has no {needed_bytes} bytes left")]
     OutOfMemory {

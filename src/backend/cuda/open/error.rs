@@ -11,7 +11,7 @@ use crate::fault::{ErrorClass, Fault};
 /// Why no GPU can be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// The driver is missing, too old, or has no such device; or it failed.
+    /// The driver is missing, too old, or shows no such device; or it failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
     /// There is nothing to compile kernels with.
@@ -75,7 +75,7 @@ impl Fault for Unavailable {
             OpenError::Driver(DriverError::Failed { .. } | DriverError::OutOfMemory { .. })
             | OpenError::Load { .. } => ErrorClass::Unavailable,
             OpenError::Compile(CompileError::Source { .. }) | OpenError::Panicked { .. } => ErrorClass::Bug,
-            OpenError::Driver(DriverError::Missing { .. })
+            OpenError::Driver(DriverError::Missing { .. } | DriverError::NoDevice { .. })
             | OpenError::Compile(CompileError::Library { .. } | CompileError::Capability { .. })
             | OpenError::NoCompiler { .. }
             | OpenError::Memory { .. } => ErrorClass::Invalid,

@@ -410,7 +410,9 @@ mod tests {
     fn a_machine_without_a_driver_or_device_says_so_and_nothing_panics() {
         // Where there is a device, there is none of this number.
         let error = open(4096).unwrap_err();
-        assert!(matches!(error, DriverError::Missing { .. }), "{error}");
-        assert!(error.to_string().starts_with("no CUDA driver: "), "{error}");
+        assert!(
+            matches!(error, DriverError::Missing { .. } | DriverError::NoDevice { ordinal: 4096, .. }),
+            "{error}"
+        );
     }
 }

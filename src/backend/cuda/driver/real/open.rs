@@ -50,13 +50,13 @@ fn initialise() -> Result<(c_int, c_int), DriverError> {
 /// Opens a device.
 ///
 /// # Errors
-/// [`DriverError::Missing`] where there is no driver, it is too old, or there is no such device.
+/// [`DriverError::Missing`] where there is no driver or it is too old, [`DriverError::NoDevice`] where it shows no such
+/// device.
 pub fn open(ordinal: u32) -> Result<RealDriver, DriverError> {
     let (version, count) = initialise()?;
     let wanted = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
     if wanted >= count {
-        let reason = format!("there is no device {ordinal}, only {count} in all");
-        return Err(DriverError::Missing { reason });
+        return Err(DriverError::NoDevice { ordinal, count: count.unsigned_abs() });
     }
     let mut device = 0;
     call!(cuDeviceGet(&mut device, wanted))?;
