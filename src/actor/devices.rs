@@ -29,10 +29,21 @@ impl Devices {
         self.backends.iter().find_map(|backend| backend.lost())
     }
 
-    /// Asks those that sessions are on for a sign of life; see [`Backend::beat`].
+    /// Whether there is any but the processor.
+    pub fn have_gpu(&self) -> bool {
+        self.backends.iter().any(|backend| backend.is_asynchronous())
+    }
+
+    /// Asks the GPUs that sessions are on for a sign of life; see [`Backend::beat`]. Never waits: a thread for what blocks
+    /// does it.
+    ///
+    /// # Panics
+    /// When it is called outside a runtime.
     pub fn beat(&self, now: Instant, limit: Duration) {
-        for (backend, _) in self.backends.iter().zip(self.sessions()).filter(|&(_, sessions)| sessions > 0) {
-            backend.beat(now, limit);
+        let counted = self.backends.iter().zip(self.sessions());
+        for (backend, _) in counted.filter(|(backend, sessions)| backend.is_asynchronous() && *sessions > 0) {
+            let backend = Arc::clone(backend);
+            tokio::task::spawn_blocking(move || backend.beat(now, limit));
         }
     }
 
@@ -168,6 +179,7 @@ mod tests {
     #[test]
     fn one_that_is_lost_is_told_of() {
         assert_eq!(gpus(&[("cuda:0", None)]).lost(), None);
+        assert!(!gpus(&[("cuda:0", None)]).have_gpu(), "these do what they are asked before they return");
         let devices = gpus(&[("cuda:0", None), ("cuda:9", None)]);
         assert_eq!(devices.lost().as_deref(), Some("it fell off the bus"));
     }

@@ -71,8 +71,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Asks the device for a sign of life, and takes it for [`lost`](Self::lost) where there has been none for `limit`. Never
-    /// waits; to be called now and then while there is work.
+    /// Asks the device for a sign of life, and takes it for [`lost`](Self::lost) where there has been none for `limit`. To be
+    /// called now and then while there is work. Blocking where the driver does not answer; a further call then is not.
     fn beat(&self, now: Instant, limit: Duration) {
         let _ = (now, limit);
     }

@@ -22,6 +22,12 @@ pub trait Memory: Send + Sync + fmt::Debug {
     fn lack(&self) -> Option<&RunError> {
         None
     }
+
+    /// What alone keeps the block mapped, where this keeps more, such as a place in a ledger: a device lets go of a mapping some
+    /// time after nobody uses it any more.
+    fn mapping(&self) -> Option<Arc<dyn Memory>> {
+        None
+    }
 }
 
 /// Memory of the daemon's own, on whatever device, freed when it is dropped.

@@ -2,7 +2,9 @@
 
 use std::{
     path::PathBuf,
-    sync::Arc,
+    process,
+    sync::{Arc, mpsc},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -22,7 +24,7 @@ use super::{
     wiring::{Wiring, wire},
 };
 use crate::{
-    actor::{AdmitSession, BeginDrain, CloseCache, RefusedSession, Supervisor, base::Handle},
+    actor::{AdmitSession, BeginDrain, CloseCache, Devices, RefusedSession, Supervisor, base::Handle},
     config::{Config, DeviceKind},
     control::{Control, serve_operator},
     fault::Fault,
@@ -34,6 +36,9 @@ use crate::{
 
 /// How long records of failing passes may take to be written before the daemon leaves without them.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the end of what works with a GPU may take.
+const ENDING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long opening a GPU may take: half a minute at the first start on two processors, more on a busy one.
 const OPENING_PATIENCE: Duration = Duration::from_secs(180);
@@ -58,11 +63,25 @@ pub struct DaemonEnvironment {
 /// [`DaemonError`] when it cannot start, or when the supervisor fails.
 pub fn run(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
     let system = actix::System::new();
-    let outcome = system.block_on(serve(config, environment));
-    if matches!(outcome, Err(DaemonError::DeviceLost { .. })) {
-        // Its end would wait for threads that wait for the device, and the process is about to begin anew.
-        std::mem::forget(system);
+    let mut device = None;
+    let outcome = system.block_on(serve(config, environment, &mut device));
+    let Some(devices) = device.filter(|devices| devices.have_gpu()) else { return outcome };
+    if devices.lost().is_some() {
+        // Their end would wait for threads that wait for the device. The process ends, or begins anew.
+        std::mem::forget((system, devices));
+        return outcome;
     }
+    let code = i32::from(outcome.is_err());
+    let (ended, has_ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        // A GPU may stall when nobody looks any more, and a driver may not answer.
+        if has_ended.recv_timeout(ENDING_PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::error!("leaving without threads that the GPU holds up");
+            process::exit(code);
+        }
+    });
+    drop((system, devices));
+    drop(ended);
     outcome
 }
 
@@ -85,7 +104,12 @@ impl Signals {
     }
 }
 
-async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), DaemonError> {
+/// Serves until it ends; `opened` then holds what kernels ran on.
+async fn serve(
+    config: &Config,
+    environment: &DaemonEnvironment,
+    opened: &mut Option<Arc<Devices>>,
+) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     // Bound first: a second daemon is refused before it has touched what the first one works with.
     let trainers = Listener::bind("daemon.socket", &config.daemon.socket, config.daemon.socket_mode)?;
@@ -103,7 +127,8 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
         // What is being compiled is finished before the process ends: nothing can interrupt the compiler.
         () = signals.next() => return Ok(()),
     };
-    let (devices, stall_limit) = (device.devices.clone(), config.device.stall_limit);
+    let devices = &*opened.insert(device.devices.clone());
+    let stall_limit = config.device.stall_limit;
     let Wiring { supervisor, cache, validator, events, recorder, parts } =
         wire(config, device, environment.panic_in.clone()).await?;
     let address = Supervisor::new(parts).start();
@@ -157,10 +182,7 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
                 if !address.connected() {
                     break Err(DaemonError::Supervisor);
                 }
-                if !stall_limit.is_zero() {
-                    devices.beat(Instant::now(), stall_limit);
-                }
-                if let Some(reason) = devices.lost() {
+                if let Some(reason) = lost_after_a_beat(devices, stall_limit) {
                     break Err(DaemonError::DeviceLost { reason });
                 }
             }
@@ -176,20 +198,39 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     // New trainers are told at once that nobody is here; those that are connected finish.
     drop(trainers);
+    let is_lost = is_lost || {
+        let patience = config.daemon.drain_timeout;
+        let lost = async {
+            loop {
+                watch.tick().await;
+                if let Some(reason) = lost_after_a_beat(devices, stall_limit) {
+                    break reason;
+                }
+            }
+        };
+        tokio::select! {
+            left = supervisor.ask(BeginDrain { patience }) => {
+                match left {
+                    Ok(0) => tracing::info!("every ticket is spent"),
+                    Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
+                    Err(error) => tracing::warn!(%error, "could not drain"),
+                }
+                false
+            }
+            reason = lost => {
+                tracing::error!(reason, "leaving at once: no ticket can be spent any more");
+                true
+            }
+            () = signals.next() => {
+                tracing::warn!("leaving at once");
+                false
+            }
+        }
+    };
     if is_lost {
         // Sessions are not asked, for lanes may wait for the device: connections end with the process.
         if let Err(error) = cache.order(CloseCache).await {
             tracing::warn!(%error, "the cache could not be closed in order");
-        }
-    } else {
-        let patience = config.daemon.drain_timeout;
-        tokio::select! {
-            left = supervisor.ask(BeginDrain { patience }) => match left {
-                Ok(0) => tracing::info!("every ticket is spent"),
-                Ok(tickets) => tracing::warn!(tickets, "left with tickets unspent"),
-                Err(error) => tracing::warn!(%error, "could not drain"),
-            },
-            () = signals.next() => tracing::warn!("leaving at once"),
         }
     }
     Phase::Stopping.enter();
@@ -199,6 +240,14 @@ async fn serve(config: &Config, environment: &DaemonEnvironment) -> Result<(), D
     }
     actix::System::current().stop();
     outcome
+}
+
+/// Why a device is lost, if one is; and has them asked for a sign of life, by which a stall is known later.
+fn lost_after_a_beat(devices: &Devices, stall_limit: Duration) -> Option<String> {
+    if !stall_limit.is_zero() {
+        devices.beat(Instant::now(), stall_limit);
+    }
+    devices.lost()
 }
 
 /// The next connection. Failures to accept pass, such as a peer that is gone or a shortage of descriptors.

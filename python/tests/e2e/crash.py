@@ -21,7 +21,7 @@ from .modules import TOKENS, twin
 from .test_equality import close
 
 FAILPOINTS = ROOT / "target/debug/examples/kasminad_failpoints"
-BUILD = "cargo build --locked --example kasminad_failpoints --features failpoints"
+BUILD = "cargo build --locked --example kasminad_failpoints"
 #: A batch that makes a convolution worth a thread of its own.
 IMAGES = (96, 6, 5, 5)
 SOON = '[engine]\nrecovery_backoff = "1ms"\n[device]\nthreads = 2\n'

@@ -3,6 +3,7 @@
 What layers compute on it is tested by test_equality and test_roles, which scripts/test runs on it too.
 """
 
+import concurrent.futures
 import time
 
 import pytest
@@ -75,6 +76,27 @@ def test_training_goes_on_through_a_device_that_stalls(start_on_cuda, tmp_path):
         assert daemon.status()["pid"] == daemon.process.pid and daemon.process.poll() is None
     text = daemon.text()
     assert text.count("the GPU has stalled") == 1 and "it has done nothing for 1s (device.stall_limit)" in text
+
+
+def test_a_daemon_that_is_asked_to_leave_does_not_wait_for_a_device_that_stalls(start_on_cuda, tmp_path):
+    stall = tmp_path / "stall"
+    daemon = start_on_cuda('stall_limit = "3s"\n', STAND_IN_STALL=str(stall))
+    with daemon.connect() as client:
+        layer = kasmina.torch.SeededLayer(nn.Linear(8, 8), client, name="layer", seeds=1)
+        layer.seeds[0].graft("mlp", alpha=0.5, input_shape=TOKENS[1:])
+        x = torch.randn(TOKENS, requires_grad=True)
+        # A ticket that the daemon would wait for, as its backward does not come.
+        held = layer(x)
+        stall.touch()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stalled = pool.submit(layer, x)
+            settled(lambda: not stall.exists())
+            daemon.process.terminate()
+            assert daemon.process.wait(60) == 0
+            torch.testing.assert_close(stalled.result(), layer.host(x), rtol=0, atol=0)
+        del held
+    text = daemon.text()
+    assert text.count("the GPU has stalled") == 1 and "leaving at once: no ticket can be spent any more" in text
 
 
 def test_a_device_that_is_lost_too_often_ends_the_daemon(start_on_cuda, tmp_path):

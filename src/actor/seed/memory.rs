@@ -107,4 +107,8 @@ impl Memory for SeedMemory {
     fn region(&self) -> Region<'_> {
         self.kept.shared.region()
     }
+
+    fn mapping(&self) -> Option<Arc<dyn Memory>> {
+        Some(Arc::clone(&self.kept.shared) as _)
+    }
 }

@@ -1,4 +1,4 @@
-//! Memory of the device: counted, zeroed, and given back when nothing uses it any more.
+//! Memory of the device: counted, zeroed, and left to be given back when nothing uses it any more.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -11,6 +11,7 @@ use std::{
 use super::{
     device::Device,
     driver::{Address, DriverError, SharedBlock},
+    reclaim::Leaving,
 };
 use crate::backend::{DeviceFile, Memory, Region, RunError};
 
@@ -47,7 +48,7 @@ impl Budget {
         self.held_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
-    fn give_back(&self, bytes: usize) {
+    pub(super) fn give_back(&self, bytes: usize) {
         self.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -70,11 +71,26 @@ impl CudaMemory {
         Ok(Self { address, len_bytes, file: None, device: Arc::clone(device) })
     }
 
-    /// Counts what is allocated.
+    /// Counts what is allocated. Blocking where there is no room but for what was dropped: that counts until it is given back,
+    /// which those who have enough without it do not wait for.
     fn within_budget<T>(
         device: &Device,
         len_bytes: usize,
-        allocate: impl FnOnce() -> Result<T, DriverError>,
+        allocate: impl Fn() -> Result<T, DriverError>,
+    ) -> Result<T, RunError> {
+        match Self::at_once(device, len_bytes, &allocate) {
+            Err(RunError::OutOfMemory { .. }) => {
+                device.settle()?;
+                Self::at_once(device, len_bytes, &allocate)
+            }
+            allocated => allocated,
+        }
+    }
+
+    fn at_once<T>(
+        device: &Device,
+        len_bytes: usize,
+        allocate: impl Fn() -> Result<T, DriverError>,
     ) -> Result<T, RunError> {
         let lacking = |free_bytes| RunError::OutOfMemory {
             device: device.name().to_owned(),
@@ -106,21 +122,19 @@ impl CudaMemory {
     }
 
     fn zero(&self) -> Result<(), RunError> {
-        let (driver, stream) = (self.device.driver(), self.device.streams().for_ourselves());
-        // SAFETY: as many bytes are allocated, and are given back only once nothing is under way.
-        let filled = unsafe { driver.fill(self.address, 0, self.len_bytes, stream) };
-        let done = filled.and_then(|()| driver.synchronize(stream));
-        done.map_err(|error| self.device.run_error(error))
+        self.device.do_now(|driver, stream| {
+            // SAFETY: as many bytes are allocated, and are given back only once nothing is under way.
+            unsafe { driver.fill(self.address, 0, self.len_bytes, stream) }
+        })
     }
 
     /// A block that holds a copy of bytes. Blocking until they are there.
     pub(super) fn of(device: &Arc<Device>, bytes: &[u8]) -> Result<Self, RunError> {
         let memory = Self::undefined(device, bytes.len())?;
-        let stream = device.streams().for_ourselves();
-        // SAFETY: as in `zeroed`.
-        let copied = unsafe { device.driver().copy_in(memory.address, bytes, stream) };
-        let done = copied.and_then(|()| device.driver().synchronize(stream));
-        done.map_err(|error| device.run_error(error))?;
+        device.do_now(|driver, stream| {
+            // SAFETY: as in `zeroed`.
+            unsafe { driver.copy_in(memory.address, bytes, stream) }
+        })?;
         Ok(memory)
     }
 
@@ -142,25 +156,8 @@ impl Memory for CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
-        if self.device.stopped().is_some() {
-            return;
-        }
-        // Queues take work with regions and return; whoever drops the memory may not have waited for them.
-        if let Err(error) = self.device.wait_for_all() {
-            tracing::debug!(%error, "work had failed when memory was given back");
-        }
-        // SAFETY: the address comes from `allocate`, or from `share` with this length; nothing that was handed over before
-        // is under way, and nothing can be handed over any more, as regions borrow this.
-        let freed = unsafe {
-            match self.file {
-                None => self.device.driver().free(self.address),
-                Some(_) => self.device.driver().unshare(self.address, self.len_bytes),
-            }
-        };
-        if let Err(error) = freed {
-            tracing::debug!(%error, "memory could not be given back");
-        }
-        self.device.budget().give_back(counted(self.len_bytes));
+        let (address, len_bytes) = (self.address, self.len_bytes);
+        self.device.leave(Leaving::Block { address, len_bytes, file: self.file.take() });
     }
 }
 
@@ -184,8 +181,13 @@ impl SharedCopy {
     pub(super) fn new(device: &Arc<Device>, theirs: Arc<dyn Memory>) -> Result<Self, RunError> {
         let (start, len_bytes) = (theirs.region().start(), theirs.region().len_bytes());
         let ours = CudaMemory::zeroed(device, len_bytes)?;
-        // SAFETY: it stays mapped as long as this holds it, and is unregistered before.
-        let registered = unsafe { device.driver().register(start, len_bytes) };
+        // SAFETY: it stays mapped as long as this holds it, and whoever unregisters it when this is gone.
+        let register = || unsafe { device.driver().register(start, len_bytes) };
+        let registered = register().or_else(|_| {
+            // It may be that of a copy that was dropped, which is not let go yet.
+            device.settle()?;
+            register().map_err(|error| device.run_error(error))
+        });
         if let Err(error) = &registered {
             tracing::debug!(%error, len_bytes, "host memory cannot be locked: copies from and to it will wait");
         }
@@ -201,19 +203,8 @@ impl Memory for SharedCopy {
 
 impl Drop for SharedCopy {
     fn drop(&mut self) {
-        if !self.is_registered {
-            return;
-        }
-        let device = &self.ours.device;
-        if device.stopped().is_some() {
-            return;
-        }
-        if let Err(error) = device.wait_for_all() {
-            tracing::debug!(%error, "work had failed when shared memory was let go");
-        }
-        // SAFETY: `new` has registered it, and no copy from or to it is under way any more.
-        if let Err(error) = unsafe { device.driver().unregister(self.theirs.region().start()) } {
-            tracing::debug!(%error, "host memory could not be let go");
+        if self.is_registered {
+            self.ours.device.leave(Leaving::Locked(Arc::clone(&self.theirs)));
         }
     }
 }

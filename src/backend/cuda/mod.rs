@@ -21,6 +21,7 @@ mod nvrtc;
 mod open;
 mod pass;
 mod queue;
+mod reclaim;
 mod replay;
 mod source;
 mod streams;
@@ -112,7 +113,7 @@ impl CudaBackend {
 
     fn build(&self, graph: &Graph, options: &CompileOptions<'_>) -> Result<CudaExecutable, BuildError> {
         lower::check(graph, self.name())?;
-        let target = lower::Cuda::new(Planned::new(Arc::clone(self.device.kernels().driver()), self.tf32));
+        let target = lower::Cuda::new(Planned::new(Arc::clone(&self.device), self.tf32));
         let plan = plan(graph, &target, options)?;
         let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
         if needed_bytes > options.limit_bytes {
@@ -156,7 +157,8 @@ impl Backend for CudaBackend {
         if region.len_bytes() == 0 || !region.is_host() {
             return Ok(Shared::same(memory));
         }
-        let ours = SharedCopy::new(&self.device, Arc::clone(&memory))?;
+        let mapping = memory.mapping().unwrap_or_else(|| Arc::clone(&memory));
+        let ours = SharedCopy::new(&self.device, mapping)?;
         Ok(Shared::copied(memory, Box::new(ours)))
     }
 

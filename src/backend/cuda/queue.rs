@@ -1,10 +1,6 @@
 //! A queue of the device: a place on one of its streams.
 
-use std::{
-    any::Any,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{any::Any, sync::Arc, time::Instant};
 
 use super::{
     device::Device,
@@ -12,13 +8,6 @@ use super::{
     streams::Note,
 };
 use crate::backend::{NOTE_BYTES, Queue, Region, RunError};
-
-/// How often a queue that is waited for is asked at once, and then how often after the thread's turn was offered to
-/// others. Every further time it sleeps first.
-const SPINS: u32 = 200;
-const YIELDS: u32 = 2000;
-/// How long it sleeps.
-const NAP: Duration = Duration::from_micros(50);
 
 /// Work that is done in order, on a stream that other queues may use too.
 #[derive(Debug)]
@@ -118,18 +107,6 @@ fn address(region: Region<'_>) -> Address {
     region.start().expose_provenance() as Address
 }
 
-/// Waits a little, longer after many turns, and not past the deadline.
-fn pause(turn: u32, deadline: Option<Instant>) {
-    if turn < SPINS {
-        std::hint::spin_loop();
-    } else if turn < YIELDS {
-        std::thread::yield_now();
-    } else {
-        let left = deadline.map_or(NAP, |deadline| deadline.saturating_duration_since(Instant::now()));
-        std::thread::sleep(NAP.min(left));
-    }
-}
-
 // Each call of the driver below is given regions, which are valid for their length while they are borrowed. That they
 // stay until the work is done: the device's own memory waits for all work before it is given back, and so does shared
 // memory before it is unregistered; other host memory is read or written before the driver's call returns.
@@ -200,6 +177,8 @@ impl Queue for CudaQueue {
             from.read(into);
             return Ok(());
         }
+        // The driver waits for the copy, and would not see that the device has stalled.
+        self.finish(None)?;
         let stream = self.hand_over();
         // SAFETY: as said above.
         let result = unsafe { self.device.driver().copy_out(into, address(from), stream) };
@@ -252,18 +231,11 @@ impl Queue for CudaQueue {
     }
 
     fn finish(&mut self, deadline: Option<Instant>) -> Result<(), RunError> {
-        let mut turn = 0_u32;
-        while !self.ask().map_err(|error| self.error(&error))? {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(RunError::Timeout { done: 0, total: self.handed_over });
-            }
-            if let Some(reason) = self.device.stopped() {
-                return Err(self.device.run_error(reason));
-            }
-            pause(turn, deadline);
-            turn = turn.saturating_add(1);
+        let device = Arc::clone(&self.device);
+        if device.wait_until(deadline, || self.ask())? {
+            return Ok(());
         }
-        Ok(())
+        Err(RunError::Timeout { done: 0, total: self.handed_over })
     }
 }
 

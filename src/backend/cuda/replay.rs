@@ -18,6 +18,7 @@ use super::{
     device::{Device, close},
     driver::{Address, DriverError, Replay, Stream},
     pass::{Arguments, Pass},
+    reclaim::Leaving,
 };
 
 /// The most replays of an executable on a stream.
@@ -114,7 +115,9 @@ impl Replays {
 impl Drop for Replays {
     fn drop(&mut self) {
         for (_, state) in std::mem::take(&mut *lock(&self.by_stream)) {
-            lock(&state).close(&self.device);
+            for captured in lock(&state).captured.drain(..) {
+                self.device.leave(Leaving::Replay(captured.replay));
+            }
         }
     }
 }

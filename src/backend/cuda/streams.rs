@@ -39,6 +39,8 @@ pub(super) struct Streams {
 #[derive(Debug, Default)]
 struct Used {
     queues: usize,
+    /// Whether there ever was one.
+    was_taken: bool,
     /// Notes that were given back. They stay with their stream: a copy to one that is still under way then comes before
     /// all that the next owner does.
     notes: Vec<Note>,
@@ -134,7 +136,15 @@ impl Streams {
         let mut used = lock(&self.used);
         let least = lanes.clone().min_by_key(|&lane| used[lane].queues).unwrap_or(lanes.start);
         used[least].queues += 1;
+        used[least].was_taken = true;
         least
+    }
+
+    /// Every stream that may have work.
+    pub(super) fn with_work(&self) -> Vec<Stream> {
+        let used = lock(&self.used);
+        let taken = self.lanes.iter().zip(&*used).filter(|(_, used)| used.was_taken);
+        taken.map(|(&stream, _)| stream).chain([self.ourselves]).collect()
     }
 
     /// Gives a lane back, with the note that its queue had. What is under way on it goes on.

@@ -68,6 +68,12 @@ pub(crate) fn captures_and_replays(recorder: &Recorder) -> (usize, usize) {
     counts
 }
 
+/// Bytes of the device's memory that are taken once all that was dropped has been given back.
+pub(crate) fn settled_bytes(backend: &CudaBackend) -> usize {
+    backend.device.settle().unwrap();
+    backend.held_bytes()
+}
+
 /// The stream of a queue, for [`HostDriver::hold`].
 ///
 /// # Panics

@@ -55,8 +55,11 @@ impl ConvolutionSpec {
 
     /// Bytes of all three tensors.
     pub fn tensor_bytes(&self) -> u64 {
-        let elements = |sizes: &[u64; 4]| sizes.iter().fold(1, |all: u64, &size| all.saturating_mul(size));
-        let all = [self.x, self.w, self.y].iter().map(elements).fold(0, u64::saturating_add);
-        all.saturating_mul(self.dtype.size_bytes() as u64)
+        [self.x, self.w, self.y].iter().map(|sizes| self.bytes(sizes)).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of a tensor of such sizes.
+    pub(super) fn bytes(&self, sizes: &[u64; 4]) -> u64 {
+        sizes.iter().fold(self.dtype.size_bytes() as u64, |all, &size| all.saturating_mul(size))
     }
 }

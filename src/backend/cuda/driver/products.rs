@@ -44,3 +44,20 @@ pub struct ProductSpec {
     /// Whether an element of a vector, which is as long as a column, is added to each row before it is rounded and written.
     pub adds_bias: bool,
 }
+
+impl ProductSpec {
+    /// See [`RoutineSpec::operand_bytes`](super::RoutineSpec::operand_bytes).
+    pub(super) fn operand_bytes(&self) -> [u64; 4] {
+        let bytes = |elements: u64| elements.saturating_mul(self.dtype.size_bytes() as u64);
+        let span = |matrices: &Matrices, columns: u64| {
+            let one = matrices.lead.saturating_mul(columns);
+            bytes(matrices.apart.saturating_mul(self.batch.saturating_sub(1)).saturating_add(one))
+        };
+        [
+            span(&self.a, if self.transposes_a { self.m } else { self.k }),
+            span(&self.b, if self.transposes_b { self.k } else { self.n }),
+            span(&self.out, self.n),
+            if self.adds_bias { bytes(self.m) } else { 0 },
+        ]
+    }
+}

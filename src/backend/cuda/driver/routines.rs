@@ -21,6 +21,19 @@ pub enum RoutineSpec {
     Convolution(ConvolutionSpec),
 }
 
+impl RoutineSpec {
+    /// How many bytes of the first operand, the second, the result and the bias are touched at most, from where each begins.
+    pub fn operand_bytes(&self) -> [u64; 4] {
+        match self {
+            Self::Product(spec) => spec.operand_bytes(),
+            Self::Convolution(spec) => {
+                let [a, b, out] = spec.sizes().map(|sizes| spec.bytes(&sizes));
+                [a, b, out, 0]
+            }
+        }
+    }
+}
+
 /// A routine that is ready, and what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedRoutine {
@@ -47,6 +60,16 @@ pub struct RoutineArguments {
 }
 
 impl RoutineArguments {
+    /// The addresses as the arguments of a launch.
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let words = bytes.as_chunks_mut::<{ size_of::<Address>() }>().0;
+        for (word, address) in words.iter_mut().zip([self.a, self.b, self.out, self.workspace, self.bias]) {
+            *word = address.to_ne_bytes();
+        }
+        bytes
+    }
+
     /// The addresses in a launch's arguments, in the order of the fields; `None` where they are not as many.
     pub fn read(arguments: &[u8]) -> Option<Self> {
         let words: &[u8; size_of::<Self>()] = arguments.try_into().ok()?;

@@ -8,7 +8,11 @@ use super::{Lowering, Use, Uses, convolution, product::Product};
 use crate::{
     backend::{
         BuildError,
-        cuda::driver::{Access, Code, Driver, PlannedRoutine, RoutineArguments, RoutineSpec},
+        cuda::{
+            device::Device,
+            driver::{Access, Address, Code, Launch, PlannedRoutine, RoutineArguments, RoutineSpec, Touch},
+            memory::{CudaMemory, counted},
+        },
         plan::{Addmm, Step},
     },
     graph::{Op, ValueInfo},
@@ -18,23 +22,23 @@ use crate::{
 /// The routines of a plan, open as long as this lives.
 #[derive(Debug)]
 pub(in crate::backend::cuda) struct Planned {
-    driver: Arc<dyn Driver>,
+    device: Arc<Device>,
     tf32: bool,
-    /// `None` for what no library has a way for.
+    /// `None` for what no library has a way for that works.
     by_spec: HashMap<RoutineSpec, Option<PlannedRoutine>>,
 }
 
 impl Planned {
     /// None yet; `tf32` says whether factors may be rounded to it.
-    pub(in crate::backend::cuda) fn new(driver: Arc<dyn Driver>, tf32: bool) -> Self {
-        Self { driver, tf32, by_spec: HashMap::new() }
+    pub(in crate::backend::cuda) fn new(device: Arc<Device>, tf32: bool) -> Self {
+        Self { device, tf32, by_spec: HashMap::new() }
     }
 
     /// Plans an operation with the first library that computes it, if there is one.
     pub(super) fn plan(&mut self, op: &Op, inputs: &[&Layout], y: &ValueInfo) -> Option<PlannedRoutine> {
-        let driver = &self.driver;
+        let device = &self.device;
         asked(op, inputs, &y.shape, y.dtype, self.tf32)
-            .find_map(|(spec, _)| *self.by_spec.entry(spec).or_insert_with(|| driver.plan_routine(&spec)))
+            .find_map(|(spec, _)| *self.by_spec.entry(spec).or_insert_with(|| plan_and_try(device, &spec)))
     }
 
     /// Plans a product with its bias, if there is a library that adds it.
@@ -45,7 +49,7 @@ impl Planned {
         y: &ValueInfo,
     ) -> Option<PlannedRoutine> {
         let (spec, _) = addmm_spec(addmm, factors, &y.shape, y.dtype, self.tf32)?;
-        *self.by_spec.entry(spec).or_insert_with(|| self.driver.plan_routine(&spec))
+        *self.by_spec.entry(spec).or_insert_with(|| plan_and_try(&self.device, &spec))
     }
 
     /// What was planned for such a step, and which of its operands is the routine's first.
@@ -73,7 +77,58 @@ impl Planned {
 impl Drop for Planned {
     fn drop(&mut self) {
         for planned in self.by_spec.values().flatten() {
-            self.driver.close_routine(planned.routine);
+            self.device.driver().close_routine(planned.routine);
+        }
+    }
+}
+
+/// Plans a routine, of a kind that was run once on zeros: a library may suggest what it then refuses, and loads its kernels at
+/// their first run, neither of which a pass should have to bear.
+fn plan_and_try(device: &Arc<Device>, spec: &RoutineSpec) -> Option<PlannedRoutine> {
+    let planned = device.driver().plan_routine(spec)?;
+    if device.works(spec, || try_once(device, spec, planned)) {
+        return Some(planned);
+    }
+    device.driver().close_routine(planned.routine);
+    None
+}
+
+/// Whether it works; `None` where that shows only when it is needed, for want of memory or as the device itself has failed.
+fn try_once(device: &Arc<Device>, spec: &RoutineSpec, planned: PlannedRoutine) -> Option<bool> {
+    let bytes = |bytes: u64| usize::try_from(bytes).map_or(usize::MAX, counted);
+    let [a, b, out, bias] = spec.operand_bytes().map(bytes);
+    let sizes = [a, b, out, counted(planned.workspace_bytes), bias];
+    let all = sizes.iter().fold(0, |all: usize, &size| all.saturating_add(size));
+    let memory = CudaMemory::zeroed(device, all.max(1));
+    let memory =
+        memory.inspect_err(|error| tracing::debug!(%error, ?spec, "a routine is used untried")).ok()?;
+    let mut next = memory.address();
+    let [a, b, out, workspace, bias] = sizes.map(|size| {
+        let start = next;
+        next += size as Address;
+        start
+    });
+    let arguments = RoutineArguments { a, b, out, workspace, bias };
+    let touch = |at: usize, bytes: usize, access| Touch { at: at as u32, access, len_bytes: bytes as u64 };
+    let touches = [
+        touch(offset_of!(RoutineArguments, a), sizes[0], Access::Read),
+        touch(offset_of!(RoutineArguments, b), sizes[1], Access::Read),
+        touch(offset_of!(RoutineArguments, out), sizes[2], Access::Write),
+        touch(offset_of!(RoutineArguments, workspace), sizes[3], Access::Write),
+        touch(offset_of!(RoutineArguments, bias), sizes[4], Access::Read),
+    ];
+    let (code, arguments) = (Code::Routine(planned.routine), arguments.bytes());
+    let ran = device.do_now(|driver, stream| {
+        // SAFETY: the routine is open, and each operand has as many bytes as it is said to touch, aligned as memory of the
+        // device is. It stays until the work is done.
+        unsafe { driver.launch(&Launch { code, arguments: &arguments, touches: &touches }, stream) }
+    });
+    match ran {
+        Ok(()) => Some(true),
+        Err(_) if device.driver().lost().is_some() || device.stopped().is_some() => None,
+        Err(error) => {
+            tracing::warn!(%error, ?spec, "a library cannot do what it has planned: our own kernel does it");
+            Some(false)
         }
     }
 }

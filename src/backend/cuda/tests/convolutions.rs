@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::{
-    products::{fails_with_its_reason, refuses_less_aligned, routines_of, routines_on},
+    products::{
+        fails_with_its_reason, is_ours_where_its_trial_fails, refuses_less_aligned, routines_of, routines_on,
+    },
     single,
 };
 use crate::{
@@ -157,6 +159,12 @@ proptest! {
 fn a_library_that_fails_fails_the_run_with_its_reason() {
     let [(_, graph), ..] = all(PLAIN, [2, 3, 5, 4], [4, 3, 2, 2], DType::F32);
     fails_with_its_reason(&graph);
+}
+
+#[test]
+fn what_a_library_plans_and_refuses_to_run_is_a_kernel_of_ours() {
+    let [(_, graph), ..] = all(PLAIN, [2, 3, 5, 4], [4, 3, 2, 2], DType::F32);
+    is_ours_where_its_trial_fails(&graph);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Memory of the device: how much, what is in it, when it is given back, and what a trainer sees of it.
 
-use std::{os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::options;
 use crate::{
@@ -9,7 +13,7 @@ use crate::{
         cuda::{
             CudaOptions,
             driver::host::HostDriver,
-            testing::{OPTIONS, backend_on, held_backend, recorded_backend, stream_of},
+            testing::{OPTIONS, backend_on, held_backend, recorded_backend, settled_bytes, stream_of},
         },
     },
     graph::{Binary, Builder, Op, Sink, Source},
@@ -35,7 +39,7 @@ fn memory_is_zeroed_aligned_and_the_devices() {
         assert_eq!(bytes, [0; 1000]);
         queue.write(&[7; 1000], region).unwrap();
     }
-    assert_eq!((driver.allocated(), backend.held_bytes()), (0, 0));
+    assert_eq!((settled_bytes(&backend), driver.allocated()), (0, 0));
     assert_eq!(backend.allocate(0).region().len_bytes(), 0);
 }
 
@@ -43,9 +47,9 @@ fn memory_is_zeroed_aligned_and_the_devices() {
 fn no_more_is_taken_than_was_allowed() {
     let driver = Arc::new(HostDriver::new());
     let backend = backend_on(&driver, CudaOptions { memory_bytes: 2048, ..OPTIONS });
-    assert_eq!((backend.held_bytes(), backend.budget_bytes()), (0, 2048));
+    assert_eq!((settled_bytes(&backend), backend.budget_bytes()), (0, 2048));
     let first = backend.allocate(1000);
-    assert_eq!((first.lack(), backend.held_bytes()), (None, 1024), "in steps of 256");
+    assert_eq!((first.lack(), settled_bytes(&backend)), (None, 1024), "in steps of 256");
     let second = backend.allocate(1025);
     let lack = second.lack().unwrap();
     let device = "cuda:0".to_owned();
@@ -53,7 +57,7 @@ fn no_more_is_taken_than_was_allowed() {
     assert_eq!((second.region().len_bytes(), driver.allocated()), (0, 1));
     assert!(backend.allocate(usize::MAX).lack().is_some());
     drop(first);
-    assert_eq!(backend.held_bytes(), 0);
+    assert_eq!(settled_bytes(&backend), 0);
     let all = backend.allocate(2048);
     assert_eq!(all.lack(), None);
 
@@ -73,9 +77,9 @@ fn no_more_is_taken_than_was_allowed() {
     assert!(matches!(shared, RunError::OutOfMemory { needed_bytes: 8, free_bytes: 0, .. }), "{shared}");
     drop(all);
     let executable = backend.compile(&graph, &options(&none)).unwrap();
-    assert_eq!(backend.held_bytes(), 256);
+    assert_eq!(settled_bytes(&backend), 256);
     drop(executable);
-    assert_eq!(backend.held_bytes(), 0);
+    assert_eq!(settled_bytes(&backend), 0);
 }
 
 #[test]
@@ -90,7 +94,7 @@ fn what_the_driver_has_not_is_said_and_not_counted() {
     let broken = backend.allocate(8);
     assert!(matches!(broken.lack(), Some(RunError::Device { .. })), "{:?}", broken.lack());
     drop(first);
-    assert_eq!(backend.held_bytes(), 0);
+    assert_eq!(settled_bytes(&backend), 0);
     assert_eq!(backend.allocate(2000).lack(), None);
 }
 
@@ -103,19 +107,72 @@ fn memory_that_is_dropped_stays_until_nothing_uses_it() {
     second.after(&mut *first).unwrap();
     second.copy(a.region(), b.region()).unwrap();
     drop((a, b));
+    assert_eq!(settled_bytes(&backend), 0);
     assert_eq!(recorder.judge(), Vec::<String>::new());
+}
 
-    // The one who drops it is held up for as long as a stream is.
-    let (backend, driver) = held_backend();
+#[test]
+fn whoever_drops_memory_in_use_goes_on_and_whoever_needs_it_waits() {
+    let driver = Arc::new(HostDriver::new());
+    let backend = backend_on(&driver, CudaOptions { memory_bytes: 1024, ..OPTIONS });
     let mut queue = backend.open_queue(false);
-    let (memory, stream) = (backend.allocate(64), stream_of(&backend, &mut *queue));
+    let (memory, stream) = (backend.allocate(768), stream_of(&backend, &mut *queue));
     driver.hold(stream);
     queue.write(&[1; 64], memory.region()).unwrap();
-    let dropping = std::thread::spawn(move || drop(memory));
-    assert_eq!(driver.allocated(), 1);
+    drop(memory);
+    assert_eq!((backend.held_bytes(), driver.allocated()), (768, 1), "it counts until it is given back");
+    assert_eq!(backend.allocate(256).lack(), None, "there is enough without it");
+    let needs = {
+        let backend = Arc::clone(&backend);
+        std::thread::spawn(move || backend.allocate(1024).lack().cloned())
+    };
     driver.let_go(stream);
-    dropping.join().unwrap();
-    assert_eq!(driver.allocated(), 0);
+    assert_eq!(needs.join().unwrap(), None);
+    assert_eq!((settled_bytes(&backend), driver.allocated()), (0, 0));
+}
+
+#[test]
+fn whoever_needs_memory_that_a_stalled_device_may_use_is_told_of_the_stall() {
+    let driver = Arc::new(HostDriver::new());
+    let backend = backend_on(&driver, CudaOptions { memory_bytes: 1024, ..OPTIONS });
+    let mut queue = backend.open_queue(false);
+    let (memory, stream) = (backend.allocate(768), stream_of(&backend, &mut *queue));
+    let ours = backend.device.streams().for_ourselves();
+    [stream, ours].into_iter().for_each(|stream| driver.hold(stream));
+    queue.write(&[1; 64], memory.region()).unwrap();
+    drop(memory);
+    let began = Instant::now();
+    [0, 60].into_iter().for_each(|seconds| {
+        backend.beat(began + Duration::from_secs(seconds), Duration::from_secs(60));
+    });
+    let refused = backend.allocate(1024);
+    let text = refused.lack().unwrap().to_string();
+    assert!(text.ends_with("it has done nothing for 60s (device.stall_limit)"), "{text}");
+    [stream, ours].into_iter().for_each(|stream| driver.let_go(stream));
+    assert_eq!((backend.held_bytes(), driver.allocated()), (768, 1), "what may be in use is kept");
+}
+
+#[test]
+fn memory_that_is_shared_again_is_locked_again() {
+    let (backend, driver) = held_backend();
+    let mut queue = backend.open_queue(false);
+    let (locked, theirs) = (driver.locked(), Arc::new(HostMemory::new(256)));
+    for _ in 0..8 {
+        let shared = backend.share(Arc::clone(&theirs) as _).unwrap();
+        assert_eq!(driver.locked() - locked, 1);
+        shared.bring(&mut *queue, 0, 256).unwrap();
+    }
+    settled_bytes(&backend);
+    assert_eq!(driver.locked(), locked);
+}
+
+#[test]
+fn memory_that_the_driver_lacks_may_be_on_its_way_back() {
+    let driver = Arc::new(HostDriver::with_memory(1024));
+    let backend = backend_on(&driver, OPTIONS);
+    for _ in 0..8 {
+        assert_eq!(backend.allocate(1000).lack(), None);
+    }
 }
 
 #[test]
@@ -123,7 +180,7 @@ fn a_file_of_the_devices_memory_is_the_same_for_whoever_maps_it_and_outlives_us(
     let (backend, driver) = held_backend();
     assert_eq!((backend.uuid(), backend.file_bytes(1)), (Some("the host"), GRAIN));
     let file = backend.allocate_file(1000).unwrap();
-    assert_eq!((file.len_bytes(), file.region().is_host(), backend.held_bytes()), (GRAIN, false, GRAIN));
+    assert_eq!((file.len_bytes(), file.region().is_host(), settled_bytes(&backend)), (GRAIN, false, GRAIN));
     let theirs = file.file().try_clone_to_owned().unwrap();
     let theirs = std::fs::File::from(theirs);
     let mut bytes = [1; 1000];
@@ -133,7 +190,7 @@ fn a_file_of_the_devices_memory_is_the_same_for_whoever_maps_it_and_outlives_us(
     queue.write(&[7; 1000], file.region()).unwrap();
     queue.finish(None).unwrap();
     drop(file);
-    assert_eq!((driver.allocated(), backend.held_bytes()), (0, 0));
+    assert_eq!((settled_bytes(&backend), driver.allocated()), (0, 0));
     theirs.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [7; 1000]);
     // It counts as all other memory does.
@@ -143,7 +200,7 @@ fn a_file_of_the_devices_memory_is_the_same_for_whoever_maps_it_and_outlives_us(
     assert_eq!(lack, RunError::OutOfMemory { device, needed_bytes: GRAIN, free_bytes: GRAIN - 1 });
     driver.fail_next("share");
     assert!(matches!(backend.allocate_file(1).unwrap_err(), RunError::Device { .. }));
-    assert_eq!(backend.held_bytes(), 0);
+    assert_eq!(settled_bytes(&backend), 0);
 }
 
 #[test]
@@ -152,6 +209,8 @@ fn shared_memory_is_brought_and_sent() {
     let locked = driver.locked();
     for is_locked in [true, false] {
         if !is_locked {
+            // It is tried again once what was dropped is let go.
+            driver.fail_next("register");
             driver.fail_next("register");
         }
         let theirs = Arc::new(HostMemory::new(256));
@@ -177,7 +236,7 @@ fn shared_memory_is_brought_and_sent() {
         shared.send(&mut *queue, 0, 257).unwrap();
         assert!(queue.is_done());
         drop((shared, queue));
-        assert_eq!((driver.locked(), driver.allocated(), backend.held_bytes()), (locked, 0, 0));
+        assert_eq!((settled_bytes(&backend), driver.locked(), driver.allocated()), (0, locked, 0));
     }
     assert_eq!(backend.share(Arc::new(HostMemory::new(0))).unwrap().device().len_bytes(), 0);
 }

@@ -84,6 +84,19 @@ pub(super) fn fails_with_its_reason(graph: &Graph) {
     blocks.run(0, &*executable, &mut *queue, &FREE).unwrap();
 }
 
+/// Has the library of a graph's one routine refuse what it has planned, which is then a kernel of our own.
+pub(super) fn is_ours_where_its_trial_fails(graph: &Graph) {
+    let driver = HostDriver::new();
+    driver.fail_next("launch");
+    assert_eq!(routines_on(driver, graph, OPTIONS), []);
+    assert_eq!(routines_of(graph, OPTIONS).len(), 1);
+    // Where there is no memory to try it in, it is used untried, and tells when it runs.
+    let driver = Arc::new(HostDriver::new());
+    let backend = backend_on(&driver, CudaOptions { memory_bytes: 1, ..OPTIONS });
+    let _executable = compiled(&*backend, graph);
+    assert_eq!(driver.routines().len(), 1);
+}
+
 /// Gives a graph of one routine its first input so many bytes behind where a library may find it, with libraries and
 /// without.
 pub(super) fn refuses_less_aligned(graph: &Graph, shift_bytes: u64) {
@@ -251,6 +264,11 @@ fn convolutions_by_one_pixel_are_products() {
 #[test]
 fn a_library_that_fails_fails_the_run_with_its_reason() {
     fails_with_its_reason(&product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]));
+}
+
+#[test]
+fn what_a_library_plans_and_refuses_to_run_is_a_kernel_of_ours() {
+    is_ours_where_its_trial_fails(&product([&[5, 6], &[6, 7]], DType::F32, |_, both| both, [false; 2]));
 }
 
 #[test]

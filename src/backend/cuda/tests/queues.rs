@@ -225,6 +225,7 @@ fn copies_go_every_way_in_their_turn() {
     queue.read(whole, &mut []).unwrap();
     queue.zero(Region::EMPTY).unwrap();
     assert!(queue.is_done());
+    driver.let_go(stream_of(&backend, &mut *queue));
 }
 
 #[test]

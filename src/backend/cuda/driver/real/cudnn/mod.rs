@@ -42,7 +42,8 @@ const DETERMINISTIC: c_int = 1;
 #[derive(Debug)]
 pub(super) struct Cudnn {
     functions: Arc<Functions>,
-    /// What convolutions are handed over by. Held from the setting of the stream to the call.
+    /// What convolutions are handed over and captured by, so that what a handle takes at its first call is there before a
+    /// capture; PyTorch, too, captures with a thread's only one. Held from the setting of the stream to the call.
     running: Mutex<Owned<Functions>>,
     /// What they are planned by, which may take long: no pass waits for it.
     planning: Mutex<Owned<Functions>>,
