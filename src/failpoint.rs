@@ -1,9 +1,10 @@
 //! Points at which a daemon can be told to kill or to stop itself, to test what is left of a crash.
 //!
-//! Every step of a session and of a pass has one. A build without the feature `failpoints` compiles none of them in:
-//! [`reached`] is empty there. With it the example `kasminad_failpoints` is a daemon that sends itself SIGKILL, or
-//! SIGSTOP until somebody sends SIGCONT, when it comes to a point for the n-th time. Nothing else acts at a point: no
-//! error is made up and nothing is slowed down, so what is tested is the daemon that is shipped.
+//! Every step of a session and of a pass has one. A build without debug assertions compiles none of them in: [`reached`] is
+//! empty there. In others a process comes by and goes on, unless it was told to act, as the example `kasminad_failpoints` alone
+//! can be: a daemon that sends itself SIGKILL, or SIGSTOP until somebody sends SIGCONT, when it comes to a point for the n-th
+//! time. Nothing else acts at a point: no error is made up and nothing is slowed down, so what is tested is the daemon that is
+//! shipped.
 
 use std::{
     io::Write as _,
@@ -16,7 +17,7 @@ use std::{
 use rustix::process::{Signal, getpid, kill_process};
 
 /// Whether points are compiled in.
-pub const ENABLED: bool = cfg!(feature = "failpoints");
+pub const ENABLED: bool = cfg!(debug_assertions);
 
 macro_rules! points {
     ($($point:ident $name:literal $at:literal,)+) => {
@@ -172,7 +173,7 @@ fn parse(text: &str) -> Result<(Failpoint, u64), FailpointError> {
     Ok((point, time.ok_or_else(|| FailpointError::Time { text: text.to_owned() })?))
 }
 
-/// A point. Nothing at all in a build without the feature `failpoints`.
+/// A point. Nothing at all in a build without debug assertions.
 #[inline(always)]
 pub fn reached(point: Failpoint) {
     if ENABLED {
@@ -180,9 +181,19 @@ pub fn reached(point: Failpoint) {
     }
 }
 
+/// Whether this process is to act at a point, now or when it is reached again.
+#[inline(always)]
+pub fn is_armed(point: Failpoint) -> bool {
+    ENABLED && armed_at(point).is_some()
+}
+
+fn armed_at(point: Failpoint) -> Option<&'static Armed> {
+    ARMED.get().filter(|armed| armed.point == point)
+}
+
 #[cold]
 fn look(point: Failpoint) {
-    let Some(armed) = ARMED.get().filter(|armed| armed.point == point) else { return };
+    let Some(armed) = armed_at(point) else { return };
     if armed.left.fetch_sub(1, Ordering::Relaxed) != 1 {
         return;
     }

@@ -58,8 +58,8 @@ impl Frames {
     /// # Errors
     /// [`WireError::Closed`] when the client is gone.
     pub async fn send(&mut self, frame: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), WireError> {
-        // A build that may die in the middle of a frame sends it in two.
-        let half = if failpoint::ENABLED { frame.len() / 2 } else { frame.len() };
+        // Who may die in the middle of a frame sends it in two.
+        let half = if failpoint::is_armed(Failpoint::ReplyHalfSent) { frame.len() / 2 } else { frame.len() };
         let mut sent = 0;
         while sent < frame.len() {
             let with = if sent == 0 { descriptors } else { &[] };
