@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import kasmina  # noqa: E402
-from bench import daemon, machine, taking_turns  # noqa: E402
+from harness import daemon, machine, taking_turns  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from reference_kernels import Case, bottleneck, conv_bn_relu, depthwise_separable, export  # noqa: E402
 
@@ -54,12 +54,13 @@ def row(client, name, case, place):
         expected, actual = theirs(x), layer(x)
         error = float((expected - actual).abs().max() / expected.abs().max())
         assert not layer.last_failures and error < 1e-5, (name, error, layer.last_failures)
-        ours_ms, theirs_ms = taking_turns(lambda: layer(x), lambda: theirs(x), 3.0)
+        ours, other = taking_turns([lambda: layer(x), lambda: theirs(x)], 3.0)
     wants = x.clone().requires_grad_()
-    both = taking_turns(lambda: layer(wants).sum().backward(), lambda: theirs(wants).sum().backward(), 4.0)
+    both = taking_turns([lambda: layer(wants).sum().backward(), lambda: theirs(wants).sum().backward()], 4.0)
     where = {"trainer": "in the trainer", "daemon": "in the daemon"}[place]
     return (
-        f"| {name} | {where} | {ours_ms:.1f} | {theirs_ms:.1f} | {both[0]:.1f} | {both[1]:.1f} | {error:.0e} |"
+        f"| {name} | {where} | {ours.median:.1f} | {other.median:.1f} | {both[0].median:.1f} | {both[1].median:.1f} "
+        f"| {error:.0e} |"
     )
 
 

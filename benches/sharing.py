@@ -23,7 +23,7 @@ from torch import nn  # noqa: E402
 
 import kasmina  # noqa: E402
 import kasmina.torch  # noqa: E402
-from bench import daemon  # noqa: E402
+from harness import daemon  # noqa: E402
 from device import timed  # noqa: E402
 from reference_kernels import cases, export  # noqa: E402
 
