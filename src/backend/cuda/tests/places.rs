@@ -15,7 +15,7 @@ use crate::{
                 host::HostDriver,
                 record::{Did, Recorder},
             },
-            testing::{OPTIONS, backend_on},
+            testing::{OPTIONS, backend_on, settled_bytes},
         },
     },
     graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary},
@@ -126,6 +126,7 @@ fn replays_serve_their_places(is_product: bool) {
     }
     assert_eq!(recorder.judge(), Vec::<String>::new());
     drop(ours);
+    settled_bytes(&backend);
     assert_eq!((driver.replays(), driver.routines().len()), (0, 0));
 }
 
