@@ -36,6 +36,9 @@ section! {
         /// Whether cuBLASLt and cuDNN may round factors of products and convolutions in float32 to TF32, as with
         /// `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
         tf32: bool = false, "true or false", Restart;
+        /// Whether 3×3 convolutions on the CPU go by Winograd's algorithm where that is faster. Its results in float32 differ from a
+        /// sum over taps by about 1e-5 of the largest nearby.
+        winograd: bool = true, "true or false", Restart;
         /// Where NVIDIA's libraries are looked for before the usual places.
         libraries: Vec<PathBuf> = Vec::new(), "list of paths", Restart;
         /// Where compiled CUDA kernels are kept; empty is `cuda` in `daemon.state_dir`.

@@ -12,7 +12,7 @@ use crate::{
     actor::{DeviceReporter, Devices},
     backend::{
         Backend,
-        cpu::CpuBackend,
+        cpu::{CpuBackend, Winograd},
         cuda::{
             CudaBackend, LibraryState, OpenError, OpenOptions, Opened, Unavailable, count, open_device,
             places,
@@ -156,7 +156,8 @@ fn settle(settings: &Device, attempts: Vec<Attempt>) -> Result<Settled, DaemonEr
 }
 
 fn processor(settings: &Device) -> ChosenDevice {
-    let backend = Arc::new(CpuBackend::new(settings.thread_count()));
+    let winograd = if settings.winograd { Winograd::WhereFaster } else { Winograd::Never };
+    let backend = Arc::new(CpuBackend::new(settings.thread_count()).with_winograd(winograd));
     let report = report(settings, vec![backend.name().to_owned()]);
     ChosenDevice { devices: Devices::new(backend, []), report, counted: Vec::new() }
 }

@@ -95,8 +95,9 @@ def test_a_daemon_that_is_asked_to_leave_does_not_wait_for_a_device_that_stalls(
             assert daemon.process.wait(60) == 0
             torch.testing.assert_close(stalled.result(), layer.host(x), rtol=0, atol=0)
         del held
+    # Whichever it hears of first: that the device is lost, or that the session has ended for it. It is not the time limit.
     text = daemon.text()
-    assert text.count("the GPU has stalled") == 1 and "leaving at once: no ticket can be spent any more" in text
+    assert text.count("the GPU has stalled") == 1 and "left with tickets unspent" not in text
 
 
 def test_a_device_that_is_lost_too_often_ends_the_daemon(start_on_cuda, tmp_path):

@@ -11,8 +11,45 @@ use super::{
     memory::{Plain, Shared},
     parts::Parts,
     real::Real,
+    winograd::{self, Tiles, Winograd},
 };
-use crate::graph::{Conv2d, ValueInfo};
+use crate::{
+    graph::{Conv2d, ValueInfo},
+    tensor::DType,
+};
+
+/// Whether products by blocks are fast for a type.
+fn has_blocks(dtype: DType) -> bool {
+    if dtype == DType::F64 { f64::has_blocks() } else { f32::has_blocks() }
+}
+
+/// Scratch elements of the forward pass: what Winograd's algorithm takes, or a tile of patches for each thread.
+pub(super) fn forward_scratch(
+    conv: &Conv2d,
+    inputs: &[&ValueInfo],
+    outputs: &[&ValueInfo],
+    (winograd, threads): (Winograd, usize),
+) -> usize {
+    let g = Geometry::new(conv, &inputs[0].shape, &inputs[1].shape, &outputs[0].shape);
+    match Tiles::of_output(&g, winograd, has_blocks(outputs[0].dtype)) {
+        Some(tiles) => winograd::convolve_scratch(&tiles, threads),
+        None => g.tile().saturating_mul(threads),
+    }
+}
+
+/// Scratch elements of the gradient of the input, likewise.
+pub(super) fn grad_input_scratch(
+    conv: &Conv2d,
+    inputs: &[&ValueInfo],
+    outputs: &[&ValueInfo],
+    (winograd, threads): (Winograd, usize),
+) -> usize {
+    let g = Geometry::new(conv, &outputs[0].shape, &inputs[0].shape, &inputs[1].shape);
+    match Tiles::of_input(&g, winograd, has_blocks(outputs[0].dtype)) {
+        Some(tiles) => winograd::convolve_scratch(&tiles, threads),
+        None => g.tile().saturating_mul(threads),
+    }
+}
 
 pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let (x, w, y) = (&run.step.inputs[0], &run.step.inputs[1], &run.step.outputs[0]);
@@ -24,6 +61,11 @@ pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     }
     if g.is_depthwise() {
         return depthwise::forward(run, &g, x, w, y);
+    }
+    if let Some(tiles) = Tiles::of_output(&g, run.winograd, T::has_blocks()) {
+        let scratch = run.memory.scratch::<T>(run.step.scratch);
+        let taps = |output, input| kernel(w, output * g.inputs + input);
+        return winograd::convolve(run, &tiles, x, y, scratch, taps);
     }
     let (plane, group_in, group_out) =
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
@@ -62,6 +104,15 @@ pub(super) fn grad_input<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     if g.is_depthwise() {
         return depthwise::grad_input(run, &g, w, gy, gx);
     }
+    if let Some(tiles) = Tiles::of_input(&g, run.winograd, T::has_blocks()) {
+        let scratch = run.memory.scratch::<T>(run.step.scratch);
+        let taps = |input, output| {
+            let mut taps = kernel(w, output * g.inputs + input);
+            taps.reverse();
+            taps
+        };
+        return winograd::convolve(run, &tiles, gy, gx, scratch, taps);
+    }
     let (plane, group_in, group_out) =
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
     let parts = Parts::new(run.memory.scratch::<T>(run.step.scratch), g.tile());
@@ -89,23 +140,32 @@ pub(super) fn grad_input<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     });
 }
 
+/// The n-th kernel of 3×3.
+#[inline(always)]
+fn kernel<T: Real>(w: &[T], n: usize) -> [T; 9] {
+    w.as_chunks::<9>().0[n]
+}
+
 /// Images whose gradients of the weight are summed by one task. The number of sums depends on the shape
 /// alone, and they are added in order: equal bits on any number of threads.
 fn images_a_sum(batch: usize) -> usize {
     batch.div_ceil(8).max(1)
 }
 
-/// Scratch elements of the gradient of the weight: for each sum its gradient and a tile of patches.
+/// Scratch elements of the gradient of the weight: for each sum its gradient and a tile of patches; as many as Winograd's
+/// algorithm takes, if that is more.
 pub(super) fn grad_weight_scratch(
     conv: &Conv2d,
     inputs: &[&ValueInfo],
     outputs: &[&ValueInfo],
-    _threads: usize,
+    winograd: Winograd,
 ) -> usize {
     let g = Geometry::new(conv, &inputs[0].shape, &outputs[0].shape, &inputs[1].shape);
     let sums = g.batch.div_ceil(images_a_sum(g.batch));
     let weight = outputs[0].shape.elements();
-    sums.saturating_mul(weight.saturating_add(g.tile()))
+    let tiles = Tiles::of_output(&g, winograd, has_blocks(outputs[0].dtype));
+    let by_points = tiles.map_or(0, |tiles| winograd::grad_weight_scratch(&tiles));
+    sums.saturating_mul(weight.saturating_add(g.tile())).max(by_points)
 }
 
 pub(super) fn grad_weight<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
@@ -115,6 +175,12 @@ pub(super) fn grad_weight<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let gw = run.memory.write::<T>(gw);
     let sums = g.batch.div_ceil(images_a_sum(g.batch));
     let scratch = run.memory.scratch::<T>(run.step.scratch);
+    if let Some(tiles) = Tiles::of_output(&g, run.winograd, T::has_blocks())
+        && winograd::grad_weight(run, &tiles, x, gy, gw, scratch)
+    {
+        return;
+    }
+    let scratch = &mut scratch[..sums * (gw.len() + g.tile())];
     let (partial, tiles) = scratch.split_at_mut(sums * gw.len());
     let (len, shared, tiles) = (gw.len(), Shared::new(partial), Shared::new(tiles));
     run.tasks(sums, |sum| {

@@ -10,6 +10,7 @@ use super::{
     pooling,
     real::Real,
     reduce, row_norm, softmax,
+    winograd::Winograd,
 };
 use crate::{
     backend::{
@@ -27,6 +28,7 @@ pub(super) struct CpuExecutable {
     bounds: Bounds,
     constants: Constants,
     pool: Arc<Pool>,
+    winograd: Winograd,
 }
 
 /// The constants' block, aligned.
@@ -54,9 +56,10 @@ impl Constants {
 }
 
 impl CpuExecutable {
-    pub(super) fn new(mut plan: Plan, pool: Arc<Pool>) -> Self {
+    /// For a plan that was made with the same `winograd`.
+    pub(super) fn new(mut plan: Plan, pool: Arc<Pool>, winograd: Winograd) -> Self {
         let constants = Constants::new(&std::mem::take(&mut plan.constants));
-        Self { bounds: Bounds::of(&plan), plan, constants, pool }
+        Self { bounds: Bounds::of(&plan), plan, constants, pool, winograd }
     }
 }
 
@@ -83,7 +86,8 @@ impl Executable for CpuExecutable {
             if context.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(RunError::Timeout { done, total: self.plan.steps.len() });
             }
-            let run = Run { memory, step, pool: &self.pool, threads, seed: context.seed };
+            let (pool, winograd) = (&*self.pool, self.winograd);
+            let run = Run { memory, step, pool, threads, seed: context.seed, winograd };
             run.step();
         }
         Ok(())
@@ -98,6 +102,7 @@ pub(super) struct Run<'a> {
     pool: &'a Pool,
     threads: usize,
     pub(super) seed: u64,
+    pub(super) winograd: Winograd,
 }
 
 /// Below this many elements of elementwise work, waking another thread costs more than it gives.

@@ -1,7 +1,7 @@
 //! Convolution as a matrix product: patches of the input laid out as columns.
 
 use super::{memory::Plain, real::Real};
-use crate::graph::{Conv2d, ValueInfo};
+use crate::graph::Conv2d;
 
 /// The sizes of one convolution, for one group of one image.
 #[derive(Clone, Copy, Debug)]
@@ -162,26 +162,4 @@ pub(super) fn col2im<T: Plain + Real>(
             }
         }
     }
-}
-
-/// Scratch elements of the forward pass: a tile of patches for each thread.
-pub(super) fn forward_scratch(
-    conv: &Conv2d,
-    inputs: &[&ValueInfo],
-    outputs: &[&ValueInfo],
-    threads: usize,
-) -> usize {
-    let g = Geometry::new(conv, &inputs[0].shape, &inputs[1].shape, &outputs[0].shape);
-    g.tile().saturating_mul(threads)
-}
-
-/// Scratch elements of the gradient of the input: a tile of patches for each thread.
-pub(super) fn grad_input_scratch(
-    conv: &Conv2d,
-    inputs: &[&ValueInfo],
-    outputs: &[&ValueInfo],
-    threads: usize,
-) -> usize {
-    let g = Geometry::new(conv, &outputs[0].shape, &inputs[0].shape, &inputs[1].shape);
-    g.tile().saturating_mul(threads)
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch_norm;
+mod block;
 mod chain;
 mod contraction;
 mod conv;
@@ -23,6 +24,7 @@ mod simd;
 mod softmax;
 mod support;
 mod walk;
+mod winograd;
 
 use std::sync::Arc;
 
@@ -33,11 +35,13 @@ use super::{
 use crate::graph::Graph;
 
 pub use pool::Pool;
+pub use winograd::Winograd;
 
 /// The CPU as a device.
 #[derive(Debug)]
 pub struct CpuBackend {
     pool: Arc<Pool>,
+    winograd: Winograd,
 }
 
 impl CpuBackend {
@@ -47,7 +51,12 @@ impl CpuBackend {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        Self { pool: Arc::new(Pool::new(threads)) }
+        Self { pool: Arc::new(Pool::new(threads)), winograd: Winograd::default() }
+    }
+
+    /// The same with another choice of when 3×3 convolutions go by Winograd's algorithm.
+    pub fn with_winograd(self, winograd: Winograd) -> Self {
+        Self { winograd, ..self }
     }
 
     /// How many threads may work on one run.
@@ -70,12 +79,13 @@ impl Backend for CpuBackend {
         let graph = &widen(graph);
         let too_much =
             |needed_bytes| BuildError::TooMuchMemory { needed_bytes, limit_bytes: options.limit_bytes };
-        let plan = plan(graph, &support::Cpu { threads: self.threads() }, options)?;
+        let winograd = self.winograd;
+        let plan = plan(graph, &support::Cpu { threads: self.threads(), winograd }, options)?;
         let needed_bytes = plan.needs.workspace_bytes.saturating_add(plan.needs.saved.total_bytes());
         if needed_bytes > options.limit_bytes {
             return Err(too_much(needed_bytes));
         }
-        Ok(Arc::new(executable::CpuExecutable::new(plan, Arc::clone(&self.pool))))
+        Ok(Arc::new(executable::CpuExecutable::new(plan, Arc::clone(&self.pool), winograd)))
     }
 }
 
@@ -108,6 +118,7 @@ mod tests {
     #[test]
     fn the_cpu_conforms() {
         conforms(&CpuBackend::new(3));
+        conforms(&CpuBackend::new(3).with_winograd(Winograd::Always));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use super::math;
+use super::{
+    block::{self, Block, block_f32},
+    math,
+};
 use crate::graph::Unary;
 
 /// `f32` or `f64`.
@@ -31,6 +34,12 @@ pub(super) trait Real:
     fn exp(self) -> Self;
     fn powf(self, exponent: Self) -> Self;
 
+    /// A block of a product.
+    fn block(a: &[Self], b: &[Self]) -> Block<Self>;
+
+    /// Whether products by blocks are faster here than others.
+    fn has_blocks() -> bool;
+
     /// y = f(x), element by element.
     fn unary(unary: Unary, x: &[Self], y: &mut [Self]);
 
@@ -39,7 +48,7 @@ pub(super) trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $unary:path, $unary_grad:path) => {
+    ($t:ident, $exp:path, $unary:path, $unary_grad:path, $block:path, $has_blocks:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -69,6 +78,13 @@ macro_rules! real {
             fn powf(self, exponent: Self) -> Self {
                 $t::powf(self, exponent)
             }
+            #[inline(always)]
+            fn block(a: &[Self], b: &[Self]) -> Block<Self> {
+                $block(a, b)
+            }
+            fn has_blocks() -> bool {
+                $has_blocks
+            }
             fn unary(unary: Unary, x: &[Self], y: &mut [Self]) {
                 $unary(unary, x, y);
             }
@@ -79,5 +95,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, math::exp, math::unary_f32, math::unary_grad_f32);
-real!(f64, f64::exp, math::unary_f64, math::unary_grad_f64);
+real!(f32, math::exp, math::unary_f32, math::unary_grad_f32, block_f32, block::has_registers());
+real!(f64, f64::exp, math::unary_f64, math::unary_grad_f64, block::block, false);

@@ -1,6 +1,6 @@
 //! What the CPU takes: which types, which operands by strides, how much scratch.
 
-use super::{attention, conv, im2col, row_norm};
+use super::{attention, conv, row_norm, winograd::Winograd};
 use crate::{
     backend::{
         BuildError,
@@ -13,6 +13,7 @@ use crate::{
 /// The CPU as planning sees it.
 pub(super) struct Cpu {
     pub(super) threads: usize,
+    pub(super) winograd: Winograd,
 }
 
 impl Target for Cpu {
@@ -35,13 +36,12 @@ impl Target for Cpu {
     }
 
     fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], _: &[&Layout], outputs: &[&ValueInfo]) -> usize {
+        let how = (self.winograd, self.threads);
         let elements = match op {
-            Op::Conv2d(attributes) => im2col::forward_scratch(attributes, inputs, outputs, self.threads),
-            Op::Conv2dGradInput { conv, .. } => {
-                im2col::grad_input_scratch(conv, inputs, outputs, self.threads)
-            }
+            Op::Conv2d(attributes) => conv::forward_scratch(attributes, inputs, outputs, how),
+            Op::Conv2dGradInput { conv, .. } => conv::grad_input_scratch(conv, inputs, outputs, how),
             Op::Conv2dGradWeight { conv, .. } => {
-                conv::grad_weight_scratch(conv, inputs, outputs, self.threads)
+                conv::grad_weight_scratch(conv, inputs, outputs, self.winograd)
             }
             Op::Attention { .. } => attention::forward_scratch(inputs, self.threads),
             Op::AttentionGrad { .. } => attention::backward_scratch(inputs, self.threads),
