@@ -239,10 +239,20 @@ mod tests {
 
     /// A graph of q [2, 3, 4, 5], k [2, 3, 6, 5] and v [2, 3, 6, 7].
     fn graph(build: impl FnOnce(&mut Builder, [ValueId; 3]) -> ValueId) -> Graph {
+        graph_of(SHAPES, DType::F64, build)
+    }
+
+    const SHAPES: [[usize; 4]; 3] = [[2, 3, 4, 5], [2, 3, 6, 5], [2, 3, 6, 7]];
+
+    /// A graph of q, k and v.
+    fn graph_of(
+        shapes: [[usize; 4]; 3],
+        dtype: DType,
+        build: impl FnOnce(&mut Builder, [ValueId; 3]) -> ValueId,
+    ) -> Graph {
         let mut builder = Builder::new();
-        let shapes = [[2, 3, 4, 5], [2, 3, 6, 5], [2, 3, 6, 7]];
-        let inputs = [0, 1, 2]
-            .map(|n| builder.source(Source::Input(n), shapes[n as usize].into(), DType::F64).unwrap());
+        let inputs =
+            [0, 1, 2].map(|n| builder.source(Source::Input(n), shapes[n as usize].into(), dtype).unwrap());
         let y = build(&mut builder, inputs);
         builder.sink(Sink::Output(0), y);
         builder.finish()
@@ -369,45 +379,37 @@ mod tests {
             "0.5",
         );
         // One key for all heads, scaled before it is spread.
-        let mut builder = Builder::new();
-        let mut input =
-            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F64).unwrap();
-        let (q, k, v) = (input(0, &[2, 3, 4, 5]), input(1, &[2, 1, 6, 5]), input(2, &[2, 3, 6, 7]));
-        let k = builder.apply(times(0.5), &[k]).unwrap();
-        let k = builder.apply(Op::Expand([2, 3, 6, 5].into()), &[k]).unwrap();
-        let scores = builder.apply(TURNED, &[q, k]).unwrap();
-        let y = behind(&mut builder, scores, v);
-        builder.sink(Sink::Output(0), y);
-        ends_with_attention(&builder.finish(), "0.5");
+        let shapes = [[2, 3, 4, 5], [2, 1, 6, 5], [2, 3, 6, 7]];
+        let spread = graph_of(shapes, DType::F64, |b, [q, k, v]| {
+            let k = b.apply(times(0.5), &[k]).unwrap();
+            let k = b.apply(Op::Expand([2, 3, 6, 5].into()), &[k]).unwrap();
+            let scores = b.apply(TURNED, &[q, k]).unwrap();
+            behind(b, scores, v)
+        });
+        ends_with_attention(&spread, "0.5");
     }
 
     #[test]
     fn operands_that_lie_transposed_are_turned() {
-        let mut builder = Builder::new();
-        let mut input =
-            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F64).unwrap();
-        let (q, k, v) = (input(0, &[2, 3, 5, 4]), input(1, &[2, 3, 6, 5]), input(2, &[2, 3, 7, 6]));
-        let both = Op::MatMul { transpose_a: true, transpose_b: true };
-        let scores = builder.apply(both, &[q, k]).unwrap();
-        let weights = builder.apply(Op::Softmax { dim: 3 }, &[scores]).unwrap();
-        let y = builder.apply(TURNED, &[weights, v]).unwrap();
-        builder.sink(Sink::Output(0), y);
-        ends_with_attention(&builder.finish(), "1.0");
+        let shapes = [[2, 3, 5, 4], [2, 3, 6, 5], [2, 3, 7, 6]];
+        let turned = graph_of(shapes, DType::F64, |b, [q, k, v]| {
+            let both = Op::MatMul { transpose_a: true, transpose_b: true };
+            let scores = b.apply(both, &[q, k]).unwrap();
+            let weights = b.apply(Op::Softmax { dim: 3 }, &[scores]).unwrap();
+            b.apply(TURNED, &[weights, v]).unwrap()
+        });
+        ends_with_attention(&turned, "1.0");
     }
 
     #[test]
     fn factors_in_halves_are_numbers_too() {
-        let mut builder = Builder::new();
-        let mut input =
-            |n, shape: &[usize]| builder.source(Source::Input(n), shape.into(), DType::F16).unwrap();
-        let (q, k, v) = (input(0, &[2, 3, 4, 5]), input(1, &[2, 3, 6, 5]), input(2, &[2, 3, 6, 7]));
-        let number = HostTensor::from_values([].into(), &[f16::from_f32(0.125)]).unwrap();
-        let number = builder.constant(number).unwrap();
-        let scores = builder.apply(TURNED, &[q, k]).unwrap();
-        let scores = builder.apply(Op::Binary(Binary::Mul), &[number, scores]).unwrap();
-        let y = behind(&mut builder, scores, v);
-        builder.sink(Sink::Output(0), y);
-        let mut graph = builder.finish();
+        let mut graph = graph_of(SHAPES, DType::F16, |b, [q, k, v]| {
+            let number = HostTensor::from_values([].into(), &[f16::from_f32(0.125)]).unwrap();
+            let number = b.constant(number).unwrap();
+            let scores = b.apply(TURNED, &[q, k]).unwrap();
+            let scores = b.apply(Op::Binary(Binary::Mul), &[number, scores]).unwrap();
+            behind(b, scores, v)
+        });
         simplify(&mut graph);
         let ops: Vec<_> = graph.nodes.iter().map(|node| node.op.to_string()).collect();
         assert_eq!(ops, ["attention {causal=false, scale=0.125}"]);

@@ -134,13 +134,8 @@ impl Device {
         hand_over: impl FnOnce(&dyn Driver, Stream) -> Result<(), DriverError>,
     ) -> Result<(), RunError> {
         let (driver, stream) = (self.driver(), self.streams.for_ourselves());
-        let mark = || {
-            hand_over(driver, stream)?;
-            let event = self.streams.take_event()?;
-            let recorded = driver.record(event, stream);
-            recorded.inspect_err(|_| self.streams.give_event(event)).map(|()| event)
-        };
-        let event = mark().map_err(|error| self.run_error(error))?;
+        let marked = hand_over(driver, stream).and_then(|()| self.streams.mark(stream));
+        let event = marked.map_err(|error| self.run_error(error))?;
         let done = self.wait_until(None, || driver.reached(event));
         self.streams.give_event(event);
         done.map(|_| ())

@@ -43,8 +43,9 @@ impl Heart {
             }
         };
         *lock(&self.asked) = Some(now);
+        let mark = || streams.mark(streams.for_ourselves()).ok().map(|event| (event, now));
         *beat = match *beat {
-            None => mark(driver, streams, now),
+            None => mark(),
             Some((event, since)) => match driver.reached(event) {
                 Ok(false) => {
                     if is_over(since) {
@@ -55,7 +56,7 @@ impl Heart {
                 // An error is told of by whoever works with the device.
                 Ok(true) | Err(_) => {
                     streams.give_event(event);
-                    mark(driver, streams, now)
+                    mark()
                 }
             },
         };
@@ -72,12 +73,6 @@ impl Heart {
     pub(super) fn stopped(&self) -> Option<&str> {
         self.stopped.get().map(String::as_str)
     }
-}
-
-fn mark(driver: &dyn Driver, streams: &Streams, now: Instant) -> Option<(Event, Instant)> {
-    let event = streams.take_event().ok()?;
-    let recorded = driver.record(event, streams.for_ourselves());
-    recorded.inspect_err(|_| streams.give_event(event)).ok().map(|()| (event, now))
 }
 
 #[cfg(test)]

@@ -68,16 +68,7 @@ impl CudaQueue {
         }
         let event = match self.mark {
             Some(event) => event,
-            None => {
-                let event = self.device.streams().take_event()?;
-                // Kept first: it goes back to the others whatever happens.
-                self.mark = Some(event);
-                if let Err(error) = self.device.driver().record(event, self.stream()) {
-                    self.forget_mark();
-                    return Err(error);
-                }
-                event
-            }
+            None => *self.mark.insert(self.device.streams().mark(self.stream())?),
         };
         let is_done = self.device.driver().reached(event)?;
         if is_done {
@@ -218,11 +209,13 @@ impl Queue for CudaQueue {
         if other.handed_over == 0 || other.lane == self.lane {
             return Ok(());
         }
-        let event = self.device.streams().take_event().map_err(|error| self.error(&error))?;
         let stream = self.hand_over();
-        let driver = self.device.driver();
-        let result = driver.record(event, other.stream()).and_then(|()| driver.wait(stream, event));
-        self.device.streams().give_event(event);
+        let streams = self.device.streams();
+        let result = streams.mark(other.stream()).and_then(|event| {
+            let told = self.device.driver().wait(stream, event);
+            streams.give_event(event);
+            told
+        });
         self.done(result)
     }
 

@@ -192,14 +192,13 @@ impl Shared {
     fn wait_for_work_so_far(&self) -> bool {
         let (mut marks, mut is_unused) = (Vec::new(), true);
         for stream in self.streams.with_work() {
-            let marked = self.streams.take_event().and_then(|event| {
-                marks.push(event);
-                self.driver.record(event, stream)
-            });
-            if let Err(error) = marked {
-                // On a device that has failed for good nothing runs any more.
-                is_unused &= self.driver.lost().is_some();
-                tracing::debug!(%error, is_unused, "no mark could be set before memory is given back");
+            match self.streams.mark(stream) {
+                Ok(event) => marks.push(event),
+                Err(error) => {
+                    // On a device that has failed for good nothing runs any more.
+                    is_unused &= self.driver.lost().is_some();
+                    tracing::debug!(%error, is_unused, "no mark could be set before memory is given back");
+                }
             }
         }
         for event in marks {

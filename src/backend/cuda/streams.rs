@@ -180,9 +180,19 @@ impl Streams {
     ///
     /// # Errors
     /// [`DriverError::Failed`].
-    pub(super) fn take_event(&self) -> Result<Event, DriverError> {
+    fn take_event(&self) -> Result<Event, DriverError> {
         let idle = lock(&self.events).pop();
         idle.map_or_else(|| self.driver.open_event(), Ok)
+    }
+
+    /// An event that is reached once a stream has done what it was handed, until it is given back.
+    ///
+    /// # Errors
+    /// [`DriverError::Failed`].
+    pub(super) fn mark(&self, stream: Stream) -> Result<Event, DriverError> {
+        let event = self.take_event()?;
+        let recorded = self.driver.record(event, stream);
+        recorded.inspect_err(|_| self.give_event(event)).map(|()| event)
     }
 
     /// Gives an event back. Streams that wait for it wait for the mark as it was when they were told to.

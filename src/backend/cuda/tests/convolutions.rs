@@ -2,11 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::{
-    products::{
-        fails_with_its_reason, is_ours_where_its_trial_fails, refuses_less_aligned, routines_of, routines_on,
-    },
-    single,
+use super::products::{
+    fails_with_its_reason, is_ours_where_its_trial_fails, refuses_less_aligned, routines_of, routines_on,
 };
 use crate::{
     backend::cuda::{
@@ -14,7 +11,7 @@ use crate::{
         driver::{ConvolutionSpec, Direction, RoutineSpec, host::HostDriver},
         testing::OPTIONS,
     },
-    graph::{Builder, Conv2d, Graph, Op, Sink, Source},
+    graph::{Builder, Conv2d, Graph, Op, Sink, Source, tests::convolutions},
     tensor::DType,
 };
 
@@ -22,15 +19,11 @@ const PLAIN: Conv2d = Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1]
 
 /// A convolution of x and w and its two gradients, each as a graph of its own.
 fn all(conv: Conv2d, x: [usize; 4], w: [usize; 4], dtype: DType) -> [(Direction, Graph); 3] {
-    let kernel_size = [w[2], w[3]];
-    let [h, across] = conv.output_size([x[2], x[3]], kernel_size).unwrap();
-    let y = [x[0], w[0], h, across];
-    let input = Op::Conv2dGradInput { conv, input_size: [x[2], x[3]] };
-    let weight = Op::Conv2dGradWeight { conv, kernel_size };
+    let [forward, to_input, to_weight] = convolutions(conv, x, w, dtype);
     [
-        (Direction::Forward, single(&[(&x, dtype), (&w, dtype)], Op::Conv2d(conv))),
-        (Direction::BackwardData, single(&[(&w, dtype), (&y, dtype)], input)),
-        (Direction::BackwardFilter, single(&[(&x, dtype), (&y, dtype)], weight)),
+        (Direction::Forward, forward),
+        (Direction::BackwardData, to_input),
+        (Direction::BackwardFilter, to_weight),
     ]
 }
 

@@ -29,7 +29,7 @@ use crate::{
         random_graphs::agrees,
         run_on_host, test_device,
     },
-    graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary, reference::evaluate},
+    graph::{Binary, Builder, Conv2d, Graph, Op, Sink, Source, Unary, reference::evaluate, tests::single},
     tensor::{DType, HostTensor, PackedLayout},
 };
 
@@ -48,20 +48,6 @@ const FREE: RunContext = RunContext { seed: 42, deadline: None, threads: 1 };
 
 fn options(none: &PackedLayout) -> CompileOptions<'_> {
     CompileOptions { parameters: none, buffers: none, limit_bytes: usize::MAX, deadline: None }
-}
-
-/// A graph of one operation on inputs.
-fn single(inputs: &[(&[usize], DType)], op: Op) -> Graph {
-    let mut builder = Builder::new();
-    let inputs: Vec<_> = inputs
-        .iter()
-        .enumerate()
-        .map(|(n, &(shape, dtype))| builder.source(Source::Input(n as u32), shape.into(), dtype).unwrap())
-        .collect();
-    for (n, value) in builder.push(op, &inputs).unwrap().into_iter().enumerate() {
-        builder.sink(Sink::Output(n as u32), value);
-    }
-    builder.finish()
 }
 
 /// What the backend and the reference make of a graph.
