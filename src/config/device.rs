@@ -36,8 +36,8 @@ section! {
         /// Whether cuBLASLt and cuDNN may round factors of products and convolutions in float32 to TF32, as with
         /// `torch.backends.cuda.matmul.allow_tf32` and `torch.backends.cudnn.allow_tf32`.
         tf32: bool = false, "true or false", Restart;
-        /// Whether 3×3 convolutions on the CPU go by Winograd's algorithm where that is faster. Its results in float32 differ from a
-        /// sum over taps by about 1e-5 of the largest nearby.
+        /// Whether 3×3 convolutions of passes on the CPU go by Winograd's algorithm where that is faster. Its results in float32
+        /// differ from a sum over taps by about 1e-5 of the largest nearby, so what cancels to 0 there may be as much here.
         winograd: bool = true, "true or false", Restart;
         /// Where NVIDIA's libraries are looked for before the usual places.
         libraries: Vec<PathBuf> = Vec::new(), "list of paths", Restart;

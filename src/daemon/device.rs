@@ -156,7 +156,7 @@ fn settle(settings: &Device, attempts: Vec<Attempt>) -> Result<Settled, DaemonEr
 }
 
 fn processor(settings: &Device) -> ChosenDevice {
-    let winograd = if settings.winograd { Winograd::WhereFaster } else { Winograd::Never };
+    let winograd = Winograd::where_faster(settings.winograd);
     let backend = Arc::new(CpuBackend::new(settings.thread_count()).with_winograd(winograd));
     let report = report(settings, vec![backend.name().to_owned()]);
     ChosenDevice { devices: Devices::new(backend, []), report, counted: Vec::new() }

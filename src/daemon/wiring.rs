@@ -185,6 +185,7 @@ fn engine_config(config: &Config, panic_in: Option<KernelId>) -> EngineConfig {
         max_plan_bytes: config.validator.max_plan_bytes.as_usize(),
         max_flops: config.validator.max_flops,
         threads: config.device.thread_count(),
+        winograd: config.device.winograd,
         recovery: RecoveryPolicy {
             attempts: config.engine.recovery_attempts,
             backoff: Backoff {

@@ -38,6 +38,9 @@ pub struct EngineConfig {
     pub max_flops: u64,
     /// Threads that work on one pass together.
     pub threads: usize,
+    /// Whether the CPU's 3×3 convolutions go by Winograd's algorithm where that is faster: for records, since the backend has
+    /// been made so.
+    pub winograd: bool,
     /// A pass that costs as many operations and bytes runs on its seed's own thread where another seed runs
     /// beside it; smaller ones are done before a thread would have woken.
     pub spread_above: u64,
@@ -70,6 +73,7 @@ impl Default for EngineConfig {
             max_plan_bytes: 1 << 30,
             max_flops: 100_000_000_000,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            winograd: true,
             spread_above: 1_000_000,
             graph_limits: Limits::default(),
             plan_time_limit: Duration::from_secs(10),

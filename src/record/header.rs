@@ -49,6 +49,13 @@ pub struct Settings {
     pub max_flops: u64,
     /// Threads that worked on the pass.
     pub threads: u32,
+    /// Whether 3×3 convolutions on the CPU went by Winograd's algorithm where that is faster; older records do not say.
+    #[serde(default = "yes")]
+    pub winograd: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Who failed in which pass, and how.
@@ -112,4 +119,16 @@ pub struct Header {
     pub allowed_ns: Option<u64>,
     /// The settings it ran under.
     pub settings: Settings,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_does_not_say_how_convolutions_went_had_winograds() {
+        let text = r#"{"time_limit_ns": 1, "plan_time_limit_ns": 2, "non_finite_guard": true, "series": false,
+            "max_plan_bytes": 3, "max_flops": 4, "threads": 5}"#;
+        assert!(serde_json::from_str::<Settings>(text).unwrap().winograd);
+    }
 }

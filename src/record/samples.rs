@@ -48,6 +48,7 @@ pub(crate) fn record() -> Record {
                 max_plan_bytes: 1 << 30,
                 max_flops: 1 << 40,
                 threads: 2,
+                winograd: true,
             },
         },
         artifact: artifact.into(),

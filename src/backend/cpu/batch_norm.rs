@@ -4,8 +4,8 @@ use super::{
     executable::Run,
     memory::{Plain, Shared},
     real::Real,
-    reduce::{sum_of, sum_of_both},
     simd::vectorised,
+    sum::Sum,
 };
 
 /// The sizes: images, channels, elements of a plane.
@@ -61,25 +61,23 @@ pub(super) fn train<T: Real + Plain>(run: &Run<'_>, eps: f64) {
         sizes,
         #[inline(always)]
         |c| {
-            let total: f64 = sizes
-                .planes(c)
-                .map(|p| {
-                    sum_of(
-                        &x[p],
-                        #[inline(always)]
-                        |v| v,
-                    )
-                })
-                .sum();
-            let center = T::of(total / sizes.count());
-            let squares = sizes.planes(c).map(|p| {
-                sum_of(
-                    &x[p],
+            let (mut sum, mut squares) = (Sum::new(), Sum::new());
+            for plane in sizes.planes(c) {
+                sum.add(
+                    &x[plane],
+                    #[inline(always)]
+                    |v| v,
+                );
+            }
+            let center = T::of(sum.total() / sizes.count());
+            for plane in sizes.planes(c) {
+                squares.add(
+                    &x[plane],
                     #[inline(always)]
                     |v| (v - center) * (v - center),
-                )
-            });
-            let variance = squares.sum::<f64>() / sizes.count();
+                );
+            }
+            let variance = squares.total() / sizes.count();
             let inverse = 1.0 / (variance + eps).sqrt();
             let scale = weight[c] * T::of(inverse);
             for plane in sizes.planes(c) {
@@ -130,28 +128,21 @@ pub(super) fn train_grad<T: Real + Plain>(run: &Run<'_>) {
 /// Σ gy and Σ gy·(x − center) of one channel.
 #[inline(always)]
 fn sums<T: Real>(sizes: Sizes, channel: usize, x: &[T], gy: &[T], center: T) -> (f64, f64) {
-    let sum = sizes
-        .planes(channel)
-        .map(|p| {
-            sum_of(
-                &gy[p],
-                #[inline(always)]
-                |v| v,
-            )
-        })
-        .sum();
-    let planes = sizes.planes(channel);
-    let dot = planes
-        .map(|p| {
-            sum_of_both(
-                &x[p.clone()],
-                &gy[p],
-                #[inline(always)]
-                |x, gy| (x - center) * gy,
-            )
-        })
-        .sum();
-    (sum, dot)
+    let (mut sum, mut dot) = (Sum::new(), Sum::new());
+    for plane in sizes.planes(channel) {
+        sum.add(
+            &gy[plane.clone()],
+            #[inline(always)]
+            |v| v,
+        );
+        dot.add_both(
+            &x[plane.clone()],
+            &gy[plane],
+            #[inline(always)]
+            |x, gy| (x - center) * gy,
+        );
+    }
+    (sum.total(), dot.total())
 }
 
 pub(super) fn eval<T: Real + Plain>(run: &Run<'_>, eps: f64) {

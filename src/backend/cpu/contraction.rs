@@ -1,179 +1,25 @@
-//! Matrix products, through the `gemm` crate, cut into slices for the pool.
+//! Products of tensors: one after the other or many at once, with a bias.
 
 use super::{
     executable::Run,
     memory::{Plain, Shared, Strided},
+    product::{Matrix, Strips, TASK_WORK, product, product_on},
     real::Real,
     simd::vectorised,
 };
-use crate::backend::plan::Addmm;
+use crate::{backend::plan::Addmm, tensor::Shape};
 
-/// A matrix in memory: elements from one row, and from one column, to the next.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a, T> {
-    pub(super) data: &'a [T],
-    pub(super) row_stride: usize,
-    pub(super) column_stride: usize,
+/// Scratch elements of a product of tensors.
+pub(super) fn scratch<T: Real>(a: &Shape, transpose_a: bool, y: &Shape, threads: usize) -> usize {
+    let (sizes, batches) = sizes(a, transpose_a, y);
+    Strips::new::<T>(sizes).filter(|_| batches == 1).map_or(0, |strips| strips.scratch(threads))
 }
 
-impl<'a, T> Matrix<'a, T> {
-    /// A matrix whose rows follow each other.
-    pub(super) fn rows(data: &'a [T], columns: usize) -> Self {
-        Self { data, row_stride: columns, column_stride: 1 }
-    }
-
-    /// The transposed of a matrix whose rows follow each other.
-    pub(super) fn columns(data: &'a [T], columns: usize) -> Self {
-        Self { data, row_stride: 1, column_stride: columns }
-    }
-
-    /// The same from a row on.
-    #[inline(always)]
-    pub(super) fn rows_from(self, row: usize) -> Self {
-        Self { data: self.data.get(row * self.row_stride..).unwrap_or_default(), ..self }
-    }
-
-    /// The transposed.
-    pub(super) fn turned(self) -> Self {
-        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
-    }
-
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        let last = rows.saturating_sub(1) * self.row_stride + columns.saturating_sub(1) * self.column_stride;
-        rows == 0 || columns == 0 || last < self.data.len()
-    }
-}
-
-/// c = a·b, or c += a·b with `add`, on the calling thread. `c` has `n` columns, its rows lie `c_stride`
-/// apart.
-pub(super) fn product<T: Real>(
-    [m, k, n]: [usize; 3],
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    c: &mut [T],
-    c_stride: usize,
-    add: bool,
-) {
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!((m - 1) * c_stride + n <= c.len(), "the result holds what is written");
-    // SAFETY: the assertion has held every element written against the slice, which is borrowed mutably and
-    // so overlaps neither operand.
-    unsafe { product_at([m, k, n], a, b, T::ONE, c.as_mut_ptr(), c_stride, add) };
-}
-
-/// c = factor·a·b with contiguous rows of `c`, on the calling thread.
-pub(super) fn scaled_product<T: Real>(
-    [m, k, n]: [usize; 3],
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    factor: T,
-    c: &mut [T],
-) {
-    assert!(m * n <= c.len(), "the result holds what is written");
-    // SAFETY: as in `product`.
-    unsafe { product_at([m, k, n], a, b, factor, c.as_mut_ptr(), n, false) };
-}
-
-/// As [`product`] with a factor, into memory that other threads may write to between this product's columns.
-///
-/// # Safety
-/// `c` must be valid for writes of `m` rows of `n` elements, `c_stride` apart, which nobody else touches
-/// meanwhile and which overlap neither operand.
-unsafe fn product_at<T: Real>(
-    [m, k, n]: [usize; 3],
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    factor: T,
-    c: *mut T,
-    c_stride: usize,
-    add: bool,
-) {
-    assert!(a.holds(m, k) && b.holds(k, n), "operands hold what is read");
-    if k == 0 && !add {
-        for row in 0..m {
-            // SAFETY: the caller promises these rows.
-            unsafe { std::slice::from_raw_parts_mut(c.add(row * c_stride), n) }.fill(T::ZERO);
-        }
-        return;
-    }
-    // SAFETY: the assertion has held every element that is read against the operands' lengths; what is
-    // written is the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c,
-            1,
-            c_stride as isize,
-            add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            T::ONE,
-            factor,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
-/// Multiply-adds that are worth a task of their own.
-pub(super) const TASK_WORK: usize = 1 << 20;
-
-/// c = a·b with contiguous rows of `c`, on the step's threads. `finish` is called with each part of a row of `c` once its
-/// slice is there, and with its first column.
-///
-/// Slices go along rows or along columns, whichever are more; they depend on the sizes alone, so equal
-/// inputs give equal bits on any number of threads.
-fn product_on<T: Real>(
-    run: &Run<'_>,
-    [m, k, n]: [usize; 3],
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-    c: &mut [T],
-    finish: impl Fn(&mut [T], usize) + Sync,
-) {
-    let slices = (m.saturating_mul(n).saturating_mul(k) / TASK_WORK).clamp(1, 8);
-    let by_rows = m >= n;
-    let slice = if by_rows { m } else { n }.div_ceil(slices).next_multiple_of(16);
-    if slices == 1 || (by_rows && m <= slice) || (!by_rows && n <= slice) {
-        product([m, k, n], a, b, c, n, false);
-        return c.chunks_exact_mut(n.max(1)).for_each(|row| finish(row, 0));
-    }
-    if by_rows {
-        let shared = Shared::new(c);
-        run.tasks(m.div_ceil(slice), |task| {
-            let first = task * slice;
-            let rows = slice.min(m - first);
-            let part = Matrix { data: a.data.get(first * a.row_stride..).unwrap_or_default(), ..a };
-            // SAFETY: tasks write different rows, and `c` is borrowed until all are done.
-            let c = unsafe { shared.part(first * n, rows * n) };
-            product([rows, k, n], part, b, c, n, false);
-            c.chunks_exact_mut(n).for_each(|row| finish(row, 0));
-        });
-        return;
-    }
-    // Columns of one row-major matrix interleave, so their slices are handed out as raw rows.
-    let shared = Shared::new(c);
-    run.tasks(n.div_ceil(slice), |task| {
-        let first = task * slice;
-        let columns = slice.min(n - first);
-        let part = Matrix { data: b.data.get(first * b.column_stride..).unwrap_or_default(), ..b };
-        // SAFETY: no other task touches these columns, and `c` is borrowed until all are done.
-        unsafe { product_at([m, k, columns], a, part, T::ONE, shared.pointer(first), n, false) };
-        for row in 0..m {
-            // SAFETY: as above.
-            finish(unsafe { shared.part(row * n + first, columns) }, first);
-        }
-    });
+/// Those of each product, and how many there are.
+fn sizes(a: &Shape, transpose_a: bool, y: &Shape) -> ([usize; 3], usize) {
+    let batch = y.rank() - 2;
+    let k = a[batch + usize::from(!transpose_a)];
+    ([y[batch], k, y[batch + 1]], y[..batch].iter().product())
 }
 
 pub(super) fn matmul<T: Real + Plain>(run: &Run<'_>, transpose_a: bool, transpose_b: bool) {
@@ -206,16 +52,13 @@ fn products<T: Real + Plain>(
     finish: impl Fn(&mut [T], usize) + Sync,
 ) {
     let (a, b, c) = (&run.step.inputs[0], &run.step.inputs[1], &run.step.outputs[0]);
-    let shape = c.layout.shape();
-    let batch = shape.rank() - 2;
-    let (m, n) = (shape[batch], shape[batch + 1]);
-    let k = a.layout.shape()[batch + usize::from(!transpose_a)];
+    let ([m, k, n], batches) = sizes(a.layout.shape(), transpose_a, c.layout.shape());
     let out = run.memory.write::<T>(c);
-    let batches: usize = shape[..batch].iter().product();
     let (a, b) = (run.memory.read_strided::<T>(a), run.memory.read_strided::<T>(b));
     if batches == 1 {
         let (a, b) = (matrix(a, 0, transpose_a), matrix(b, 0, transpose_b));
-        return product_on(run, [m, k, n], a, b, out, finish);
+        let scratch = run.memory.scratch::<T>(run.step.scratch);
+        return product_on(run, [m, k, n], a, b, out, scratch, finish);
     }
     let shared = Shared::new(out);
     let together = (TASK_WORK / (m * n * k).max(1)).max(1);

@@ -1,54 +1,122 @@
 //! 2-d convolution and its two gradients.
 //!
-//! Tasks are images. Scratch is cut into as many parts as threads may work; a task takes a free one, so
-//! which part it gets decides nothing about its result.
+//! Each channel on its own goes plane by plane ([`depthwise`]); kernels of 3×3 by Winograd's algorithm ([`winograd`]) where
+//! that is faster; everything else as a product of the kernels and patches of the input, a tile of output rows at a time. Where
+//! padding meets what is not finite, tap by tap ([`taps`]).
+//!
+//! Scratch is cut into as many parts as threads may work; a task takes a free one, so which part it gets decides nothing about
+//! its result.
+
+use std::ops::Range;
 
 use super::{
-    contraction::{Matrix, product},
     depthwise,
     executable::Run,
     im2col::{Geometry, col2im, im2col},
     memory::{Plain, Shared},
     parts::Parts,
+    product::{Left, Matrix, Target, accumulate, accumulate_part},
     real::Real,
-    winograd::{self, Tiles, Winograd},
+    sum::is_finite,
+    support::Cpu,
+    taps,
+    winograd::{self, TAPS, Tiles},
 };
-use crate::{
-    graph::{Conv2d, ValueInfo},
-    tensor::DType,
-};
+use crate::graph::{Conv2d, ValueInfo};
 
-/// Whether products by blocks are fast for a type.
-fn has_blocks(dtype: DType) -> bool {
-    if dtype == DType::F64 { f64::has_blocks() } else { f32::has_blocks() }
-}
-
-/// Scratch elements of the forward pass: what Winograd's algorithm takes, or a tile of patches for each thread.
-pub(super) fn forward_scratch(
+/// Scratch elements of the forward pass.
+pub(super) fn forward_scratch<T: Real>(
     conv: &Conv2d,
     inputs: &[&ValueInfo],
     outputs: &[&ValueInfo],
-    (winograd, threads): (Winograd, usize),
+    cpu: &Cpu,
 ) -> usize {
     let g = Geometry::new(conv, &inputs[0].shape, &inputs[1].shape, &outputs[0].shape);
-    match Tiles::of_output(&g, winograd, has_blocks(outputs[0].dtype)) {
-        Some(tiles) => winograd::convolve_scratch(&tiles, threads),
-        None => g.tile().saturating_mul(threads),
+    if g.is_depthwise() {
+        return depthwise::forward_scratch(&g, cpu.threads);
     }
+    let tiles = Tiles::of_output::<T>(&g, cpu.winograd);
+    let by_points = tiles.map_or(0, |tiles| winograd::convolve_scratch(&tiles, cpu.threads));
+    Patches::forward(&g).scratch::<T>(&g, cpu.threads).max(by_points)
 }
 
-/// Scratch elements of the gradient of the input, likewise.
-pub(super) fn grad_input_scratch(
+/// Scratch elements of the gradient of the input.
+pub(super) fn grad_input_scratch<T: Real>(
     conv: &Conv2d,
     inputs: &[&ValueInfo],
     outputs: &[&ValueInfo],
-    (winograd, threads): (Winograd, usize),
+    cpu: &Cpu,
 ) -> usize {
     let g = Geometry::new(conv, &outputs[0].shape, &inputs[0].shape, &inputs[1].shape);
-    match Tiles::of_input(&g, winograd, has_blocks(outputs[0].dtype)) {
-        Some(tiles) => winograd::convolve_scratch(&tiles, threads),
-        None => g.tile().saturating_mul(threads),
+    if g.is_depthwise() {
+        return depthwise::grad_input_scratch(&g, cpu.threads);
     }
+    let tiles = Tiles::of_input::<T>(&g, cpu.winograd);
+    let by_points = tiles.map_or(0, |tiles| winograd::convolve_scratch(&tiles, cpu.threads));
+    Patches::backward(&g).scratch::<T>(&g, cpu.threads).max(by_points)
+}
+
+/// The product of the kernels of a group, as they are or turned, and a tile.
+#[derive(Clone, Copy)]
+struct Patches {
+    sizes: [usize; 3],
+    is_turned: bool,
+}
+
+impl Patches {
+    /// y of patches of x.
+    fn forward(g: &Geometry) -> Self {
+        Self { sizes: [g.outputs, g.patch(), g.tile_columns()], is_turned: false }
+    }
+
+    /// Patches of the gradient of x, of that of y.
+    fn backward(g: &Geometry) -> Self {
+        Self { sizes: [g.patch(), g.outputs, g.tile_columns()], is_turned: true }
+    }
+
+    /// Scratch elements of a task: a tile of patches, and what its product takes.
+    fn part<T: Real>(self, g: &Geometry) -> usize {
+        g.tile().saturating_add(Left::<T>::part(self.sizes))
+    }
+
+    /// Scratch elements: the kernels of all groups, and those of tasks.
+    fn scratch<T: Real>(self, g: &Geometry, threads: usize) -> usize {
+        let kernels = Left::<T>::scratch(self.sizes).saturating_mul(g.conv.groups);
+        kernels.saturating_add(self.part::<T>(g).saturating_mul(threads))
+    }
+
+    /// Lays out kernels as products read them, and hands out what tasks may write to.
+    fn prepare<'a, T: Real>(
+        self,
+        run: &Run<'_>,
+        g: &Geometry,
+        w: &[T],
+        scratch: &'a mut [T],
+    ) -> (&'a [T], Parts<T>) {
+        let a_group = Left::<T>::scratch(self.sizes);
+        let (packed, parts) = scratch.split_at_mut(a_group * g.conv.groups);
+        for (group, packed) in packed.chunks_exact_mut(a_group.max(1)).enumerate() {
+            Left::pack(run, self.sizes, self.kernels(g, w, group), packed);
+        }
+        (packed, Parts::new(parts, self.part::<T>(g)))
+    }
+
+    fn kernels<'a, T>(self, g: &Geometry, w: &'a [T], group: usize) -> Matrix<'a, T> {
+        let a_group = g.outputs * g.patch();
+        let kernels = Matrix::rows(&w[group * a_group..][..a_group], g.patch());
+        if self.is_turned { kernels.turned() } else { kernels }
+    }
+
+    /// A group's kernels, of what [`prepare`](Self::prepare) has laid out.
+    fn left<'a, T: Real>(self, g: &Geometry, w: &'a [T], packed: &'a [T], group: usize) -> Left<'a, T> {
+        let a_group = Left::<T>::scratch(self.sizes);
+        Left::new(self.sizes, self.kernels(g, w, group), &packed[group * a_group..][..a_group])
+    }
+}
+
+/// The output rows of a tile.
+fn rows(g: &Geometry, tile: usize) -> Range<usize> {
+    tile * g.tile_rows()..(tile * g.tile_rows() + g.tile_rows()).min(g.output[0])
 }
 
 pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
@@ -56,39 +124,49 @@ pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let g = Geometry::new(conv, x.layout.shape(), w.layout.shape(), y.layout.shape());
     let (x, w) = (run.memory.read::<T>(x), run.memory.read::<T>(w));
     let y = run.memory.write::<T>(y);
+    let scratch = run.memory.scratch::<T>(run.step.scratch);
     if y.is_empty() {
         return;
     }
     if g.is_depthwise() {
-        return depthwise::forward(run, &g, x, w, y);
+        return depthwise::forward(run, &g, x, w, y, scratch);
     }
-    if let Some(tiles) = Tiles::of_output(&g, run.winograd, T::has_blocks()) {
-        let scratch = run.memory.scratch::<T>(run.step.scratch);
-        let taps = |output, input| kernel(w, output * g.inputs + input);
-        return winograd::convolve(run, &tiles, x, y, scratch, taps);
+    if conv.padding != [0, 0] && !is_finite(w) {
+        return taps::forward(run, &g, x, w, y);
+    }
+    if let Some(tiles) = Tiles::of_output::<T>(&g, run.winograd)
+        && winograd::convolve(
+            run,
+            &tiles,
+            x,
+            y,
+            scratch,
+            #[inline(always)]
+            |output, input| kernel(w, output * g.inputs + input),
+        )
+    {
+        return;
     }
     let (plane, group_in, group_out) =
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
-    let parts = Parts::new(run.memory.scratch::<T>(run.step.scratch), g.tile());
-    let out = Shared::new(y);
-    run.tasks(g.batch * conv.groups, |task| {
-        let group = task % conv.groups;
-        let x = &x[task * group_in..][..group_in];
-        let weight = Matrix::rows(&w[group * g.outputs * g.patch()..][..g.outputs * g.patch()], g.patch());
-        // SAFETY: tasks write different groups of planes, and `y` is borrowed until all are done.
-        let y = unsafe { out.part(task * group_out, group_out) };
-        if g.is_pointwise() {
-            return product([g.outputs, g.inputs, plane], weight, Matrix::rows(x, plane), y, plane, false);
-        }
-        parts.with(|tile| {
-            for first in (0..g.output[0]).step_by(g.tile_rows()) {
-                let rows = first..(first + g.tile_rows()).min(g.output[0]);
-                let count = rows.len() * g.output[1];
-                let columns = &mut tile[..g.patch() * count];
-                im2col(&g, x, rows, columns);
-                let y = &mut y[first * g.output[1]..];
-                product([g.outputs, g.patch(), count], weight, Matrix::rows(columns, count), y, plane, false);
-            }
+    let patches = Patches::forward(&g);
+    let (packed, parts) = patches.prepare(run, &g, w, scratch);
+    let (out, tiles) = (Shared::new(y), g.output[0].div_ceil(g.tile_rows()));
+    run.tasks(g.batch * conv.groups * tiles, |task| {
+        let (at, rows) = (task / tiles, rows(&g, task % tiles));
+        let (x, left) = (&x[at * group_in..][..group_in], patches.left(&g, w, packed, at % conv.groups));
+        let (first, count) = (rows.start * g.output[1], rows.len() * g.output[1]);
+        let y = Target { start: out.pointer(at * group_out + first), stride: plane };
+        parts.with(|part| {
+            let (tile, part) = part.split_at_mut(g.tile());
+            let columns = if g.is_pointwise() {
+                Matrix::rows(x, plane).columns_from(first)
+            } else {
+                im2col(&g, x, rows, tile);
+                Matrix::rows(tile, count)
+            };
+            // SAFETY: tasks write different rows of different groups of planes, and `y` is borrowed until all are done.
+            unsafe { left.times(columns, count, y, part) };
         });
     });
 }
@@ -98,43 +176,61 @@ pub(super) fn grad_input<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let g = Geometry::new(conv, gx.layout.shape(), w.layout.shape(), gy.layout.shape());
     let (w, gy) = (run.memory.read::<T>(w), run.memory.read::<T>(gy));
     let gx = run.memory.write::<T>(gx);
+    let scratch = run.memory.scratch::<T>(run.step.scratch);
     if gx.is_empty() {
         return;
     }
     if g.is_depthwise() {
-        return depthwise::grad_input(run, &g, w, gy, gx);
+        return depthwise::grad_input(run, &g, w, gy, gx, scratch);
     }
-    if let Some(tiles) = Tiles::of_input(&g, run.winograd, T::has_blocks()) {
-        let scratch = run.memory.scratch::<T>(run.step.scratch);
-        let taps = |input, output| {
-            let mut taps = kernel(w, output * g.inputs + input);
-            taps.reverse();
-            taps
-        };
-        return winograd::convolve(run, &tiles, gy, gx, scratch, taps);
+    if let Some(tiles) = Tiles::of_input::<T>(&g, run.winograd)
+        && winograd::convolve(
+            run,
+            &tiles,
+            gy,
+            gx,
+            scratch,
+            #[inline(always)]
+            |input, output| {
+                let mut taps = kernel(w, output * g.inputs + input);
+                taps.reverse();
+                taps
+            },
+        )
+    {
+        return;
     }
     let (plane, group_in, group_out) =
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
-    let parts = Parts::new(run.memory.scratch::<T>(run.step.scratch), g.tile());
-    let out = Shared::new(gx);
-    run.tasks(g.batch * conv.groups, |task| {
-        let group = task % conv.groups;
-        let gy = &gy[task * group_out..][..group_out];
-        let weight = Matrix::columns(&w[group * g.outputs * g.patch()..][..g.outputs * g.patch()], g.patch());
-        // SAFETY: tasks write different groups of planes, and `gx` is borrowed until all are done.
-        let gx = unsafe { out.part(task * group_in, group_in) };
+    let patches = Patches::backward(&g);
+    let (packed, parts) = patches.prepare(run, &g, w, scratch);
+    // One that is empty, where there is no output.
+    let (out, tiles) = (Shared::new(gx), g.output[0].div_ceil(g.tile_rows()).max(1));
+    // Patches of neighbouring tiles overlap, but where they are the input itself.
+    let together = if g.is_pointwise() { 1 } else { tiles };
+    run.tasks(g.batch * conv.groups * tiles / together, |task| {
+        let at = task * together / tiles;
+        let (gy, left) = (&gy[at * group_out..][..group_out], patches.left(&g, w, packed, at % conv.groups));
+        let columns = |rows: &Range<usize>| Matrix::rows(gy, plane).columns_from(rows.start * g.output[1]);
         if g.is_pointwise() {
-            return product([g.inputs, g.outputs, plane], weight, Matrix::rows(gy, plane), gx, plane, false);
+            let rows = rows(&g, task % tiles);
+            let gx = Target { start: out.pointer(at * group_in + rows.start * g.output[1]), stride: plane };
+            // SAFETY: tasks write different rows of different groups of planes, and `gx` is borrowed until all are done.
+            return parts
+                .with(|part| unsafe { left.times(columns(&rows), rows.len() * g.output[1], gx, part) });
         }
+        // SAFETY: tasks write different groups of planes, and `gx` is borrowed until all are done.
+        let gx = unsafe { out.part(at * group_in, group_in) };
         gx.fill(T::ZERO);
-        parts.with(|tile| {
-            for first in (0..g.output[0]).step_by(g.tile_rows()) {
-                let rows = first..(first + g.tile_rows()).min(g.output[0]);
+        parts.with(|part| {
+            let (tile, part) = part.split_at_mut(g.tile());
+            for rows in (0..tiles).map(|tile| rows(&g, tile)) {
                 let count = rows.len() * g.output[1];
-                let gy = Matrix { data: &gy[first * g.output[1]..], row_stride: plane, column_stride: 1 };
-                let columns = &mut tile[..g.patch() * count];
-                product([g.patch(), g.outputs, count], weight, gy, columns, count, false);
-                col2im(&g, columns, rows, gx);
+                let patches = &mut tile[..g.patch() * count];
+                let to = Target { start: patches.as_mut_ptr(), stride: count };
+                // SAFETY: the slice has a row for each tap of as many columns.
+                unsafe { left.times(columns(&rows), count, to, part) };
+                col2im(&g, patches, rows, gx);
             }
         });
     });
@@ -142,8 +238,8 @@ pub(super) fn grad_input<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
 
 /// The n-th kernel of 3×3.
 #[inline(always)]
-fn kernel<T: Real>(w: &[T], n: usize) -> [T; 9] {
-    w.as_chunks::<9>().0[n]
+fn kernel<T: Real>(w: &[T], n: usize) -> [T; TAPS] {
+    w.as_chunks().0[n]
 }
 
 /// Images whose gradients of the weight are summed by one task. The number of sums depends on the shape
@@ -152,20 +248,34 @@ fn images_a_sum(batch: usize) -> usize {
     batch.div_ceil(8).max(1)
 }
 
-/// Scratch elements of the gradient of the weight: for each sum its gradient and a tile of patches; as many as Winograd's
+/// The sizes of the product of the gradient of y and patches that is an image's gradient of the weight.
+fn weight_sizes(g: &Geometry) -> [usize; 3] {
+    [g.outputs, g.tile_columns(), g.patch()]
+}
+
+/// Scratch elements of an image's gradient of the weight: a tile of patches and what the product takes.
+fn weight_part<T: Real>(g: &Geometry) -> usize {
+    if g.is_depthwise() {
+        depthwise::weight_part(g)
+    } else {
+        g.tile().saturating_add(accumulate_part::<T>(weight_sizes(g)))
+    }
+}
+
+/// Scratch elements of the gradient of the weight: for each sum its gradient and what an image's takes; as many as Winograd's
 /// algorithm takes, if that is more.
-pub(super) fn grad_weight_scratch(
+pub(super) fn grad_weight_scratch<T: Real>(
     conv: &Conv2d,
     inputs: &[&ValueInfo],
     outputs: &[&ValueInfo],
-    winograd: Winograd,
+    cpu: &Cpu,
 ) -> usize {
     let g = Geometry::new(conv, &inputs[0].shape, &outputs[0].shape, &inputs[1].shape);
     let sums = g.batch.div_ceil(images_a_sum(g.batch));
     let weight = outputs[0].shape.elements();
-    let tiles = Tiles::of_output(&g, winograd, has_blocks(outputs[0].dtype));
+    let tiles = Tiles::of_weight::<T>(&g, cpu.winograd);
     let by_points = tiles.map_or(0, |tiles| winograd::grad_weight_scratch(&tiles));
-    sums.saturating_mul(weight.saturating_add(g.tile())).max(by_points)
+    sums.saturating_mul(weight.saturating_add(weight_part::<T>(&g))).max(by_points)
 }
 
 pub(super) fn grad_weight<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
@@ -175,52 +285,58 @@ pub(super) fn grad_weight<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let gw = run.memory.write::<T>(gw);
     let sums = g.batch.div_ceil(images_a_sum(g.batch));
     let scratch = run.memory.scratch::<T>(run.step.scratch);
-    if let Some(tiles) = Tiles::of_output(&g, run.winograd, T::has_blocks())
+    if let Some(tiles) = Tiles::of_weight::<T>(&g, run.winograd)
         && winograd::grad_weight(run, &tiles, x, gy, gw, scratch)
     {
         return;
     }
-    let scratch = &mut scratch[..sums * (gw.len() + g.tile())];
-    let (partial, tiles) = scratch.split_at_mut(sums * gw.len());
-    let (len, shared, tiles) = (gw.len(), Shared::new(partial), Shared::new(tiles));
+    let (len, part) = (gw.len(), weight_part::<T>(&g));
+    let (partial, parts) = scratch[..sums * (len + part)].split_at_mut(sums * len);
+    let (shared, parts) = (Shared::new(partial), Shared::new(parts));
     run.tasks(sums, |sum| {
         // SAFETY: each sum has its own part of both, which are borrowed until all are done.
-        let (partial, tile) = unsafe { (shared.part(sum * len, len), tiles.part(sum * g.tile(), g.tile())) };
+        let (partial, part) = unsafe { (shared.part(sum * len, len), parts.part(sum * part, part)) };
         partial.fill(T::ZERO);
         let first = sum * images_a_sum(g.batch);
-        for image in first..(first + images_a_sum(g.batch)).min(g.batch) {
-            add_image(&g, image, x, gy, partial, tile);
+        let images = first..(first + images_a_sum(g.batch)).min(g.batch);
+        if g.is_depthwise() {
+            for (channel, gw) in partial.chunks_exact_mut(g.patch()).enumerate() {
+                depthwise::add_grad_weight(&g, (images.clone(), channel), [x, gy], gw, part);
+            }
+            return;
+        }
+        for image in images {
+            add_image(&g, image, x, gy, partial, part);
         }
     });
     gw.fill(T::ZERO);
     for partial in partial.chunks_exact(len.max(1)) {
         gw.iter_mut().zip(partial).for_each(|(to, &v)| *to += v);
     }
+    if conv.padding != [0, 0] && !g.is_depthwise() && !is_finite(gw) && !is_finite(gy) {
+        taps::grad_weight(run, &g, x, gy, gw);
+    }
 }
 
 /// Adds one image's gradient of the weight.
-fn add_image<T: Real + Plain>(g: &Geometry, image: usize, x: &[T], gy: &[T], gw: &mut [T], tile: &mut [T]) {
+fn add_image<T: Real + Plain>(g: &Geometry, image: usize, x: &[T], gy: &[T], gw: &mut [T], part: &mut [T]) {
     let (plane, group_in, group_out) =
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
     for group in 0..g.conv.groups {
         let at = image * g.conv.groups + group;
         let (x, gy) = (&x[at * group_in..][..group_in], &gy[at * group_out..][..group_out]);
         let gw = &mut gw[group * g.outputs * g.patch()..][..g.outputs * g.patch()];
-        if g.is_depthwise() {
-            depthwise::add_grad_weight(g, x, gy, gw);
-        } else if g.is_pointwise() {
-            let sizes = [g.outputs, plane, g.inputs];
-            product(sizes, Matrix::rows(gy, plane), Matrix::columns(x, plane), gw, g.inputs, true);
-        } else {
-            for first in (0..g.output[0]).step_by(g.tile_rows()) {
-                let rows = first..(first + g.tile_rows()).min(g.output[0]);
-                let count = rows.len() * g.output[1];
-                let columns = &mut tile[..g.patch() * count];
-                im2col(g, x, rows, columns);
-                let gy = Matrix { data: &gy[first * g.output[1]..], row_stride: plane, column_stride: 1 };
-                let sizes = [g.outputs, count, g.patch()];
-                product(sizes, gy, Matrix::columns(columns, count), gw, g.patch(), true);
-            }
+        let (tile, part) = part.split_at_mut(g.tile());
+        for rows in (0..g.output[0].div_ceil(g.tile_rows())).map(|tile| rows(g, tile)) {
+            let (first, count) = (rows.start * g.output[1], rows.len() * g.output[1]);
+            let columns = if g.is_pointwise() {
+                Matrix::rows(x, plane).columns_from(first)
+            } else {
+                im2col(g, x, rows, tile);
+                Matrix::rows(tile, count)
+            };
+            let gy = Matrix::rows(gy, plane).columns_from(first);
+            accumulate([g.outputs, count, g.patch()], gy, columns.turned(), gw, part);
         }
     }
 }

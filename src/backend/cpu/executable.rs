@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Instant};
 use super::{
     attention, batch_norm, chain, contraction, conv, elementwise,
     memory::{Memory, Shared},
-    movement, pick,
+    movement,
+    parts::MAX_PARTS,
+    pick,
     pool::Pool,
     pooling,
     real::Real,
@@ -81,7 +83,7 @@ impl Executable for CpuExecutable {
     ) -> Result<(), RunError> {
         let memory = Memory { bindings, constants: self.constants.region() };
         self.bounds.check("cpu", true, |home| memory.block(home))?;
-        let threads = context.threads.clamp(1, self.pool.threads());
+        let threads = context.threads.clamp(1, self.pool.threads().min(MAX_PARTS));
         for (done, step) in self.plan.steps.iter().enumerate() {
             if context.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(RunError::Timeout { done, total: self.plan.steps.len() });

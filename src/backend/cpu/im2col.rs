@@ -1,6 +1,8 @@
 //! Convolution as a matrix product: patches of the input laid out as columns.
 
-use super::{memory::Plain, real::Real};
+use std::ops::Range;
+
+use super::{memory::Plain, product::block::COLUMNS, real::Real};
 use crate::graph::Conv2d;
 
 /// The sizes of one convolution, for one group of one image.
@@ -56,25 +58,59 @@ impl Geometry {
         self.inputs == 1 && self.outputs == 1
     }
 
-    /// Output rows whose patches are laid out at a time, so that they stay in the cache.
+    /// Output rows whose patches are multiplied at a time: they stay in the cache, a small batch has several tiles, and
+    /// each is as wide as products go well.
     pub(super) fn tile_rows(&self) -> usize {
         const TILE_ELEMENTS: usize = 128 * 1024;
-        let a_row = (self.patch() * self.output[1]).max(1);
-        (TILE_ELEMENTS / a_row).clamp(1, self.output[0].max(1))
+        const TILES: usize = 16;
+        const LEAST_COLUMNS: usize = 128;
+        let (rows, columns) = (self.output[0].max(1), self.output[1].max(1));
+        let a_row = (self.patch() * columns).max(1);
+        let in_turn = (rows * self.batch * self.conv.groups).div_ceil(TILES).max(LEAST_COLUMNS / columns);
+        (TILE_ELEMENTS / a_row).min(in_turn).max(COLUMNS.div_ceil(columns)).clamp(1, rows)
     }
 
-    /// Elements of one tile of patches.
+    /// Columns of the matrix of patches that are multiplied at a time.
+    pub(super) fn tile_columns(&self) -> usize {
+        self.tile_rows() * self.output[1]
+    }
+
+    /// Elements of one tile of patches where they are laid out.
     pub(super) fn tile(&self) -> usize {
-        if self.is_pointwise() || self.is_depthwise() {
-            0
-        } else {
-            self.patch() * self.tile_rows() * self.output[1]
+        if self.is_pointwise() { 0 } else { self.patch() * self.tile_columns() }
+    }
+
+    /// For one tap along one dimension: the outputs that read within the input, and the input index of the
+    /// first of them.
+    fn inside(&self, i: usize, k: usize) -> (Range<usize>, usize) {
+        let (shift, padding, stride) = (k * self.conv.dilation[i], self.conv.padding[i], self.conv.stride[i]);
+        let low = padding.saturating_sub(shift).div_ceil(stride);
+        let high = (self.input[i] + padding).saturating_sub(shift).div_ceil(stride).min(self.output[i]);
+        (low.min(high)..high, (low * stride + shift).saturating_sub(padding))
+    }
+
+    /// For every tap of every output row: the tap's number, the outputs that read within the input by their numbers in the
+    /// plane, and the number in its plane of what the first of them reads.
+    pub(super) fn for_each_row(&self, mut f: impl FnMut(usize, Range<usize>, usize)) {
+        for kh in 0..self.kernel[0] {
+            let (rows, first_row) = self.inside(0, kh);
+            for kw in 0..self.kernel[1] {
+                let (columns, first_column) = self.inside(1, kw);
+                if columns.is_empty() {
+                    continue;
+                }
+                for (n, row) in rows.clone().enumerate() {
+                    let out = row * self.output[1] + columns.start;
+                    let input = (first_row + n * self.conv.stride[0]) * self.input[1] + first_column;
+                    f(kh * self.kernel[1] + kw, out..out + columns.len(), input);
+                }
+            }
         }
     }
 
     /// The first index along dimension `i` of the input that tap `k` reads for output 0, and which outputs
     /// read within the input.
-    fn reach(&self, i: usize, k: usize) -> (isize, std::ops::Range<usize>) {
+    fn reach(&self, i: usize, k: usize) -> (isize, Range<usize>) {
         let first = (k * self.conv.dilation[i]) as isize - self.conv.padding[i] as isize;
         let stride = self.conv.stride[i] as isize;
         let low = if first < 0 { (-first + stride - 1) / stride } else { 0 };
@@ -85,13 +121,12 @@ impl Geometry {
 }
 
 /// Lays out the patches of output rows `rows` of one group of one image: row (c, kh, kw), column (h, w).
-pub(super) fn im2col<T: Plain + Real>(
-    g: &Geometry,
-    x: &[T],
-    rows: std::ops::Range<usize>,
-    columns: &mut [T],
-) {
+pub(super) fn im2col<T: Plain + Real>(g: &Geometry, x: &[T], rows: Range<usize>, columns: &mut [T]) {
     let (width, count) = (g.output[1], rows.len() * g.output[1]);
+    if g.input_plane() == 0 {
+        // Nothing but padding.
+        return columns.fill(T::ZERO);
+    }
     let mut lines = columns.chunks_exact_mut(count.max(1));
     for plane in x.chunks_exact(g.input_plane().max(1)).take(g.inputs) {
         for kh in 0..g.kernel[0] {
@@ -127,12 +162,7 @@ pub(super) fn im2col<T: Plain + Real>(
 }
 
 /// Adds patches back to where [`im2col`] took them from.
-pub(super) fn col2im<T: Plain + Real>(
-    g: &Geometry,
-    columns: &[T],
-    rows: std::ops::Range<usize>,
-    gx: &mut [T],
-) {
+pub(super) fn col2im<T: Plain + Real>(g: &Geometry, columns: &[T], rows: Range<usize>, gx: &mut [T]) {
     let (width, count) = (g.output[1], rows.len() * g.output[1]);
     let mut lines = columns.chunks_exact(count.max(1));
     for plane in gx.chunks_exact_mut(g.input_plane().max(1)).take(g.inputs) {

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::memory::Shared;
 
-/// The most threads whose scratch is handed out; a pool has no more.
-const MAX_PARTS: usize = 256;
+/// The most threads that work on a step, each with scratch of its own.
+pub(super) const MAX_PARTS: usize = 256;
 
 /// Scratch in equal parts, lent to tasks.
 pub(super) struct Parts<T> {
@@ -17,7 +17,7 @@ pub(super) struct Parts<T> {
 
 impl<T> Parts<T> {
     pub(super) fn new(scratch: &mut [T], len: usize) -> Self {
-        let count = scratch.len().checked_div(len).unwrap_or(1).clamp(1, MAX_PARTS);
+        let count = scratch.len().checked_div(len).unwrap_or(MAX_PARTS).clamp(1, MAX_PARTS);
         Self {
             shared: Shared::new(scratch),
             len,
@@ -26,7 +26,7 @@ impl<T> Parts<T> {
         }
     }
 
-    /// Lends a part to the function. There are as many parts as threads, so one is always free.
+    /// Lends a part to the function. There are as many parts as threads, so one is always free; empty ones are without number.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut [T]) -> R) -> R {
         loop {
             for (n, taken) in self.taken[..self.count].iter().enumerate() {

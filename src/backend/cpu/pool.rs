@@ -1,4 +1,7 @@
 //! The thread pool: one job at a time, the caller takes part, idle workers sleep.
+//!
+//! A pass is a row of jobs, often of some microseconds each, in which a sleeping thread would not have woken. So a worker that
+//! has left a job looks for the next one for a while before it sleeps, and the caller for the last worker to leave.
 
 use std::{
     any::Any,
@@ -6,10 +9,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, TryLockError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
+
+/// How long a thread looks for what it waits for before it sleeps.
+const SPIN: Duration = Duration::from_micros(20);
 
 /// Workers that help callers with tasks of one job.
 ///
@@ -22,6 +29,9 @@ pub struct Pool {
 
 struct Shared {
     state: Mutex<State>,
+    /// [`State::generation`] and [`State::inside`], for those who look without the lock.
+    generation: AtomicU64,
+    inside: AtomicUsize,
     /// Workers wait here for a job.
     posted: Condvar,
     /// The caller waits here for the last worker to leave its job.
@@ -39,6 +49,8 @@ struct State {
     places: usize,
     /// Workers that are in the job.
     inside: usize,
+    /// Workers that sleep.
+    asleep: usize,
     panic: Option<Box<dyn Any + Send>>,
     closing: bool,
 }
@@ -64,6 +76,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Looks for a while whether something has come to be.
+fn spin_until(is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < SPIN {
+        for _ in 0..16 {
+            if is_so() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
 impl Pool {
     /// A pool of `threads` threads, the caller's own included.
     ///
@@ -71,6 +96,8 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
+            generation: AtomicU64::new(0),
+            inside: AtomicUsize::new(0),
             posted: Condvar::new(),
             left: Condvar::new(),
             turn: Mutex::new(()),
@@ -118,13 +145,16 @@ impl Pool {
                 task,
             )
         };
-        {
+        let asleep = {
             let mut state = lock(&self.shared.state);
             state.job = Some(Job { run, next: &next, tasks });
             state.generation += 1;
             state.places = helpers;
-        }
-        for _ in 0..helpers {
+            self.shared.generation.store(state.generation, Ordering::Release);
+            state.asleep
+        };
+        // Who is awake looks for itself.
+        for _ in 0..helpers.min(asleep) {
             self.shared.posted.notify_one();
         }
         let withdraw = Withdraw { shared: &self.shared, next: &next, done: false };
@@ -153,6 +183,11 @@ impl Withdraw<'_> {
         let mut state = lock(&self.shared.state);
         state.job = None;
         state.places = 0;
+        if state.inside > 0 {
+            drop(state);
+            spin_until(|| self.shared.inside.load(Ordering::Acquire) == 0);
+            state = lock(&self.shared.state);
+        }
         while state.inside > 0 {
             state = self.shared.left.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
@@ -181,7 +216,8 @@ fn take_tasks(task: &(dyn Fn(usize) + Sync), next: &AtomicUsize, tasks: usize) {
 }
 
 fn work(shared: &Shared) {
-    let mut seen = 0;
+    // The last job that this worker was in, and whether it has just left it.
+    let (mut seen, mut is_fresh) = (0, false);
     let mut state = lock(&shared.state);
     loop {
         if state.closing {
@@ -189,12 +225,23 @@ fn work(shared: &Shared) {
         }
         let open = state.job.filter(|_| state.places > 0 && state.generation != seen);
         let Some(job) = open else {
+            if is_fresh {
+                let known = state.generation;
+                drop(state);
+                spin_until(|| shared.generation.load(Ordering::Acquire) != known);
+                state = lock(&shared.state);
+                is_fresh = false;
+                continue;
+            }
+            state.asleep += 1;
             state = shared.posted.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.asleep -= 1;
             continue;
         };
         seen = state.generation;
         state.places -= 1;
         state.inside += 1;
+        shared.inside.store(state.inside, Ordering::Release);
         drop(state);
         // SAFETY: this thread is counted in `inside`, so the caller keeps both alive.
         let (run, next) = unsafe { (&*job.run, &*job.next) };
@@ -207,9 +254,11 @@ fn work(shared: &Shared) {
             state.panic = Some(panic);
         }
         state.inside -= 1;
+        shared.inside.store(state.inside, Ordering::Release);
         if state.inside == 0 {
             shared.left.notify_one();
         }
+        is_fresh = true;
     }
 }
 

@@ -3,8 +3,8 @@
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use super::{
-    block::{self, Block, block_f32},
     math,
+    product::{block, interleave, interleave_f32},
 };
 use crate::graph::Unary;
 
@@ -34,8 +34,14 @@ pub(super) trait Real:
     fn exp(self) -> Self;
     fn powf(self, exponent: Self) -> Self;
 
-    /// A block of a product.
-    fn block(a: &[Self], b: &[Self]) -> Block<Self>;
+    /// A block of a product: [`block`](block::block).
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn block(a: &[Self], b: &[Self], to: *mut Self, stride: usize, add: bool);
+
+    /// Interleaves rows: [`interleave`].
+    fn interleave<const W: usize>(from: &[Self], stride: usize, to: &mut [[Self; W]]);
 
     /// Whether products by blocks are faster here than others.
     fn has_blocks() -> bool;
@@ -48,7 +54,7 @@ pub(super) trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $unary:path, $unary_grad:path, $block:path, $has_blocks:expr) => {
+    ($t:ident, $exp:path, $unary:path, $unary_grad:path, $block:path, $interleave:path, $has_blocks:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -79,8 +85,13 @@ macro_rules! real {
                 $t::powf(self, exponent)
             }
             #[inline(always)]
-            fn block(a: &[Self], b: &[Self]) -> Block<Self> {
-                $block(a, b)
+            unsafe fn block(a: &[Self], b: &[Self], to: *mut Self, stride: usize, add: bool) {
+                // SAFETY: as the caller promises.
+                unsafe { $block(a, b, to, stride, add) }
+            }
+            #[inline(always)]
+            fn interleave<const W: usize>(from: &[Self], stride: usize, to: &mut [[Self; W]]) {
+                $interleave(from, stride, to);
             }
             fn has_blocks() -> bool {
                 $has_blocks
@@ -95,5 +106,13 @@ macro_rules! real {
     };
 }
 
-real!(f32, math::exp, math::unary_f32, math::unary_grad_f32, block_f32, block::has_registers());
-real!(f64, f64::exp, math::unary_f64, math::unary_grad_f64, block::block, false);
+real!(
+    f32,
+    math::exp,
+    math::unary_f32,
+    math::unary_grad_f32,
+    block::block_f32,
+    interleave_f32,
+    block::has_registers()
+);
+real!(f64, f64::exp, math::unary_f64, math::unary_grad_f64, block::block, interleave, false);

@@ -4,8 +4,8 @@ use super::{
     executable::Run,
     memory::{Plain, Shared},
     real::Real,
-    reduce::{sum_of, sum_of_both},
     simd::vectorised,
+    sum::{sum_of, sum_of_both},
 };
 use crate::graph::ValueInfo;
 

@@ -4,8 +4,8 @@ use super::{
     executable::Run,
     memory::Plain,
     real::Real,
-    reduce::{sum_of, sum_of_both},
     simd::vectorised,
+    sum::{sum_of, sum_of_both},
 };
 
 /// Rows along `dim`: how many elements, and how far apart.

@@ -1,6 +1,6 @@
 //! What the CPU takes: which types, which operands by strides, how much scratch.
 
-use super::{attention, conv, row_norm, winograd::Winograd};
+use super::{attention, contraction, conv, real::Real, row_norm, winograd::Winograd};
 use crate::{
     backend::{
         BuildError,
@@ -36,24 +36,39 @@ impl Target for Cpu {
     }
 
     fn scratch_bytes(&self, op: &Op, inputs: &[&ValueInfo], _: &[&Layout], outputs: &[&ValueInfo]) -> usize {
-        let how = (self.winograd, self.threads);
+        match outputs.first().map(|info| info.dtype) {
+            Some(DType::F64) => self.scratch::<f64>(op, inputs, outputs),
+            _ => self.scratch::<f32>(op, inputs, outputs),
+        }
+    }
+
+    fn addmm_bytes(&self, addmm: Addmm, [a, ..]: [&Layout; 3], y: &ValueInfo) -> Option<usize> {
+        let scratch = match y.dtype {
+            DType::F64 => contraction::scratch::<f64>,
+            _ => contraction::scratch::<f32>,
+        };
+        let elements = scratch(a.shape(), addmm.transpose_a, &y.shape, self.threads);
+        Some(elements.saturating_mul(y.dtype.size_bytes()))
+    }
+}
+
+impl Cpu {
+    /// Scratch bytes of an operation that is computed in `T`.
+    fn scratch<T: Real>(&self, op: &Op, inputs: &[&ValueInfo], outputs: &[&ValueInfo]) -> usize {
         let elements = match op {
-            Op::Conv2d(attributes) => conv::forward_scratch(attributes, inputs, outputs, how),
-            Op::Conv2dGradInput { conv, .. } => conv::grad_input_scratch(conv, inputs, outputs, how),
-            Op::Conv2dGradWeight { conv, .. } => {
-                conv::grad_weight_scratch(conv, inputs, outputs, self.winograd)
+            Op::MatMul { transpose_a, .. } => {
+                contraction::scratch::<T>(&inputs[0].shape, *transpose_a, &outputs[0].shape, self.threads)
             }
+            Op::Conv2d(conv) => conv::forward_scratch::<T>(conv, inputs, outputs, self),
+            Op::Conv2dGradInput { conv, .. } => conv::grad_input_scratch::<T>(conv, inputs, outputs, self),
+            Op::Conv2dGradWeight { conv, .. } => conv::grad_weight_scratch::<T>(conv, inputs, outputs, self),
             Op::Attention { .. } => attention::forward_scratch(inputs, self.threads),
             Op::AttentionGrad { .. } => attention::backward_scratch(inputs, self.threads),
             Op::LayerNormGrad { .. } => row_norm::layer_grad_scratch(inputs),
             Op::GroupNormGrad { .. } => row_norm::group_grad_scratch(inputs),
             _ => 0,
         };
-        elements.saturating_mul(outputs.first().map_or(0, |info| info.dtype.size_bytes()))
-    }
-
-    fn addmm_bytes(&self, _: Addmm, _: [&Layout; 3], _: &ValueInfo) -> Option<usize> {
-        Some(0)
+        elements.saturating_mul(size_of::<T>())
     }
 }
 

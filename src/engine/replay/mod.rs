@@ -26,7 +26,8 @@ use super::{
 use crate::{
     artifact::Module,
     backend::{
-        Backend as _, HostMemory, Memory as _, OwnMemory, Region, RunContext, Shared, cpu::CpuBackend,
+        Backend as _, HostMemory, Memory as _, OwnMemory, Region, RunContext, Shared,
+        cpu::{CpuBackend, Winograd},
         nothing,
     },
     record::{self, Record},
@@ -122,6 +123,7 @@ impl Replay {
                 .unwrap_or(usize::MAX),
             max_flops: settings.max_flops,
             threads,
+            winograd: settings.winograd,
             ..EngineConfig::default()
         };
         let arena = HostMemory::new(record.input.bytes().len());
@@ -130,7 +132,7 @@ impl Replay {
             live: Arc::new(live),
             key,
             config: Arc::new(config),
-            backend: CpuBackend::new(threads),
+            backend: CpuBackend::new(threads).with_winograd(Winograd::where_faster(settings.winograd)),
             arena: Arc::new(Shared::same(Arc::new(arena))),
             record,
         })

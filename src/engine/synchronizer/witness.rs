@@ -275,6 +275,7 @@ impl GradientSynchronizer {
                 max_plan_bytes: self.config.max_plan_bytes as u64,
                 max_flops: self.config.max_flops,
                 threads: u32::try_from(act.threads).unwrap_or(u32::MAX),
+                winograd: self.config.winograd,
             },
         };
         // A queue of its own: what the trainer has written is there, and what runs still writes none of it.

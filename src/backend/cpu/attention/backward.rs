@@ -9,10 +9,10 @@ use std::ops::Range;
 use super::{Heads, Sizes, gathered, together};
 use crate::{
     backend::cpu::{
-        contraction::{Matrix, product, scaled_product},
         executable::Run,
         memory::{Plain, Shared},
         parts::Parts,
+        product::{Matrix, product, scaled_product},
         real::Real,
         simd::vectorised,
     },

@@ -12,8 +12,9 @@ pub(super) use backward::{backward, backward_scratch};
 pub(super) use forward::{forward, forward_scratch};
 
 use super::{
-    contraction::{Matrix, TASK_WORK, matrix},
+    contraction::matrix,
     memory::Strided,
+    product::{Matrix, TASK_WORK},
     real::Real,
 };
 use crate::{graph::ValueInfo, tensor::Shape};

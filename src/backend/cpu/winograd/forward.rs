@@ -1,22 +1,33 @@
 //! The result of a convolution, or the gradient of its input, tile by tile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smallvec::SmallVec;
+
 use super::{
     super::{
-        block::{COLUMNS, ROWS},
         executable::Run,
         memory::Shared,
         parts::Parts,
+        product::block::{BLOCK, COLUMNS, ROWS},
         real::Real,
         simd::vectorised,
     },
-    TAPS, TILE, Tiles, square,
-    transforms::{PATCH, POINTS, of_input, of_kernel, of_products},
+    READ, TAPS, TILE, Tile, Tiles, read_square,
+    transforms::{PATCH, POINTS, gathered, of_input, of_kernel, of_products, of_squares},
 };
 
 /// Tiles that are transformed at once.
-const LANES: usize = 8;
+const LANES: usize = 16;
 /// Numbers of a task's patches and products, which should stay in the cache that a core has alone, or near it.
 const TASK_NUMBERS: usize = 512 * 1024;
+
+impl Tiles {
+    /// The tiles of a group of lanes, of so many tiles from one on: fewer than lanes where they end.
+    fn of_lanes(&self, first: usize, group: usize, count: usize) -> SmallVec<[Tile; LANES]> {
+        (group * LANES..(group * LANES + LANES).min(count)).map(|nth| self.tile(first + nth)).collect()
+    }
+}
 
 /// How the work is cut.
 #[derive(Clone, Copy)]
@@ -31,7 +42,7 @@ impl Cut {
     fn of(tiles: &Tiles) -> Self {
         let panels = tiles.outputs.div_ceil(ROWS);
         let a_tile = POINTS * (tiles.inputs + panels * ROWS);
-        let at_once = (TASK_NUMBERS / a_tile).clamp(2 * COLUMNS, 4 * COLUMNS) / COLUMNS * COLUMNS;
+        let at_once = (TASK_NUMBERS / a_tile).clamp(COLUMNS, 2 * COLUMNS) / COLUMNS * COLUMNS;
         Self { panels, tiles: at_once.min(tiles.total.next_multiple_of(COLUMNS)) }
     }
 
@@ -60,13 +71,15 @@ impl Cut {
     }
 }
 
-/// Scratch elements: all kernels, and the patches and products of a task for each thread.
+/// Scratch elements: all kernels, and the patches and products of a task for each thread that has one.
 pub(in super::super) fn scratch(tiles: &Tiles, threads: usize) -> usize {
     let cut = Cut::of(tiles);
-    cut.kernels(tiles).saturating_add(cut.part(tiles).saturating_mul(threads))
+    let tasks = tiles.total.div_ceil(cut.tiles);
+    cut.kernels(tiles).saturating_add(cut.part(tiles).saturating_mul(threads.min(tasks)))
 }
 
-/// y of x, with the taps of the kernel that leads from one channel of x to one of y, by the latter first.
+/// y of x, with the taps of the kernel that leads from one channel of x to one of y, by the latter first; `false` when it holds
+/// what is not finite, and may hold it where it does not belong.
 pub(in super::super) fn convolve<T: Real>(
     run: &Run<'_>,
     tiles: &Tiles,
@@ -74,7 +87,7 @@ pub(in super::super) fn convolve<T: Real>(
     y: &mut [T],
     scratch: &mut [T],
     taps: impl Fn(usize, usize) -> [T; TAPS] + Sync,
-) {
+) -> bool {
     let cut = Cut::of(tiles);
     let (kernels, parts) = scratch.split_at_mut(cut.kernels(tiles));
     let shared = Shared::new(kernels);
@@ -84,6 +97,7 @@ pub(in super::super) fn convolve<T: Real>(
         transform_kernels(tiles, panel, kernels, &taps);
     });
     let (parts, out) = (Parts::new(parts, cut.part(tiles)), Shared::new(y));
+    let is_finite = AtomicBool::new(true);
     run.tasks(tiles.total.div_ceil(cut.tiles), |task| {
         let first = task * cut.tiles;
         let count = cut.tiles.min(tiles.total - first);
@@ -92,13 +106,12 @@ pub(in super::super) fn convolve<T: Real>(
             transform_patches(tiles, first, count, x, patches);
             multiply(tiles, &cut, count, kernels, patches, products);
             // SAFETY: tasks write different tiles, and `y` is borrowed until all are done.
-            let is_finite = unsafe { write_tiles(tiles, &cut, first, count, products, &out) };
-            if !is_finite {
-                // SAFETY: as above.
-                unsafe { write_directly(tiles, first, count, x, &out, &taps) };
+            if !unsafe { write_tiles(tiles, &cut, first, count, products, &out) } {
+                is_finite.store(false, Ordering::Relaxed);
             }
         });
     });
+    is_finite.into_inner()
 }
 
 /// By point, then by channel of the input: [`ROWS`] outputs.
@@ -137,21 +150,24 @@ fn transform_patches<T: Real>(tiles: &Tiles, first: usize, count: usize, x: &[T]
     vectorised(
         #[inline(always)]
         || {
+            let mut rows = [[[T::ZERO; READ]; LANES]; PATCH];
             for group in 0..blocks * COLUMNS / LANES {
                 let (block, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
-                let numbers = first + group * LANES..first + (group * LANES + LANES).min(count);
+                let of_lanes = tiles.of_lanes(first, group, count);
                 for input in 0..tiles.inputs {
-                    let mut d = [[[T::ZERO; LANES]; PATCH]; PATCH];
-                    for (lane, number) in numbers.clone().enumerate() {
-                        let tile = tiles.tile(number);
-                        let plane = &x[(tile.image * tiles.inputs + input) * plane..][..plane];
-                        square(plane, tiles.input, tiles.corner(tile), lane, &mut d);
-                    }
-                    let points = of_input(&d);
                     let at = (block * tiles.inputs + input) * COLUMNS + half;
-                    for (point, lanes) in points.as_flattened().iter().enumerate() {
-                        patches[point * a_point + at..][..LANES].copy_from_slice(lanes);
-                    }
+                    of_squares::<T, PATCH, LANES>(
+                        #[inline(always)]
+                        |lane| {
+                            let Some(&tile) = of_lanes.get(lane) else { return [[T::ZERO; READ]; PATCH] };
+                            let plane = &x[(tile.image * tiles.inputs + input) * plane..][..plane];
+                            read_square(plane, tiles.input, tiles.corner(tile))
+                        },
+                        of_input,
+                        &mut rows,
+                        #[inline(always)]
+                        |point, lanes| patches[point * a_point + at..][..LANES].copy_from_slice(lanes),
+                    );
                 }
             }
         },
@@ -168,13 +184,14 @@ fn multiply<T: Real>(
     products: &mut [T],
 ) {
     let (blocks, inputs) = (count.div_ceil(COLUMNS), tiles.inputs);
-    let mut products = products.chunks_exact_mut(ROWS * COLUMNS);
+    let mut products = products.chunks_exact_mut(BLOCK);
     for (point, patches) in patches.chunks_exact(blocks * inputs * COLUMNS).take(POINTS).enumerate() {
         for patches in patches.chunks_exact(inputs * COLUMNS) {
             for kernels in kernels.chunks_exact(cut.panel(tiles)) {
                 let kernels = &kernels[point * inputs * ROWS..][..inputs * ROWS];
                 let Some(to) = products.next() else { return };
-                to.copy_from_slice(T::block(kernels, patches).as_flattened());
+                // SAFETY: a block of the products, which are borrowed mutably.
+                unsafe { T::block(kernels, patches, to.as_mut_ptr(), COLUMNS, false) };
             }
         }
     }
@@ -201,33 +218,20 @@ unsafe fn write_tiles<T: Real>(
         || {
             for group in 0..blocks * COLUMNS / LANES {
                 let (block, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
-                let numbers = first + group * LANES..first + (group * LANES + LANES).min(count);
+                let of_lanes = tiles.of_lanes(first, group, count);
                 for output in 0..tiles.outputs {
                     let at = (block * cut.panels * ROWS + output) * COLUMNS + half;
-                    let m: [[[T; LANES]; PATCH]; PATCH] = std::array::from_fn(|i| {
-                        std::array::from_fn(|j| {
-                            let from = &products[(i * PATCH + j) * a_point + at..][..LANES];
-                            std::array::from_fn(|lane| from[lane])
-                        })
-                    });
-                    let out = of_products(&m);
+                    let out = of_products::<T, LANES>(&gathered(&products[at..], a_point));
                     for lanes in out.as_flattened() {
                         for (probe, &value) in probe.iter_mut().zip(lanes) {
                             *probe += value * T::ZERO;
                         }
                     }
-                    for (lane, number) in numbers.clone().enumerate() {
-                        let tile = tiles.tile(number);
-                        let plane = (tile.image * tiles.outputs + output) * tiles.output_plane();
-                        let width = TILE.min(tiles.output[1] - tile.column);
-                        for (i, out) in out.iter().enumerate().take(tiles.output[0] - tile.row) {
-                            let start = plane + (tile.row + i) * tiles.output[1] + tile.column;
-                            // SAFETY: a row of a tile, which the caller promises to be nobody else's.
-                            let row = unsafe { y.part(start, width) };
-                            for (to, out) in row.iter_mut().zip(out) {
-                                *to = out[lane];
-                            }
-                        }
+                    let mut squares = [[T::ZERO; TILE * TILE]; LANES];
+                    T::interleave(out.as_flattened().as_flattened(), LANES, &mut squares);
+                    for (&tile, square) in of_lanes.iter().zip(&squares) {
+                        // SAFETY: as the caller promises.
+                        unsafe { write_tile(tiles, tile, output, square, y) };
                     }
                 }
             }
@@ -236,46 +240,27 @@ unsafe fn write_tiles<T: Real>(
     probe.iter().all(|&probe| probe == T::ZERO)
 }
 
-/// Computes tiles of y tap by tap.
+/// Writes a tile of a channel of y, as far as it lies within.
 ///
 /// # Safety
-/// As for [`write_tiles`].
-unsafe fn write_directly<T: Real>(
+/// Nobody else may write to this tile.
+#[inline(always)]
+unsafe fn write_tile<T: Real>(
     tiles: &Tiles,
-    first: usize,
-    count: usize,
-    x: &[T],
+    tile: Tile,
+    output: usize,
+    from: &[T; TILE * TILE],
     y: &Shared<T>,
-    taps: impl Fn(usize, usize) -> [T; TAPS],
 ) {
-    for output in 0..tiles.outputs {
-        for tile in (first..first + count).map(|number| tiles.tile(number)) {
-            let mut sums = [[[T::ZERO; 1]; TILE]; TILE];
-            for input in 0..tiles.inputs {
-                let plane = &x[(tile.image * tiles.inputs + input) * tiles.input_plane()..];
-                let mut patch = [[[T::ZERO; 1]; PATCH]; PATCH];
-                square(&plane[..tiles.input_plane()], tiles.input, tiles.corner(tile), 0, &mut patch);
-                // What lies outside is no factor: nothing times infinity is not a number.
-                let [row, column] = tiles.corner(tile);
-                let is_inside = |first: isize, n: usize, size: usize| {
-                    usize::try_from(first + n as isize).is_ok_and(|at| at < size)
-                };
-                for (n, tap) in taps(output, input).into_iter().enumerate() {
-                    for i in (0..TILE).filter(|i| is_inside(row, i + n / 3, tiles.input[0])) {
-                        for j in (0..TILE).filter(|j| is_inside(column, j + n % 3, tiles.input[1])) {
-                            sums[i][j][0] += tap * patch[i + n / 3][j + n % 3][0];
-                        }
-                    }
-                }
-            }
-            let plane = (tile.image * tiles.outputs + output) * tiles.output_plane();
-            let width = TILE.min(tiles.output[1] - tile.column);
-            for (i, sums) in sums.iter().enumerate().take(tiles.output[0] - tile.row) {
-                let start = plane + (tile.row + i) * tiles.output[1] + tile.column;
-                // SAFETY: as above.
-                let row = unsafe { y.part(start, width) };
-                row.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum[0]);
-            }
+    let plane = (tile.image * tiles.outputs + output) * tiles.output_plane();
+    let width = TILE.min(tiles.output[1] - tile.column);
+    for (i, from) in from.as_chunks::<TILE>().0.iter().enumerate().take(tiles.output[0] - tile.row) {
+        let start = plane + (tile.row + i) * tiles.output[1] + tile.column;
+        // SAFETY: a row of the tile, which the caller promises to be nobody else's.
+        let row = unsafe { y.part(start, width) };
+        match row.first_chunk_mut() {
+            Some(row) => *row = *from,
+            None => row.copy_from_slice(&from[..width]),
         }
     }
 }

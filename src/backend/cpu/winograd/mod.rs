@@ -4,21 +4,20 @@
 //! point the convolution is a product of matrices, over the input's channels; and the products are transformed back. The
 //! product runs over matrices that the transforms write in the order in which it reads them.
 //!
-//! Results differ from those of a sum over patches by some units of 1e-6 of the largest, in `f32`. What is not finite would
-//! spread over its tile: tiles that hold such a result are computed once more, tap by tap.
+//! Results differ from those of a sum over patches by some units of 1e-6 of the largest as a rule, in `f32`. What is not finite
+//! would spread over its tile: where a result is not, both functions here say so, and it is computed once more from patches.
 
 mod forward;
-#[cfg(test)]
-mod tests;
 mod transforms;
 mod weight;
 
-use super::im2col::Geometry;
+use super::{im2col::Geometry, product::block::COLUMNS, real::Real};
 
 pub(super) use forward::{convolve, scratch as convolve_scratch};
 pub(super) use weight::{grad_weight, scratch as grad_weight_scratch};
 
-use transforms::{POINTS, TAPS, TILE};
+pub(super) use transforms::TAPS;
+use transforms::{POINTS, TILE};
 
 /// When it is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,10 +31,17 @@ pub enum Winograd {
     Always,
 }
 
+impl Winograd {
+    /// Where it is faster, or never.
+    pub fn where_faster(is_used: bool) -> Self {
+        if is_used { Self::WhereFaster } else { Self::Never }
+    }
+}
+
 /// Channels on either side from which on the transforms cost less than what the product saves.
-const LEAST_CHANNELS: usize = 32;
-/// Tiles from which on a task has whole blocks of them.
-const LEAST_TILES: usize = 32;
+const LEAST_CHANNELS: usize = 16;
+/// Tiles from which on several tasks have whole blocks of them.
+const LEAST_TILES: usize = 4 * COLUMNS;
 /// Numbers that transformed kernels may have; they are scratch memory.
 const MOST_KERNEL_NUMBERS: usize = 10 << 20;
 
@@ -67,21 +73,25 @@ struct Tile {
 
 impl Tiles {
     /// Those of y, where the algorithm is to be used.
-    pub(super) fn of_output(g: &Geometry, when: Winograd, has_blocks: bool) -> Option<Self> {
-        Self::new(g, when, has_blocks, [g.inputs, g.outputs], [g.input, g.output], g.conv.padding)
+    pub(super) fn of_output<T: Real>(g: &Geometry, when: Winograd) -> Option<Self> {
+        Self::new::<T>(g, when, [g.inputs, g.outputs], [g.input, g.output], g.conv.padding)
     }
 
     /// Those of the gradient of x, which is a convolution of that of y with the kernels turned round.
-    pub(super) fn of_input(g: &Geometry, when: Winograd, has_blocks: bool) -> Option<Self> {
+    pub(super) fn of_input<T: Real>(g: &Geometry, when: Winograd) -> Option<Self> {
         let [down, across] = g.conv.padding;
         let padding = [2_usize.checked_sub(down)?, 2_usize.checked_sub(across)?];
-        Self::new(g, when, has_blocks, [g.outputs, g.inputs], [g.output, g.input], padding)
+        Self::new::<T>(g, when, [g.outputs, g.inputs], [g.output, g.input], padding)
     }
 
-    fn new(
+    /// Those of y, of which the gradient of the weight is a sum: at each point of whole blocks of inputs.
+    pub(super) fn of_weight<T: Real>(g: &Geometry, when: Winograd) -> Option<Self> {
+        Self::of_output::<T>(g, when).filter(|_| when == Winograd::Always || g.inputs >= COLUMNS)
+    }
+
+    fn new<T: Real>(
         g: &Geometry,
         when: Winograd,
-        has_blocks: bool,
         [inputs, outputs]: [usize; 2],
         [input, output]: [[usize; 2]; 2],
         padding: [usize; 2],
@@ -93,7 +103,7 @@ impl Tiles {
             && !output.contains(&0);
         let [down, across] = output.map(|size| size.div_ceil(TILE));
         let total = g.batch * down * across;
-        let is_faster = has_blocks
+        let is_faster = T::has_blocks()
             && inputs.min(outputs) >= LEAST_CHANNELS
             && total >= LEAST_TILES
             && POINTS.saturating_mul(inputs).saturating_mul(outputs) <= MOST_KERNEL_NUMBERS
@@ -129,34 +139,42 @@ impl Tiles {
     }
 }
 
-/// Copies a square of a plane from a corner on into one lane, zeros where it lies outside.
+/// Numbers of a row of a patch as it is read: whole vectors. Those beyond the patch are whatever lies there.
+const READ: usize = 8;
+
+/// Rows of a square of a plane from a corner on, zeros where they lie outside.
 #[inline(always)]
-fn square<T: Copy, const S: usize, const L: usize>(
+fn read_square<T: Real, const S: usize>(
     plane: &[T],
     [height, width]: [usize; 2],
     [row, column]: [isize; 2],
-    lane: usize,
-    to: &mut [[[T; L]; S]; S],
-) {
-    let fits = |first: isize, size: usize| usize::try_from(first).ok().filter(|&first| first + S <= size);
-    if let (Some(row), Some(column)) = (fits(row, height), fits(column, width)) {
-        for (i, to) in to.iter_mut().enumerate() {
-            let from: &[T] = &plane[(row + i) * width + column..][..S];
-            for (to, &from) in to.iter_mut().zip(from) {
-                to[lane] = from;
-            }
-        }
-        return;
-    }
-    for (i, to) in to.iter_mut().enumerate() {
+) -> [[T; READ]; S] {
+    // Zeros before the row's first number, and the first column that is read.
+    let (before, first) = (column.min(0).unsigned_abs().min(READ), column.max(0).unsigned_abs());
+    let inside = width.saturating_sub(first);
+    let mut square = [[T::ZERO; READ]; S];
+    for (i, to) in square.iter_mut().enumerate() {
         let Some(row) = row.checked_add_unsigned(i).and_then(|row| usize::try_from(row).ok()) else {
             continue;
         };
-        for (j, to) in to.iter_mut().enumerate() {
-            let column = column.checked_add_unsigned(j).and_then(|column| usize::try_from(column).ok());
-            if let Some(column) = column.filter(|&column| row < height && column < width) {
-                to[lane] = plane[row * width + column];
-            }
+        if row >= height {
+            break;
         }
+        let from = plane.get(row * width + first..).unwrap_or_default();
+        let Some(numbers) = from.first_chunk::<READ>() else {
+            let numbers = &from[..inside.min(from.len())];
+            to.iter_mut().skip(before).zip(numbers).for_each(|(to, &from)| *to = from);
+            continue;
+        };
+        if before == 0 && inside >= S {
+            *to = *numbers;
+            continue;
+        }
+        let mut shifted = [T::ZERO; 2 * READ];
+        for (n, (to, &number)) in shifted[before..before + READ].iter_mut().zip(numbers).enumerate() {
+            *to = if n < inside { number } else { T::ZERO };
+        }
+        to.copy_from_slice(&shifted[..READ]);
     }
+    square
 }

@@ -3,7 +3,7 @@
 //! y = Aᵀ((G·g·Gᵀ) ⊙ (Bᵀ·d·B))·A with the interpolation points 0, ±1, ±2 and ∞ (Lavin and Gray, 2015). The gradient of g is
 //! what the chain rule makes of it: Gᵀ((A·gy·Aᵀ) ⊙ (Bᵀ·d·B))·G.
 
-use super::super::real::Real;
+use super::{super::real::Real, READ};
 
 /// Outputs of a tile along a dimension.
 pub(super) const TILE: usize = 4;
@@ -12,36 +12,47 @@ pub(super) const PATCH: usize = 6;
 /// Points of a tile in the transformed domain.
 pub(super) const POINTS: usize = PATCH * PATCH;
 /// Taps of a kernel.
-pub(super) const TAPS: usize = 9;
+pub(in super::super) const TAPS: usize = 9;
 
 /// One number for each lane.
 pub(super) type Lanes<T, const L: usize> = [T; L];
 
-/// Applies a transform of N to M numbers along both dimensions.
+/// Applies a transform of N to M numbers along both dimensions, to those of each lane.
 #[inline(always)]
 fn both<T: Real, const L: usize, const N: usize, const M: usize>(
     from: &[[Lanes<T, L>; N]; N],
-    along: impl Fn([Lanes<T, L>; N]) -> [Lanes<T, L>; M],
+    transform: impl Fn([T; N]) -> [T; M],
 ) -> [[Lanes<T, L>; M]; M] {
     let mut half = [[[T::ZERO; L]; N]; M];
     for j in 0..N {
-        let column = along(std::array::from_fn(|i| from[i][j]));
-        for (half, column) in half.iter_mut().zip(column) {
+        let mut column = [[T::ZERO; L]; N];
+        for (column, from) in column.iter_mut().zip(from) {
+            *column = from[j];
+        }
+        for (half, column) in half.iter_mut().zip(along(&column, &transform)) {
             half[j] = column;
         }
     }
-    half.map(along)
+    let mut to = [[[T::ZERO; L]; M]; M];
+    for (to, half) in to.iter_mut().zip(&half) {
+        *to = along(half, &transform);
+    }
+    to
 }
 
-/// Applies a function to the numbers of each lane.
+/// Applies it along one.
 #[inline(always)]
-fn lanes<T: Real, const L: usize, const N: usize, const M: usize>(
-    from: [Lanes<T, L>; N],
-    f: impl Fn([T; N]) -> [T; M],
+pub(super) fn along<T: Real, const L: usize, const N: usize, const M: usize>(
+    from: &[Lanes<T, L>; N],
+    transform: impl Fn([T; N]) -> [T; M],
 ) -> [Lanes<T, L>; M] {
     let mut to = [[T::ZERO; L]; M];
     for l in 0..L {
-        let of_lane = f(std::array::from_fn(|n| from[n][l]));
+        let mut of_lane = [T::ZERO; N];
+        for (of_lane, from) in of_lane.iter_mut().zip(from) {
+            *of_lane = from[l];
+        }
+        let of_lane = transform(of_lane);
         for (to, value) in to.iter_mut().zip(of_lane) {
             to[l] = value;
         }
@@ -49,27 +60,13 @@ fn lanes<T: Real, const L: usize, const N: usize, const M: usize>(
     to
 }
 
-/// Bᵀ·d·B, of a patch of the input.
+/// Bᵀ·d, of a column of a patch of the input.
 #[inline(always)]
-pub(super) fn of_input<T: Real, const L: usize>(
-    d: &[[Lanes<T, L>; PATCH]; PATCH],
-) -> [[Lanes<T, L>; PATCH]; PATCH] {
+pub(super) fn of_input<T: Real>([d0, d1, d2, d3, d4, d5]: [T; PATCH]) -> [T; PATCH] {
     let (two, four, five) = (T::of(2.0), T::of(4.0), T::of(5.0));
-    both(
-        d,
-        #[inline(always)]
-        |d| {
-            lanes(
-                d,
-                #[inline(always)]
-                |[d0, d1, d2, d3, d4, d5]| {
-                    let (a, b) = (d4 - four * d2, d3 - four * d1);
-                    let (c, e) = (d4 - d2, two * (d3 - d1));
-                    [four * d0 - five * d2 + d4, a + b, a - b, c + e, c - e, four * d1 - five * d3 + d5]
-                },
-            )
-        },
-    )
+    let (a, b) = (d4 - four * d2, d3 - four * d1);
+    let (c, e) = (d4 - d2, two * (d3 - d1));
+    [four * d0 - five * d2 + d4, a + b, a - b, c + e, c - e, four * d1 - five * d3 + d5]
 }
 
 /// G·g·Gᵀ, of a kernel.
@@ -79,16 +76,10 @@ pub(super) fn of_kernel<T: Real, const L: usize>(g: &[[Lanes<T, L>; 3]; 3]) -> [
     both(
         g,
         #[inline(always)]
-        |g| {
-            lanes(
-                g,
-                #[inline(always)]
-                |[g0, g1, g2]| {
-                    let (a, b) = (-(g0 + g2) * sixth, g1 * sixth);
-                    let (c, e) = (g0 * twenty_fourth + g2 * sixth, g1 * twelfth);
-                    [g0 * quarter, a - b, a + b, c + e, c - e, g2]
-                },
-            )
+        |[g0, g1, g2]| {
+            let (a, b) = (-(g0 + g2) * sixth, g1 * sixth);
+            let (c, e) = (g0 * twenty_fourth + g2 * sixth, g1 * twelfth);
+            [g0 * quarter, a - b, a + b, c + e, c - e, g2]
         },
     )
 }
@@ -102,40 +93,49 @@ pub(super) fn of_products<T: Real, const L: usize>(
     both(
         m,
         #[inline(always)]
-        |m| {
-            lanes(
-                m,
-                #[inline(always)]
-                |[m0, m1, m2, m3, m4, m5]| {
-                    let (s, r, u, v) = (m1 + m2, m1 - m2, m3 + m4, m3 - m4);
-                    [m0 + s + u, r + two * v, s + four * u, r + eight * v + m5]
-                },
-            )
+        |[m0, m1, m2, m3, m4, m5]| {
+            let (s, r, u, v) = (m1 + m2, m1 - m2, m3 + m4, m3 - m4);
+            [m0 + s + u, r + two * v, s + four * u, r + eight * v + m5]
         },
     )
 }
 
-/// A·gy·Aᵀ, of a tile of the output's gradient.
+/// A·gy, of a column of a tile of the output's gradient.
 #[inline(always)]
-pub(super) fn of_gradient<T: Real, const L: usize>(
-    gy: &[[Lanes<T, L>; TILE]; TILE],
-) -> [[Lanes<T, L>; PATCH]; PATCH] {
+pub(super) fn of_gradient<T: Real>([y0, y1, y2, y3]: [T; TILE]) -> [T; PATCH] {
     let (two, four, eight) = (T::of(2.0), T::of(4.0), T::of(8.0));
-    both(
-        gy,
-        #[inline(always)]
-        |gy| {
-            lanes(
-                gy,
-                #[inline(always)]
-                |[y0, y1, y2, y3]| {
-                    let (a, b) = (y0 + y2, y1 + y3);
-                    let (c, e) = (y0 + four * y2, two * y1 + eight * y3);
-                    [y0, a + b, a - b, c + e, c - e, y3]
-                },
-            )
-        },
-    )
+    let (a, b) = (y0 + y2, y1 + y3);
+    let (c, e) = (y0 + four * y2, two * y1 + eight * y3);
+    [y0, a + b, a - b, c + e, c - e, y3]
+}
+
+/// Squares of all lanes that are transformed along their columns: by row, then by lane.
+pub(super) type Rows<T, const L: usize> = [[[T; READ]; L]; PATCH];
+
+/// Transforms the squares of all lanes, along columns as they are read and along rows lane by lane, and hands each point's
+/// numbers out.
+#[inline(always)]
+pub(super) fn of_squares<T: Real, const N: usize, const L: usize>(
+    square: impl Fn(usize) -> [[T; READ]; N],
+    transform: impl Fn([T; N]) -> [T; PATCH],
+    rows: &mut Rows<T, L>,
+    mut hand: impl FnMut(usize, &Lanes<T, L>),
+) {
+    for lane in 0..L {
+        let columns = along(&square(lane), &transform);
+        for (rows, columns) in rows.iter_mut().zip(columns) {
+            rows[lane] = columns;
+        }
+    }
+    for (i, rows) in rows.iter().enumerate() {
+        let mut lanes = [[T::ZERO; L]; READ];
+        T::interleave(rows.as_flattened(), READ, &mut lanes);
+        let Some(lanes) = lanes.first_chunk() else { return };
+        let points = along(lanes, &transform);
+        for (j, point) in points.iter().enumerate() {
+            hand(i * PATCH + j, point);
+        }
+    }
 }
 
 /// Gᵀ·m·G, the gradient of a kernel of the sums over all tiles.
@@ -145,18 +145,22 @@ pub(super) fn to_kernel<T: Real, const L: usize>(m: &[[Lanes<T, L>; PATCH]; PATC
     both(
         m,
         #[inline(always)]
-        |m| {
-            lanes(
-                m,
-                #[inline(always)]
-                |[m0, m1, m2, m3, m4, m5]| {
-                    [
-                        m0 * quarter - (m1 + m2) * sixth + (m3 + m4) * twenty_fourth,
-                        (m2 - m1) * sixth + (m3 - m4) * twelfth,
-                        (m3 + m4 - m1 - m2) * sixth + m5,
-                    ]
-                },
-            )
+        |[m0, m1, m2, m3, m4, m5]| {
+            [
+                m0 * quarter - (m1 + m2) * sixth + (m3 + m4) * twenty_fourth,
+                (m2 - m1) * sixth + (m3 - m4) * twelfth,
+                (m3 + m4 - m1 - m2) * sixth + m5,
+            ]
         },
     )
+}
+
+/// The numbers of all points, which lie so far apart.
+#[inline(always)]
+pub(super) fn gathered<T: Real, const L: usize>(from: &[T], apart: usize) -> [[Lanes<T, L>; PATCH]; PATCH] {
+    let mut to = [[[T::ZERO; L]; PATCH]; PATCH];
+    for (point, to) in to.as_flattened_mut().iter_mut().enumerate() {
+        to.copy_from_slice(&from[point * apart..][..L]);
+    }
+    to
 }

@@ -2,18 +2,19 @@
 
 use super::{
     super::{
-        block::{COLUMNS, ROWS},
         executable::Run,
         memory::Shared,
+        product::block::{BLOCK, COLUMNS, ROWS},
         real::Real,
         simd::vectorised,
+        sum::is_finite,
     },
-    TILE, Tiles, square,
-    transforms::{PATCH, POINTS, of_gradient, of_input, to_kernel},
+    READ, TAPS, TILE, Tiles, read_square,
+    transforms::{PATCH, POINTS, gathered, of_gradient, of_input, of_squares, to_kernel},
 };
 
 /// Channels that are transformed at once.
-const LANES: usize = 8;
+const LANES: usize = 16;
 /// Numbers of the patches and gradients that are transformed before they are multiplied.
 const ROUND_NUMBERS: usize = 6 << 20;
 /// Tiles that one task transforms.
@@ -49,7 +50,7 @@ impl Cut {
 
     /// Numbers of the sums of a point.
     fn sums(&self) -> usize {
-        self.rows * self.columns * ROWS * COLUMNS
+        self.rows * self.columns * BLOCK
     }
 }
 
@@ -95,8 +96,8 @@ pub(in super::super) fn grad_weight<T: Real>(
             accumulate(&cut, count, gradients, patches, sums);
         });
     }
-    transform_back(tiles, &cut, sums, gw);
-    gw.iter().fold(T::ZERO, |probe, &value| probe + value * T::ZERO) == T::ZERO
+    transform_back(run, tiles, &cut, sums, gw);
+    is_finite(gw)
 }
 
 /// By point, block of outputs and tile: [`ROWS`] outputs.
@@ -115,18 +116,30 @@ unsafe fn transform_gradient<T: Real>(
     vectorised(
         #[inline(always)]
         || {
+            let mut rows = [[[T::ZERO; READ]; ROWS]; PATCH];
             for panel in 0..cut.rows {
-                let mut square_of = [[[T::ZERO; ROWS]; TILE]; TILE];
-                for lane in 0..ROWS.min(tiles.outputs - panel * ROWS) {
-                    let plane = &gy[(tile.image * tiles.outputs + panel * ROWS + lane) * plane..][..plane];
-                    square(plane, tiles.output, corner, lane, &mut square_of);
-                }
-                let points = of_gradient(&square_of);
-                for (point, lanes) in points.as_flattened().iter().enumerate() {
-                    let start = ((point * cut.rows + panel) * count + nth) * ROWS;
-                    // SAFETY: as the caller promises.
-                    unsafe { to.part(start, ROWS) }.copy_from_slice(lanes);
-                }
+                of_squares::<T, TILE, ROWS>(
+                    #[inline(always)]
+                    |lane| {
+                        let output = panel * ROWS + lane;
+                        if output >= tiles.outputs {
+                            return [[T::ZERO; READ]; TILE];
+                        }
+                        read_square(
+                            &gy[(tile.image * tiles.outputs + output) * plane..][..plane],
+                            tiles.output,
+                            corner,
+                        )
+                    },
+                    of_gradient,
+                    &mut rows,
+                    #[inline(always)]
+                    |point, lanes| {
+                        let start = ((point * cut.rows + panel) * count + nth) * ROWS;
+                        // SAFETY: as the caller promises.
+                        unsafe { to.part(start, ROWS) }.copy_from_slice(lanes);
+                    },
+                );
             }
         },
     );
@@ -147,19 +160,28 @@ unsafe fn transform_patch<T: Real>(
     vectorised(
         #[inline(always)]
         || {
+            let mut rows = [[[T::ZERO; READ]; LANES]; PATCH];
             for group in 0..cut.columns * COLUMNS / LANES {
                 let (panel, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
-                let mut patch = [[[T::ZERO; LANES]; PATCH]; PATCH];
-                for lane in 0..LANES.min(tiles.inputs.saturating_sub(group * LANES)) {
-                    let plane = &x[(tile.image * tiles.inputs + group * LANES + lane) * plane..][..plane];
-                    square(plane, tiles.input, tiles.corner(tile), lane, &mut patch);
-                }
-                let points = of_input(&patch);
-                for (point, lanes) in points.as_flattened().iter().enumerate() {
-                    let start = ((point * cut.columns + panel) * count + nth) * COLUMNS + half;
-                    // SAFETY: as the caller promises.
-                    unsafe { to.part(start, LANES) }.copy_from_slice(lanes);
-                }
+                of_squares::<T, PATCH, LANES>(
+                    #[inline(always)]
+                    |lane| {
+                        let input = group * LANES + lane;
+                        if input >= tiles.inputs {
+                            return [[T::ZERO; READ]; PATCH];
+                        }
+                        let plane = &x[(tile.image * tiles.inputs + input) * plane..][..plane];
+                        read_square(plane, tiles.input, tiles.corner(tile))
+                    },
+                    of_input,
+                    &mut rows,
+                    #[inline(always)]
+                    |point, lanes| {
+                        let start = ((point * cut.columns + panel) * count + nth) * COLUMNS + half;
+                        // SAFETY: as the caller promises.
+                        unsafe { to.part(start, LANES) }.copy_from_slice(lanes);
+                    },
+                );
             }
         },
     );
@@ -167,38 +189,40 @@ unsafe fn transform_patch<T: Real>(
 
 /// Adds a round's products at one point.
 fn accumulate<T: Real>(cut: &Cut, count: usize, gradients: &[T], patches: &[T], sums: &mut [T]) {
-    let mut blocks = sums.chunks_exact_mut(ROWS * COLUMNS);
+    let mut blocks = sums.chunks_exact_mut(BLOCK);
     for patches in patches.chunks_exact(count * COLUMNS).take(cut.columns) {
         for gradients in gradients.chunks_exact(count * ROWS).take(cut.rows) {
             let Some(to) = blocks.next() else { return };
-            let block = T::block(gradients, patches);
-            to.iter_mut().zip(block.as_flattened()).for_each(|(to, &value)| *to += value);
+            // SAFETY: a block of the sums, which are borrowed mutably.
+            unsafe { T::block(gradients, patches, to.as_mut_ptr(), COLUMNS, true) };
         }
     }
 }
 
-fn transform_back<T: Real>(tiles: &Tiles, cut: &Cut, sums: &[T], gw: &mut [T]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (output, gw) in gw.chunks_exact_mut(tiles.inputs * super::TAPS).enumerate() {
-                for column in 0..cut.columns {
-                    let row = (column * cut.rows + output / ROWS) * ROWS + output % ROWS;
-                    let m: [[[T; COLUMNS]; PATCH]; PATCH] = std::array::from_fn(|i| {
-                        std::array::from_fn(|j| {
-                            let from = &sums[(i * PATCH + j) * cut.sums() + row * COLUMNS..][..COLUMNS];
-                            std::array::from_fn(|lane| from[lane])
-                        })
-                    });
-                    let taps = to_kernel(&m);
-                    let kernels = gw[column * COLUMNS * super::TAPS..].chunks_exact_mut(super::TAPS);
-                    for (lane, kernel) in kernels.take(COLUMNS).enumerate() {
-                        for (to, tap) in kernel.iter_mut().zip(taps.as_flattened()) {
-                            *to = tap[lane];
+/// Outputs that one task transforms back.
+const TASK_OUTPUTS: usize = 16;
+
+fn transform_back<T: Real>(run: &Run<'_>, tiles: &Tiles, cut: &Cut, sums: &[T], gw: &mut [T]) {
+    let (an_output, shared) = (tiles.inputs * TAPS, Shared::new(gw));
+    run.tasks(tiles.outputs.div_ceil(TASK_OUTPUTS), |task| {
+        let outputs = task * TASK_OUTPUTS..(task * TASK_OUTPUTS + TASK_OUTPUTS).min(tiles.outputs);
+        vectorised(
+            #[inline(always)]
+            || {
+                for output in outputs {
+                    // SAFETY: each output has kernels of its own, which are borrowed until all are done.
+                    let gw = unsafe { shared.part(output * an_output, an_output) };
+                    for (column, kernels) in gw.chunks_mut(COLUMNS * TAPS).enumerate() {
+                        let row = (column * cut.rows + output / ROWS) * ROWS + output % ROWS;
+                        let taps = to_kernel::<T, COLUMNS>(&gathered(&sums[row * COLUMNS..], cut.sums()));
+                        for (lane, kernel) in kernels.chunks_exact_mut(TAPS).enumerate() {
+                            for (to, tap) in kernel.iter_mut().zip(taps.as_flattened()) {
+                                *to = tap[lane];
+                            }
                         }
                     }
                 }
-            }
-        },
-    );
+            },
+        );
+    });
 }
