@@ -19,16 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("KASMINAD", str(ROOT / "target/release/kasminad"))
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benches")]
 
+import kasmina  # noqa: E402  before PyTorch, whose threads then leave their processors to the daemon sooner
 import torch  # noqa: E402
 
 import judge  # noqa: E402
-import kasmina  # noqa: E402
 import recovery  # noqa: E402
 import supply  # noqa: E402
 import swap  # noqa: E402
 from echo import echo_round_trip  # noqa: E402
 from fairness import fairness, table as fairness_table  # noqa: E402
-from harness import daemon, limits, machine, percentiles  # noqa: E402
+from harness import daemon, limits, machine, percentiles, write  # noqa: E402
 from reading import reading, table  # noqa: E402
 from reference_kernels import cases, export, longer  # noqa: E402
 
@@ -128,16 +128,6 @@ def page(report):
     return "\n".join(lines)
 
 
-def write(part, text):
-    """Puts a text between the two marks of a part of the page."""
-    path = ROOT / "docs" / "performance.md"
-    begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
-    before, rest = path.read_text().split(begin)
-    after = rest.split(end)[1]
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
-    print(text)
-
-
 def round_trips(binary, kernels, threads):
     """Medians in microseconds, with their 99th percentiles; and what a daemon took to start, in milliseconds."""
     times = {"echo_us": percentiles(echo_round_trip())}
@@ -193,11 +183,14 @@ def main():
     target = ROOT / "target" / "bench" / "report.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1))
-    if not options.case:
-        write("cases", kernels_page(report))
+    parts = {} if options.case else {"cases": kernels_page(report)}
     if is_whole:
-        write("bench", page(report))
-        recovery.write(report["recovery"], recovery.conditions())
+        parts["bench"] = page(report)
+    for part, text in parts.items():
+        print(text)
+        write("performance.md", part, text)
+    if is_whole:
+        recovery.document(report["recovery"])
 
 
 if __name__ == "__main__":

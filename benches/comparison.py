@@ -14,16 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("KASMINAD", str(ROOT / "target/release/kasminad"))
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benches")]
 
+import kasmina  # noqa: E402  before PyTorch, as in bench.py
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-import kasmina  # noqa: E402
-from harness import daemon, machine, taking_turns  # noqa: E402
+from harness import daemon, machine, taking_turns, write  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from reference_kernels import Case, bottleneck, conv_bn_relu, depthwise_separable, export  # noqa: E402
 
 SHAPE, SEEDS, ALPHA = (32, 64, 32, 32), 4, 0.25
-MARKERS = ("<!-- comparison:begin -->", "<!-- comparison:end -->")
 KERNELS = {
     "1×1 convolution": lambda: conv_bn_relu(64, 1),
     "bottleneck": lambda: bottleneck(64),
@@ -82,13 +81,9 @@ def main():
                     for place in ("trainer", "daemon"):
                         rows.append(row(client, name, case, place))
                         print(rows[-1], flush=True)
-    page = ROOT / "docs" / "comparison.md"
-    before, rest = page.read_text().split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
     here = machine()
     about = f"{here['cpu']}, {here['cores']} cores, PyTorch {here['torch']}, load before the run {here['load_before']}."
-    table = "\n".join([about, "", *rows])
-    page.write_text(f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}")
+    write("comparison.md", "comparison", "\n".join([about, "", *rows]))
 
 
 if __name__ == "__main__":

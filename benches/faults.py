@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT / "python" / "tests"), str(ROOT / "python")]
 os.environ.setdefault("KASMINAD", str(ROOT / "target/release/kasminad"))
 
 import pytest  # noqa: E402
+import kasmina  # noqa: E402  before PyTorch, as in bench.py
 import torch  # noqa: E402
 
-import kasmina  # noqa: E402
 from e2e import modules  # noqa: E402
 from e2e.conftest import Daemon  # noqa: E402
 from e2e.faults import ALONE, fill, small_disk  # noqa: E402
@@ -33,9 +33,9 @@ from e2e.proxy import FAULTS, Proxy  # noqa: E402
 from e2e.servers import S3, Postgres, Redis, Urza  # noqa: E402
 from e2e.test_clock import YEAR, Calendar  # noqa: E402
 from e2e.trainer import Trainer  # noqa: E402
+from harness import write  # noqa: E402
 
 STEPS, TURNS, COLD = 400, 4, 400
-MARKERS = ("<!-- faults:begin -->", "<!-- faults:end -->")
 TABLE = []
 
 
@@ -244,9 +244,7 @@ def main():
         say("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
         for scene in (local, tiers, origins):
             scene(kernels)
-    page = ROOT / "docs" / "reliability.md"
-    before, rest = page.read_text().split(MARKERS[0])
-    page.write_text(MARKERS[0].join([before, "\n" + "\n".join(TABLE) + "\n" + MARKERS[1] + rest.split(MARKERS[1])[1]]))
+    write("reliability.md", "faults", "\n".join(TABLE))
 
 
 if __name__ == "__main__":

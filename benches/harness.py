@@ -113,3 +113,12 @@ def limits() -> Limits:
     product_ms = min(sample(lambda: torch.mm(a, b), 10))
     copy_ms = min(sample(lambda: near.copy_(far), 10))
     return Limits(2 * 2048**3 / product_ms / 1e6, 2 * far.nbytes / copy_ms / 1e6)
+
+
+def write(page: str, part: str, text: str) -> None:
+    """Puts a text between the two marks of a part of a page of the documentation."""
+    path = Path(__file__).resolve().parent.parent / "docs" / page
+    begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
+    before, rest = path.read_text().split(begin)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")

@@ -28,18 +28,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "python" / "tests"), str(ROOT / "python")]
 os.environ.setdefault("KASMINAD", str(ROOT / "target/release/kasminad"))
 
+import kasmina  # noqa: E402  before PyTorch, as in bench.py
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-import kasmina  # noqa: E402
 from e2e import modules  # noqa: E402
 from e2e.conftest import Daemon, settled  # noqa: E402
+from harness import write  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 
 COUNT, WIDTH, BATCH = 15, 64, 32
 SHAPES = ((1, 1), (16, 4))
 REACH_MS, AWAY_S = 1000.0, 1.5
-MARKERS = ("<!-- recovery:begin -->", "<!-- recovery:end -->")
 
 
 class Notified(Daemon):
@@ -211,12 +211,9 @@ def conditions():
     return f"{build} build, {os.cpu_count()} processors, {COUNT} deaths of each kind."
 
 
-def write(rows, note):
+def document(rows):
     """Puts the table into docs/performance.md."""
-    page = ROOT / "docs" / "performance.md"
-    before, rest = page.read_text().split(MARKERS[0])
-    lines = [note, "", *table(rows)]
-    page.write_text(MARKERS[0].join([before, "\n" + "\n".join(lines) + "\n" + MARKERS[1] + rest.split(MARKERS[1])[1]]))
+    write("performance.md", "recovery", "\n".join([conditions(), "", *table(rows)]))
 
 
 def main():
@@ -227,7 +224,7 @@ def main():
     torch.set_num_threads(1)
     rows = recovery(options.count)
     print("\n".join(table(rows)))
-    write(rows, conditions())
+    document(rows)
 
 
 if __name__ == "__main__":

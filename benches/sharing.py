@@ -18,10 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benches")]
 
+import kasmina  # noqa: E402  before PyTorch, as in bench.py
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-import kasmina  # noqa: E402
 import kasmina.torch  # noqa: E402
 from harness import daemon  # noqa: E402
 from device import timed  # noqa: E402

@@ -10,14 +10,15 @@ grafted, on every rank in the same step, and the wrapper is made anew, so that i
 """
 import argparse
 
+# Before PyTorch, whose threads then leave their processors to the daemon sooner.
+import kasmina
+import kasmina.torch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import kasmina
-import kasmina.torch
 from train_digits import build, read_digits
 
 BATCH = 96

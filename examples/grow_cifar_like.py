@@ -19,12 +19,13 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+# Before PyTorch, whose threads then leave their processors to the daemon sooner.
+import kasmina.torch
 import torch
 import torch.nn.functional as F
+from kasmina import Schedule
 from torch import nn
 
-import kasmina.torch
-from kasmina import Schedule
 from train_digits import Digits, Shuffler, accuracy, batches, build, read_digits
 
 VALIDATION_DIGITS = 297

@@ -1,9 +1,11 @@
 """Client of kasminad, the daemon that runs small compiled kernels beside a trainer.
 
 ``connect`` opens a session. ``kasmina.torch`` has the layers for PyTorch; without PyTorch,
-``Client.open_layer`` runs passes on NumPy arrays.
+``Client.open_layer`` runs passes on NumPy arrays. Import this before PyTorch, so that its threads leave their processors to
+the daemon sooner (``_openmp``).
 """
 
+from . import _openmp
 from ._events import Events, watch
 from ._export import Exported, Saved
 from ._layer import Gradients, Layer, Pass
@@ -23,6 +25,8 @@ from .errors import (
     TicketError,
     UsageError,
 )
+
+_openmp.settle()
 
 __all__ = [
     "ArenaFull",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import TYPE_CHECKING, Optional, Tuple
 
@@ -34,7 +35,12 @@ def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Bl
 
 def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
     """The same of a copy that nobody else can write to."""
-    block = client._allocate(tensor.numel() * tensor.element_size())
+    count = tensor.numel() * tensor.element_size()
+    block = client._allocate(count)
+    if client.gpu is None and tensor.is_contiguous() and tensor.is_cpu and not tensor.is_neg():
+        # PyTorch would wake a thread for it, on a processor that the daemon is about to need.
+        ctypes.memmove(client._base + block.offset, tensor.data_ptr(), count)
+        return block.offset, block
     if client.gpu is not None:
         # Another stream may have had the block before.
         client._lane.signals.follow()
