@@ -328,9 +328,10 @@ class Connection:
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return self._bytes[block.offset : block.offset + count].view(dtype).reshape(shape)
 
-    def _owning_array(self, block: Block, dtype: Any, count: int) -> np.ndarray:
+    def _owning_array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
         """A block's first elements as an array that holds the block as long as anything looks at it."""
-        array = np.frombuffer(self._memory, dtype, count, block.offset)
+        # Not a view of another array: NumPy would have a view of the view look at the first alone.
+        array: np.ndarray = np.ndarray(shape, dtype, self._memory, block.offset)
         # Called back in C, where no signal's handler can come between.
         holder = _Holder(array, self._held.discard)
         holder.block = block

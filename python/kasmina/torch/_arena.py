@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import TYPE_CHECKING, Optional, Tuple
 
 import numpy as np
@@ -44,7 +43,7 @@ def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
     if client.gpu is not None:
         # Another stream may have had the block before.
         client._lane.signals.follow()
-    _view(client, block, tensor).copy_(tensor)
+    _view(client, block, tensor).copy_(tensor.detach())
     return block.offset, block
 
 
@@ -71,6 +70,8 @@ def owning_tensor(client: Connection, block: Block, dtype: torch.dtype, shape: T
     if client.gpu is not None:
         held = block, client._device_memory
         return _gpu.over(_gpu.device_of(client), client._base + block.offset, dtype, shape, held)
-    flat = torch.from_numpy(client._owning_array(block, _NUMPY[dtype], math.prod(shape)))
-    # No view of another: what an autograd function returns may then be written to in place.
-    return torch.empty(0, dtype=dtype, device="cpu").set_(flat.untyped_storage(), 0, shape)
+    # No view of another tensor: what an autograd function returns may then be written to in place.
+    tensor = torch.from_numpy(client._owning_array(block, _NUMPY[dtype], shape))
+    if tensor.dtype is dtype:
+        return tensor
+    return torch.empty(0, dtype=dtype, device="cpu").set_(tensor.untyped_storage(), 0, shape)

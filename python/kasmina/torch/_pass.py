@@ -125,7 +125,7 @@ class Pass:
         out_bytes = math.prod(self._output) * x.element_size()
 
         def allocate() -> Any:
-            place = copied(client, x.detach()) if copy else in_arena(client, x.detach())
+            place = copied(client, x) if copy else in_arena(client, x)
             return (*self._give(alphas), *place, client._allocate(out_bytes))
 
         self._room = Room(client.wait_for_room_s)
