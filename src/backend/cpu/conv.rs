@@ -119,6 +119,21 @@ fn rows(g: &Geometry, tile: usize) -> Range<usize> {
     tile * g.tile_rows()..(tile * g.tile_rows() + g.tile_rows()).min(g.output[0])
 }
 
+/// The patches of a tile's rows: the input itself, or laid out in `tile`.
+fn patches_of<'a, T: Real + Plain>(
+    g: &Geometry,
+    x: &'a [T],
+    rows: Range<usize>,
+    tile: &'a mut [T],
+) -> Matrix<'a, T> {
+    let (first, count) = (rows.start * g.output[1], rows.len() * g.output[1]);
+    if g.is_pointwise() {
+        return Matrix::rows(x, g.input_plane()).columns_from(first);
+    }
+    im2col(g, x, rows, tile);
+    Matrix::rows(tile, count)
+}
+
 pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let (x, w, y) = (&run.step.inputs[0], &run.step.inputs[1], &run.step.outputs[0]);
     let g = Geometry::new(conv, x.layout.shape(), w.layout.shape(), y.layout.shape());
@@ -151,7 +166,7 @@ pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
         (g.output_plane(), g.inputs * g.input_plane(), g.outputs * g.output_plane());
     let patches = Patches::forward(&g);
     let (packed, parts) = patches.prepare(run, &g, w, scratch);
-    let (out, tiles) = (Shared::new(y), g.output[0].div_ceil(g.tile_rows()));
+    let (out, tiles) = (Shared::new(y), g.tiles());
     run.tasks(g.batch * conv.groups * tiles, |task| {
         let (at, rows) = (task / tiles, rows(&g, task % tiles));
         let (x, left) = (&x[at * group_in..][..group_in], patches.left(&g, w, packed, at % conv.groups));
@@ -159,12 +174,7 @@ pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
         let y = Target { start: out.pointer(at * group_out + first), stride: plane };
         parts.with(|part| {
             let (tile, part) = part.split_at_mut(g.tile());
-            let columns = if g.is_pointwise() {
-                Matrix::rows(x, plane).columns_from(first)
-            } else {
-                im2col(&g, x, rows, tile);
-                Matrix::rows(tile, count)
-            };
+            let columns = patches_of(&g, x, rows, tile);
             // SAFETY: tasks write different rows of different groups of planes, and `y` is borrowed until all are done.
             unsafe { left.times(columns, count, y, part) };
         });
@@ -205,7 +215,7 @@ pub(super) fn grad_input<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     let patches = Patches::backward(&g);
     let (packed, parts) = patches.prepare(run, &g, w, scratch);
     // One that is empty, where there is no output.
-    let (out, tiles) = (Shared::new(gx), g.output[0].div_ceil(g.tile_rows()).max(1));
+    let (out, tiles) = (Shared::new(gx), g.tiles().max(1));
     // Patches of neighbouring tiles overlap, but where they are the input itself.
     let together = if g.is_pointwise() { 1 } else { tiles };
     run.tasks(g.batch * conv.groups * tiles / together, |task| {
@@ -296,15 +306,12 @@ pub(super) fn grad_weight<T: Real + Plain>(run: &Run<'_>, conv: &Conv2d) {
     run.tasks(sums, |sum| {
         // SAFETY: each sum has its own part of both, which are borrowed until all are done.
         let (partial, part) = unsafe { (shared.part(sum * len, len), parts.part(sum * part, part)) };
-        partial.fill(T::ZERO);
         let first = sum * images_a_sum(g.batch);
         let images = first..(first + images_a_sum(g.batch)).min(g.batch);
         if g.is_depthwise() {
-            for (channel, gw) in partial.chunks_exact_mut(g.patch()).enumerate() {
-                depthwise::add_grad_weight(&g, (images.clone(), channel), [x, gy], gw, part);
-            }
-            return;
+            return depthwise::grad_weight(&g, images, [x, gy], partial, part);
         }
+        partial.fill(T::ZERO);
         for image in images {
             add_image(&g, image, x, gy, partial, part);
         }
@@ -327,14 +334,9 @@ fn add_image<T: Real + Plain>(g: &Geometry, image: usize, x: &[T], gy: &[T], gw:
         let (x, gy) = (&x[at * group_in..][..group_in], &gy[at * group_out..][..group_out]);
         let gw = &mut gw[group * g.outputs * g.patch()..][..g.outputs * g.patch()];
         let (tile, part) = part.split_at_mut(g.tile());
-        for rows in (0..g.output[0].div_ceil(g.tile_rows())).map(|tile| rows(g, tile)) {
+        for rows in (0..g.tiles()).map(|tile| rows(g, tile)) {
             let (first, count) = (rows.start * g.output[1], rows.len() * g.output[1]);
-            let columns = if g.is_pointwise() {
-                Matrix::rows(x, plane).columns_from(first)
-            } else {
-                im2col(g, x, rows, tile);
-                Matrix::rows(tile, count)
-            };
+            let columns = patches_of(g, x, rows, tile);
             let gy = Matrix::rows(gy, plane).columns_from(first);
             accumulate([g.outputs, count, g.patch()], gy, columns.turned(), gw, part);
         }

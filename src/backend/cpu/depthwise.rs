@@ -135,6 +135,40 @@ impl Padded {
             to.copy_from_slice(&from[..to.len()]);
         }
     }
+
+    /// The gradient of one kernel of planes of x and of the gradient of y, with a part whose padding is there.
+    fn sum_taps<'a, T: Real>(
+        &self,
+        g: &Geometry,
+        planes: impl Iterator<Item = (&'a [T], &'a [T])> + Clone,
+        gw: &mut [T],
+        part: &mut [T],
+    ) {
+        let (x_part, gy_part) = part.split_at_mut(self.numbers());
+        // The gradient of y in rows as far apart; what is between them is no part of a sum.
+        let rows = Self { inner: g.output, padding: [0, 0], ..*self };
+        for (n, gw) in gw.chunks_mut(TAPS_AT_ONCE).enumerate() {
+            let mut sums: [Sum<T>; TAPS_AT_ONCE] = std::array::from_fn(|_| Sum::new());
+            for (x, gy) in planes.clone() {
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        self.fill(x, x_part);
+                        rows.fill(gy, gy_part);
+                        for (tap, sum) in sums.iter_mut().enumerate().take(gw.len()) {
+                            sum.add_both(
+                                &x_part[self.tap(n * TAPS_AT_ONCE + tap)..][..gy_part.len()],
+                                gy_part,
+                                #[inline(always)]
+                                |x, gy| x * gy,
+                            );
+                        }
+                    },
+                );
+            }
+            gw.iter_mut().zip(sums).for_each(|(gw, sum)| *gw = T::of(sum.total()));
+        }
+    }
 }
 
 /// Scratch elements of the forward pass.
@@ -209,6 +243,8 @@ fn each<T: Real>(
     tap: impl Fn(&[T], usize) -> T + Sync,
     by_rows: impl Fn(&[T], &[T], &mut [T]) + Sync,
 ) {
+    // Nothing times infinity is not a number, and padding is no factor.
+    let padded = padded.filter(|_| is_finite(w));
     let (count, work) = (g.batch * g.conv.groups, g.output_plane() * taps);
     let together = (256 * 1024 / work.max(1)).max(1);
     let (parts, to) = (Parts::new(scratch, padded.map_or(0, |padded| padded.part())), Shared::new(to));
@@ -220,8 +256,7 @@ fn each<T: Real>(
                     (&from[plane * a_plane..][..a_plane], &w[plane % g.conv.groups * taps..][..taps]);
                 // SAFETY: tasks write different planes, and the result is borrowed until all are done.
                 let to = unsafe { to.part(plane * a_result, a_result) };
-                // Nothing times infinity is not a number, and padding is no factor.
-                match padded.filter(|_| is_finite(w)) {
+                match padded {
                     Some(padded) => vectorised(
                         #[inline(always)]
                         || padded.convolve(from, |n| tap(w, n), part, to),
@@ -236,54 +271,36 @@ fn each<T: Real>(
     });
 }
 
-/// Adds the gradient of one channel's weight, of some images.
-pub(super) fn add_grad_weight<T: Real + Plain>(
+/// The gradients of all channels' weights, of some images.
+pub(super) fn grad_weight<T: Real + Plain>(
     g: &Geometry,
-    (images, channel): (Range<usize>, usize),
+    images: Range<usize>,
     [x, gy]: [&[T]; 2],
     gw: &mut [T],
     part: &mut [T],
 ) {
-    let planes = images.map(|image| {
-        let plane = image * g.conv.groups + channel;
-        (
-            &x[plane * g.input_plane()..][..g.input_plane()],
-            &gy[plane * g.output_plane()..][..g.output_plane()],
-        )
-    });
-    // Nothing times infinity is not a number, and padding is no factor.
-    let are_finite = || planes.clone().all(|(x, gy)| is_finite(x) && is_finite(gy));
-    let Some(padded) = Padded::of_input(g).filter(|_| are_finite()) else {
-        return planes.for_each(|(x, gy)| {
+    part.fill(T::ZERO);
+    for (channel, gw) in gw.chunks_exact_mut(g.patch()).enumerate() {
+        let planes = images.clone().map(|image| {
+            let plane = image * g.conv.groups + channel;
+            (
+                &x[plane * g.input_plane()..][..g.input_plane()],
+                &gy[plane * g.output_plane()..][..g.output_plane()],
+            )
+        });
+        if let Some(padded) = Padded::of_input(g) {
+            padded.sum_taps(g, planes.clone(), gw, part);
+            // Nothing times infinity is not a number, and padding is no factor.
+            if is_finite(gw) {
+                continue;
+            }
+        }
+        gw.fill(T::ZERO);
+        for (x, gy) in planes {
             g.for_each_row(|tap, out, first| {
                 let from = x[first..].iter().step_by(g.conv.stride[1]);
                 gw[tap] += gy[out].iter().zip(from).fold(T::ZERO, |sum, (&a, &b)| sum + a * b);
             });
-        });
-    };
-    part.fill(T::ZERO);
-    let (x_part, gy_part) = part.split_at_mut(padded.numbers());
-    // The gradient of y in rows as far apart; what is between them is no part of a sum.
-    let rows = Padded { inner: g.output, padding: [0, 0], ..padded };
-    for (n, gw) in gw.chunks_mut(TAPS_AT_ONCE).enumerate() {
-        let mut sums: [Sum<T>; TAPS_AT_ONCE] = std::array::from_fn(|_| Sum::new());
-        for (x, gy) in planes.clone() {
-            vectorised(
-                #[inline(always)]
-                || {
-                    padded.fill(x, x_part);
-                    rows.fill(gy, gy_part);
-                    for (tap, sum) in sums.iter_mut().enumerate().take(gw.len()) {
-                        sum.add_both(
-                            &x_part[padded.tap(n * TAPS_AT_ONCE + tap)..][..gy_part.len()],
-                            gy_part,
-                            #[inline(always)]
-                            |x, gy| x * gy,
-                        );
-                    }
-                },
-            );
         }
-        gw.iter_mut().zip(sums).for_each(|(gw, sum)| *gw += T::of(sum.total()));
     }
 }

@@ -75,6 +75,11 @@ impl Geometry {
         self.tile_rows() * self.output[1]
     }
 
+    /// Tiles of an output plane.
+    pub(super) fn tiles(&self) -> usize {
+        self.output[0].div_ceil(self.tile_rows())
+    }
+
     /// Elements of one tile of patches where they are laid out.
     pub(super) fn tile(&self) -> usize {
         if self.is_pointwise() { 0 } else { self.patch() * self.tile_columns() }
@@ -107,17 +112,6 @@ impl Geometry {
             }
         }
     }
-
-    /// The first index along dimension `i` of the input that tap `k` reads for output 0, and which outputs
-    /// read within the input.
-    fn reach(&self, i: usize, k: usize) -> (isize, Range<usize>) {
-        let first = (k * self.conv.dilation[i]) as isize - self.conv.padding[i] as isize;
-        let stride = self.conv.stride[i] as isize;
-        let low = if first < 0 { (-first + stride - 1) / stride } else { 0 };
-        let high = (self.input[i] as isize - first + stride - 1) / stride;
-        let outputs = self.output[i] as isize;
-        (first, low.clamp(0, outputs) as usize..high.clamp(low.clamp(0, outputs), outputs) as usize)
-    }
 }
 
 /// Lays out the patches of output rows `rows` of one group of one image: row (c, kh, kw), column (h, w).
@@ -128,30 +122,29 @@ pub(super) fn im2col<T: Plain + Real>(g: &Geometry, x: &[T], rows: Range<usize>,
         return columns.fill(T::ZERO);
     }
     let mut lines = columns.chunks_exact_mut(count.max(1));
-    for plane in x.chunks_exact(g.input_plane().max(1)).take(g.inputs) {
+    for plane in x.chunks_exact(g.input_plane()).take(g.inputs) {
         for kh in 0..g.kernel[0] {
-            let (first_h, inside_h) = g.reach(0, kh);
+            let (inside_h, first_h) = g.inside(0, kh);
             for kw in 0..g.kernel[1] {
-                let (first_w, inside_w) = g.reach(1, kw);
+                let (inside_w, first_w) = g.inside(1, kw);
                 let Some(line) = lines.next() else { return };
                 for (to, h) in line.chunks_exact_mut(width.max(1)).zip(rows.clone()) {
                     if !inside_h.contains(&h) {
                         to.fill(T::ZERO);
                         continue;
                     }
-                    let from_h = (first_h + (h * g.conv.stride[0]) as isize) as usize;
+                    let from_h = first_h + (h - inside_h.start) * g.conv.stride[0];
                     let row = &plane[from_h * g.input[1]..][..g.input[1]];
                     to[..inside_w.start].fill(T::ZERO);
                     to[inside_w.end..].fill(T::ZERO);
                     if inside_w.is_empty() {
                         continue;
                     }
-                    let from = (first_w + (inside_w.start * g.conv.stride[1]) as isize) as usize;
                     let to = &mut to[inside_w.clone()];
                     if g.conv.stride[1] == 1 {
-                        to.copy_from_slice(&row[from..from + to.len()]);
+                        to.copy_from_slice(&row[first_w..first_w + to.len()]);
                     } else {
-                        for (to, from) in to.iter_mut().zip(row[from..].iter().step_by(g.conv.stride[1])) {
+                        for (to, from) in to.iter_mut().zip(row[first_w..].iter().step_by(g.conv.stride[1])) {
                             *to = *from;
                         }
                     }
@@ -167,22 +160,21 @@ pub(super) fn col2im<T: Plain + Real>(g: &Geometry, columns: &[T], rows: Range<u
     let mut lines = columns.chunks_exact(count.max(1));
     for plane in gx.chunks_exact_mut(g.input_plane().max(1)).take(g.inputs) {
         for kh in 0..g.kernel[0] {
-            let (first_h, inside_h) = g.reach(0, kh);
+            let (inside_h, first_h) = g.inside(0, kh);
             for kw in 0..g.kernel[1] {
-                let (first_w, inside_w) = g.reach(1, kw);
+                let (inside_w, first_w) = g.inside(1, kw);
                 let Some(line) = lines.next() else { return };
                 for (from, h) in line.chunks_exact(width.max(1)).zip(rows.clone()) {
                     if !inside_h.contains(&h) || inside_w.is_empty() {
                         continue;
                     }
-                    let to_h = (first_h + (h * g.conv.stride[0]) as isize) as usize;
+                    let to_h = first_h + (h - inside_h.start) * g.conv.stride[0];
                     let row = &mut plane[to_h * g.input[1]..][..g.input[1]];
-                    let to = (first_w + (inside_w.start * g.conv.stride[1]) as isize) as usize;
                     let from = &from[inside_w.clone()];
                     if g.conv.stride[1] == 1 {
-                        row[to..to + from.len()].iter_mut().zip(from).for_each(|(to, &v)| *to += v);
+                        row[first_w..first_w + from.len()].iter_mut().zip(from).for_each(|(to, &v)| *to += v);
                     } else {
-                        row[to..]
+                        row[first_w..]
                             .iter_mut()
                             .step_by(g.conv.stride[1])
                             .zip(from)

@@ -2,11 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::super::{CpuBackend, Winograd};
+use super::{
+    super::{CpuBackend, Winograd},
+    result,
+};
 use crate::{
-    backend::{Backend as _, CompileOptions, RunContext, conformance::fill, run_on_host},
+    backend::conformance::fill,
     graph::{Conv2d, Graph, Source, reference::evaluate, tests::convolutions},
-    tensor::{DType, HostTensor, PackedLayout},
+    tensor::{DType, HostTensor},
 };
 
 const PLAIN: Conv2d = Conv2d { stride: [1, 1], padding: [1, 1], dilation: [1, 1], groups: 1 };
@@ -30,15 +33,8 @@ fn both(graph: &Graph, winograd: Winograd, odd: Odd) -> [Vec<f64>; 2] {
             _ => even,
         }
     };
-    let none = PackedLayout::default();
-    let options =
-        CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
-    let backend = CpuBackend::new(2).with_winograd(winograd);
-    let executable = backend.compile(graph, &options).unwrap();
-    let context = RunContext { seed: 1, deadline: None, threads: 2 };
-    let ours = run_on_host(&backend, &*executable, graph, [&none, &none], feed, &context).unwrap();
-    let truth = evaluate(graph, feed, 1).unwrap();
-    [ours[0].1.to_f64(), truth[0].1.to_f64()]
+    let cpu = CpuBackend::new(2).with_winograd(winograd);
+    [result(graph, &cpu, feed), evaluate(graph, feed, 1).unwrap()[0].1.to_f64()]
 }
 
 /// Holds a graph's result against the definition's.

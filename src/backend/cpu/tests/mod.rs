@@ -8,10 +8,24 @@ use std::time::Instant;
 use super::*;
 
 use crate::{
-    backend::conformance::{attends_to_what_is_not_finite, conforms},
+    backend::{
+        RunContext,
+        conformance::{attends_to_what_is_not_finite, conforms},
+        run_on_host,
+    },
     graph::{Builder, Op, Sink, Source, Unary},
-    tensor::{DType, PackedLayout},
+    tensor::{DType, HostTensor, PackedLayout},
 };
+
+/// The first result of a graph on all threads of a CPU.
+fn result(graph: &Graph, cpu: &CpuBackend, feed: impl Fn(Source) -> HostTensor) -> Vec<f64> {
+    let none = PackedLayout::default();
+    let options =
+        CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
+    let executable = cpu.compile(graph, &options).unwrap();
+    let context = RunContext { seed: 1, deadline: None, threads: cpu.threads() };
+    run_on_host(cpu, &*executable, graph, [&none, &none], feed, &context).unwrap()[0].1.to_f64()
+}
 
 #[test]
 fn planning_looks_at_the_clock() {

@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::super::CpuBackend;
+use super::{super::CpuBackend, result};
 use crate::{
-    backend::{Backend as _, CompileOptions, RunContext, conformance::fill, run_on_host},
+    backend::conformance::fill,
     graph::{Builder, Graph, Op, Sink, Source, reference::evaluate},
-    tensor::{DType, PackedLayout, Shape},
+    tensor::{DType, Shape},
 };
 
 /// a·b, each as it is or transposed.
@@ -28,15 +28,7 @@ fn agrees(graph: &Graph, most: f64) {
         let Source::Input(number) = source else { panic!("{source:?}") };
         fill(&info.shape, info.dtype, u64::from(number) + 1, (-1.0, 1.0))
     };
-    let none = PackedLayout::default();
-    let options =
-        CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
-    let run = |threads| {
-        let backend = CpuBackend::new(threads);
-        let executable = backend.compile(graph, &options).unwrap();
-        let context = RunContext { seed: 1, deadline: None, threads };
-        run_on_host(&backend, &*executable, graph, [&none, &none], feed, &context).unwrap()[0].1.to_f64()
-    };
+    let run = |threads| result(graph, &CpuBackend::new(threads), feed);
     let (ours, truth) = (run(1), evaluate(graph, feed, 1).unwrap()[0].1.to_f64());
     for (a, b) in ours.iter().zip(truth) {
         assert!((a - b).abs() <= most, "{a} and {b} of\n{graph}");

@@ -13,12 +13,10 @@ use super::{
         real::Real,
         simd::vectorised,
     },
-    READ, TAPS, TILE, Tile, Tiles, read_square,
+    LANES, READ, TAPS, TILE, Tile, Tiles, place, read_square,
     transforms::{PATCH, POINTS, gathered, of_input, of_kernel, of_products, of_squares},
 };
 
-/// Tiles that are transformed at once.
-const LANES: usize = 16;
 /// Numbers of a task's patches and products, which should stay in the cache that a core has alone, or near it.
 const TASK_NUMBERS: usize = 512 * 1024;
 
@@ -152,7 +150,7 @@ fn transform_patches<T: Real>(tiles: &Tiles, first: usize, count: usize, x: &[T]
         || {
             let mut rows = [[[T::ZERO; READ]; LANES]; PATCH];
             for group in 0..blocks * COLUMNS / LANES {
-                let (block, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
+                let (block, half) = place(group);
                 let of_lanes = tiles.of_lanes(first, group, count);
                 for input in 0..tiles.inputs {
                     let at = (block * tiles.inputs + input) * COLUMNS + half;
@@ -210,14 +208,14 @@ unsafe fn write_tiles<T: Real>(
     y: &Shared<T>,
 ) -> bool {
     let blocks = count.div_ceil(COLUMNS);
-    let a_point = blocks * cut.panels * ROWS * COLUMNS;
+    let a_point = blocks * cut.panels * BLOCK;
     // 0 as long as everything is finite.
     let mut probe = [T::ZERO; LANES];
     vectorised(
         #[inline(always)]
         || {
             for group in 0..blocks * COLUMNS / LANES {
-                let (block, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
+                let (block, half) = place(group);
                 let of_lanes = tiles.of_lanes(first, group, count);
                 for output in 0..tiles.outputs {
                     let at = (block * cut.panels * ROWS + output) * COLUMNS + half;

@@ -139,6 +139,15 @@ impl Tiles {
     }
 }
 
+/// Tiles or channels that are transformed at once.
+const LANES: usize = 16;
+
+/// The block that a group of lanes belongs to, and its first column there.
+#[inline(always)]
+fn place(group: usize) -> (usize, usize) {
+    (group * LANES / COLUMNS, group * LANES % COLUMNS)
+}
+
 /// Numbers of a row of a patch as it is read: whole vectors. Those beyond the patch are whatever lies there.
 const READ: usize = 8;
 

@@ -9,12 +9,10 @@ use super::{
         simd::vectorised,
         sum::is_finite,
     },
-    READ, TAPS, TILE, Tiles, read_square,
+    LANES, READ, TAPS, TILE, Tiles, place, read_square,
     transforms::{PATCH, POINTS, gathered, of_gradient, of_input, of_squares, to_kernel},
 };
 
-/// Channels that are transformed at once.
-const LANES: usize = 16;
 /// Numbers of the patches and gradients that are transformed before they are multiplied.
 const ROUND_NUMBERS: usize = 6 << 20;
 /// Tiles that one task transforms.
@@ -162,7 +160,7 @@ unsafe fn transform_patch<T: Real>(
         || {
             let mut rows = [[[T::ZERO; READ]; LANES]; PATCH];
             for group in 0..cut.columns * COLUMNS / LANES {
-                let (panel, half) = (group * LANES / COLUMNS, group * LANES % COLUMNS);
+                let (panel, half) = place(group);
                 of_squares::<T, PATCH, LANES>(
                     #[inline(always)]
                     |lane| {
