@@ -81,9 +81,10 @@ impl SeedCounters {
         self.latest_norm.store(norm.to_bits(), Ordering::Relaxed);
     }
 
-    /// Takes the memory for a series of so many samples, once; for none at all, takes none. Before a seed runs, so that
-    /// its passes need not.
+    /// Takes the memory for times and for a series of so many samples, once; for no samples at all, takes none for those.
+    /// Before a seed runs, so that its passes need not.
     pub fn keep_series(&self, length: usize) {
+        self.time.reserve();
         if length > 0 {
             self.series.get_or_init(|| Series::new(length));
         }

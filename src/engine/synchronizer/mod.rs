@@ -187,8 +187,8 @@ impl GradientSynchronizer {
             blender: Blender::new(slots.len(), backend.clone(), config.clone()),
             late: Vec::new(),
             pool: MemoryPool::new(backend.clone()),
-            jobs: Vec::with_capacity(slots.len()),
-            outcomes: Vec::with_capacity(slots.len()),
+            jobs: Vec::new(),
+            outcomes: Vec::new(),
             blocks: Vec::with_capacity(slots.len()),
             id: spec.id,
             blend: spec.blend,
@@ -242,13 +242,17 @@ impl GradientSynchronizer {
                 }
             }
         }
+        // For all that would be live then, so that no pass has to; seeds that stay dormant have no place there.
+        let live = self.slots.iter().filter(|slot| slot.attached.is_some()).count() + 1;
+        self.jobs.reserve(live);
+        self.outcomes.reserve(live);
         let is_swap = self.slot(seed)?.attached.is_some();
         if is_swap {
             failpoint::reached(Failpoint::SwapBefore);
         }
         self.take_out(usize::from(seed.0));
         let slot = self.slot(seed)?;
-        slot.attached = Some(newcomer);
+        slot.attached = Some(Box::new(newcomer));
         slot.counters.note_alpha(alpha, 0);
         if is_swap {
             failpoint::reached(Failpoint::SwapAfter);
@@ -341,7 +345,7 @@ impl GradientSynchronizer {
     /// The kernels that forward passes since this was last asked have made heavier or lighter, by plans or by the
     /// memory that these run in.
     pub fn take_grown(&mut self) -> impl Iterator<Item = &KernelId> {
-        let attached = self.slots.iter_mut().filter_map(|slot| slot.attached.as_mut());
+        let attached = self.slots.iter_mut().filter_map(|slot| slot.attached.as_deref_mut());
         attached.filter_map(Attached::take_grown).map(|kernel| kernel.id())
     }
 

@@ -18,13 +18,14 @@ pub(super) const REMEMBERED_PLANS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) counters: Arc<SeedCounters>,
-    pub(super) attached: Option<Attached>,
+    /// On the heap: a place without one is as small as it can be.
+    pub(super) attached: Option<Box<Attached>>,
 }
 
 impl Slot {
     /// What is in it, if that is still what ran.
     pub(super) fn runs(&self, live: &Arc<LiveSeed>) -> Option<&Attached> {
-        self.attached.as_ref().filter(|attached| Arc::ptr_eq(&attached.live, live))
+        self.attached.as_deref().filter(|attached| Arc::ptr_eq(&attached.live, live))
     }
 }
 
