@@ -23,8 +23,9 @@ use crate::{
 /// Which way.
 #[derive(Debug)]
 pub(super) enum Direction {
-    /// The kernel's output goes to memory of the daemon's own.
-    Forward { output: OwnMemory },
+    /// To where the kernel's output goes: memory of the daemon's own, or the layer's output, where nothing is blended
+    /// with it.
+    Forward { output: Target },
     /// From the gradient of that output.
     Backward { grad_output: Target, grad_input: Target, grad_parameters: Target },
 }
@@ -79,7 +80,7 @@ impl Job {
         self.saved.len_bytes()
             + self.buffers.len_bytes()
             + match &self.direction {
-                Direction::Forward { output } => output.len_bytes(),
+                Direction::Forward { output } => own(output),
                 Direction::Backward { grad_output, grad_input, grad_parameters } => {
                     own(grad_output) + own(grad_input) + own(grad_parameters)
                 }
@@ -159,7 +160,7 @@ impl Job {
         };
         match direction {
             Direction::Forward { output } => {
-                let outputs = [output.region(), flag.region()];
+                let outputs = [output.region(arena), flag.region()];
                 let buffer_updates = updates.region();
                 let bindings = Bindings { outputs: &outputs, buffer_updates, ..common };
                 plans.forward.run(queue, &bindings, context)?;
@@ -206,7 +207,7 @@ impl Job {
 
     /// The norm of a forward's output; NaN if not all of it is finite.
     fn norm_of_output(&mut self) -> Result<f32, RunError> {
-        let Self { plans, scratch, direction, .. } = self;
+        let Self { plans, arena, scratch, direction, .. } = self;
         let sum = f32::from_le_bytes(scratch.queue.noted());
         if sum.is_finite() {
             return Ok(sum.sqrt());
@@ -215,7 +216,7 @@ impl Job {
         let (info, Direction::Forward { output }) = (&plans.output, direction) else { return Ok(f32::NAN) };
         let bytes = info.shape.elements().saturating_mul(info.dtype.size_bytes());
         let mut copy = Vec::new();
-        let all = readable(&mut *scratch.queue, output.region(), &mut copy)?;
+        let all = readable(&mut *scratch.queue, output.region(arena), &mut copy)?;
         Ok(all.part(0, bytes).map_or(f32::NAN, |all| norm([(all, info.dtype)])))
     }
 

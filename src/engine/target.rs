@@ -5,7 +5,7 @@ use crate::{
     wire::Block,
 };
 
-/// Where a gradient lies or goes.
+/// Where a gradient lies or goes, or an output goes.
 #[derive(Debug)]
 pub(super) enum Target {
     /// Nobody wants it.

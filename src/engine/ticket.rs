@@ -121,8 +121,8 @@ pub(super) struct TicketSeed {
     pub(super) plans: Arc<PlanSet>,
     pub(super) role: Role,
     pub(super) alpha: f32,
-    /// What it gave; the blend's gradient reads it. Of no bytes where it does not go into the blend, or where the
-    /// forward is run again for it.
+    /// What it gave; the blend's gradient reads it. Of no bytes where it does not go into the blend, where it is y, or
+    /// where the forward is run again for it.
     pub(super) output: OwnMemory,
     /// What its own gradient reads. Of no bytes where the forward is run again for it.
     pub(super) saved: OwnMemory,
@@ -156,7 +156,8 @@ pub(super) struct Ticket {
     /// Seeds and, last, the host.
     pub(super) seeds: SmallVec<[TicketSeed; 4]>,
     pub(super) mix: Mix,
-    pub(super) blend: Arc<BlendPlan>,
+    /// None where the one seed that was blended has written y itself.
+    pub(super) blend: Option<Arc<BlendPlan>>,
     pub(super) blend_saved: OwnMemory,
     pub(super) input: Block,
     pub(super) input_shape: Shape,

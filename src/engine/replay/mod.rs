@@ -185,7 +185,7 @@ impl Replay {
     }
 
     fn forward(&self, plans: &Arc<PlanSet>, limit: Option<Duration>) -> Done {
-        let output = self.backend.allocate(len_bytes(plans));
+        let output = Target::Own(self.backend.allocate(len_bytes(plans)));
         let saved = self.backend.allocate(plans.saved_bytes());
         self.job(plans, saved, Direction::Forward { output }, limit).run()
     }

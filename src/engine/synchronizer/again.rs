@@ -10,8 +10,8 @@ use crate::{
     engine::{
         EngineError, Role,
         job::{Direction, Job, random_of},
-        target::there,
-        ticket::{Ticket, blended},
+        target::{Target, there},
+        ticket::{Ticket, TicketSeed, blended},
     },
     failpoint::{self, Failpoint},
 };
@@ -59,7 +59,7 @@ impl GradientSynchronizer {
                 saved: self.pool.take(seed.plans.saved_bytes()),
                 buffers: take(&mut seed.buffers),
                 scratch,
-                direction: Direction::Forward { output: self.pool.take(output_bytes) },
+                direction: Direction::Forward { output: Target::Own(self.pool.take(output_bytes)) },
                 unordered: None,
                 measures: false,
                 config: self.config.clone(),
@@ -87,7 +87,8 @@ impl GradientSynchronizer {
         setbacks: &mut Setbacks,
     ) -> Result<(), EngineError> {
         let mut zeroed = Ok(());
-        let (input, rng_seed) = (ticket.input, ticket.rng_seed);
+        let (input, rng_seed, blends) = (ticket.input, ticket.rng_seed, ticket.blend.is_some());
+        let is_blended = |seed: &TicketSeed| blends && seed.role != Role::Straight;
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, place, back } in outcomes.drain(..) {
             let Some(seed) = ticket.seeds.get_mut(place) else { continue };
@@ -97,8 +98,10 @@ impl GradientSynchronizer {
                     self.take_back_scratch(slot, &live, scratch);
                     (seed.saved, seed.buffers) = (saved, buffers);
                     match direction {
-                        Direction::Forward { output } if seed.role != Role::Straight => seed.output = output,
-                        Direction::Forward { output } => self.pool.give(output),
+                        Direction::Forward { output: Target::Own(output) } if is_blended(seed) => {
+                            seed.output = output;
+                        }
+                        Direction::Forward { output } => self.give_target(output),
                         Direction::Backward { .. } => {}
                     }
                     continue;
@@ -117,7 +120,7 @@ impl GradientSynchronizer {
             };
             setbacks.push((slot, seed.live.clone(), error));
             seed.is_lost = true;
-            if seed.role == Role::Blended {
+            if seed.role == Role::Blended && is_blended(seed) {
                 seed.output = self.pool.take(output_bytes);
                 let result = self.queue.zero(seed.output.region());
                 zeroed = zeroed.and(result.map_err(|error| seed.live.failed(error)));
@@ -139,16 +142,17 @@ impl GradientSynchronizer {
         ticket: &mut Ticket,
         output_bytes: usize,
     ) -> Result<(), EngineError> {
-        let bytes = ticket.blend.forward.needs().saved.total_bytes();
+        let Some(blend) = ticket.blend.clone() else { return Ok(()) };
+        let bytes = blend.forward.needs().saved.total_bytes();
         if bytes == 0 {
             return Ok(());
         }
         ticket.blend_saved = self.pool.take(bytes);
         let output = self.pool.take(output_bytes);
-        let Ticket { seeds, mix, blend, blend_saved, .. } = &*ticket;
+        let Ticket { seeds, mix, blend_saved, .. } = &*ticket;
         let x = there(pass.arena, ticket.input);
         let blending = Blending { ran: seeds, mix, x, saved: blend_saved.region() };
-        let result = self.blender.run(&mut *self.queue, blend, &blending, output.region());
+        let result = self.blender.run(&mut *self.queue, &blend, &blending, output.region());
         self.pool.give(output);
         result
     }

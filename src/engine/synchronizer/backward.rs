@@ -9,10 +9,10 @@ use super::{
     blending::{Blending, OfOutputs},
 };
 use crate::{
-    backend::{OwnMemory, RunContext, Shared, nothing},
+    backend::{Executable, OwnMemory, RunContext, Shared, nothing},
     engine::{
         EngineError, Quota, Role,
-        blend::{self, BlendPlan, Factors},
+        blend::{self, Factors},
         job::{Direction, Job, random_of},
         scratch::Scratch,
         target::{Target, there, words},
@@ -113,9 +113,10 @@ impl GradientSynchronizer {
         setbacks: &mut Setbacks,
     ) -> Result<(), EngineError> {
         let plan = ticket.blend.clone();
-        let mut of_outputs = self.of_outputs(pass, ticket, &plan)?;
+        let plan = plan.as_ref().and_then(|plan| plan.backward.as_deref());
+        let mut of_outputs = self.of_outputs(pass, ticket, plan)?;
         of_input.summands.extend(of_outputs.input.take());
-        if plan.backward.is_some() {
+        if plan.is_some() {
             self.write_grad_alphas(pass, ticket)?;
             failpoint::reached(Failpoint::AlphasWritten);
         }
@@ -136,10 +137,10 @@ impl GradientSynchronizer {
         &mut self,
         pass: &Pass<'_>,
         ticket: &Ticket,
-        plan: &BlendPlan,
+        plan: Option<&dyn Executable>,
     ) -> Result<OfOutputs, EngineError> {
         let mut of = OfOutputs::default();
-        let Some(plan) = &plan.backward else { return Ok(of) };
+        let Some(plan) = plan else { return Ok(of) };
         let (count, bytes) = (ticket.mix.factors.len(), pass.request.grad_output.bytes as usize);
         let wants_outputs = ticket.wants.input || ticket.wants.parameters;
         of.seeds = (0..count).map(|_| self.pool.take(if wants_outputs { bytes } else { 0 })).collect();
@@ -152,7 +153,7 @@ impl GradientSynchronizer {
         let (x, saved) = (there(pass.arena, ticket.input), ticket.blend_saved.region());
         let blending = Blending { ran: &ticket.seeds, mix: &ticket.mix, x, saved };
         let grad_output = there(pass.arena, pass.request.grad_output);
-        let result = self.blender.run_backward(&mut *self.queue, &**plan, &blending, grad_output, &of);
+        let result = self.blender.run_backward(&mut *self.queue, plan, &blending, grad_output, &of);
         if result.is_err() || pass.request.grad_input.is_none() {
             of.input.take().into_iter().for_each(|memory| self.pool.give(memory));
         }
@@ -193,9 +194,12 @@ impl GradientSynchronizer {
     ) {
         let mut spread = self.spread(ticket.seeds.iter().map(|seed| &*seed.plans));
         let is_alone = is_first && ticket.seeds.iter().filter(|seed| seed.gives_input()).count() == 1;
+        // Its output is the layer's, and so is the gradient of it.
+        let is_whole = ticket.blend.is_none();
         let (mut of_seeds, mut of_host) = (of_outputs.seeds.into_iter(), of_outputs.host);
         for (place, seed) in ticket.seeds.iter_mut().enumerate() {
             let grad_output = match seed.role {
+                Role::Blended if is_whole => Target::Arena(pass.request.grad_output),
                 Role::Blended => of_seeds.next().map_or(Target::Nowhere, Target::Own),
                 Role::Host => of_host.take().map_or(Target::Nowhere, Target::Own),
                 // As if α were 1: the gradient of the layer's output is that of the seed's.

@@ -126,7 +126,7 @@ impl GradientSynchronizer {
         self.pool.give(job.saved);
         self.pool.give(job.buffers);
         match job.direction {
-            Direction::Forward { output } => self.pool.give(output),
+            Direction::Forward { output } => self.give_target(output),
             Direction::Backward { grad_output, grad_input, grad_parameters } => {
                 self.give_target(grad_output);
                 self.give_target(grad_input);

@@ -16,7 +16,7 @@ use crate::{
         blend::{self, BlendKey, BlendPlan, Factors, Mix},
         job::{Direction, Job},
         norm::norm,
-        target::{readable, theirs, there},
+        target::{Target, readable, theirs, there},
         ticket::{Ticket, TicketSeed, blended, mask},
     },
     failpoint::{self, Failpoint},
@@ -33,6 +33,9 @@ pub(super) struct Pass<'a> {
     pub(super) arena: &'a Arc<Shared>,
     pub(super) deadline: Instant,
     pub(super) given: Given,
+    /// Whether what the only part gives is the layer's output, as it is. That part runs on this thread, so that it cannot come
+    /// late, and writes it where it belongs.
+    pub(super) is_whole: bool,
     keys: Keys,
 }
 
@@ -77,12 +80,14 @@ impl GradientSynchronizer {
         let wants = if request.take_ticket { request.wants } else { wire::Wants::default() };
         let keys = Keys::new(request, wants);
         self.note_in_use(keys.of(Role::Blended));
-        let pass = Pass { request, arena, deadline: self.deadline(), given, keys };
+        let mut pass = Pass { request, arena, deadline: self.deadline(), given, is_whole: false, keys };
         let mut setbacks = Setbacks::new();
         let parts = self.parts(&pass, &mut setbacks)?;
+        pass.is_whole = self.is_whole(&parts, wants);
         if request.take_ticket {
             // Before any of it is there.
-            quota.check(parts.iter().map(|part| self.keeps_bytes(part, request) as u64).sum())?;
+            let bytes = parts.iter().map(|part| self.keeps_bytes(part, &pass) as u64);
+            quota.check(bytes.sum())?;
         }
         let result = self.run(&pass, wants, parts, setbacks, quota);
         if result.is_err() {
@@ -109,6 +114,14 @@ impl GradientSynchronizer {
         self.gather(pass, &mut ran, &mut setbacks);
         failpoint::reached(Failpoint::Committed);
         self.finish(pass, wants, ran, setbacks, quota)
+    }
+
+    /// Whether the layer's output is what its only part gives, as it is, and that part runs on this thread.
+    fn is_whole(&self, parts: &Parts, wants: wire::Wants) -> bool {
+        let [part] = parts.as_slice() else { return false };
+        let is_as_it_is = part.role == Role::Blended && part.alpha == 1.0 && self.blend != Blend::Multiply;
+        // The gradient of its alpha reads it.
+        is_as_it_is && !wants.alphas && !self.backend.is_asynchronous()
     }
 
     fn check_forward(&self, request: &wire::Forward) -> Result<(), EngineError> {
@@ -140,14 +153,15 @@ impl GradientSynchronizer {
     }
 
     /// How much of a part's memory goes into the ticket.
-    fn keeps_bytes(&self, part: &Part, request: &wire::Forward) -> usize {
+    fn keeps_bytes(&self, part: &Part, pass: &Pass<'_>) -> usize {
         let whole = |bytes: usize| bytes.next_multiple_of(ALIGNMENT_BYTES);
         let saved = || whole(part.plans.saved_bytes());
         match part.role {
             _ if self.recompute && part.plans.updates.is_empty() => 0,
             _ if self.recompute => whole(part.live.buffers().len_bytes()),
             Role::Straight => saved(),
-            Role::Blended | Role::Host => whole(request.output.bytes as usize) + saved(),
+            Role::Blended if pass.is_whole => saved(),
+            Role::Blended | Role::Host => whole(pass.request.output.bytes as usize) + saved(),
         }
     }
 
@@ -173,7 +187,7 @@ impl GradientSynchronizer {
                 continue;
             }
             let Job { live, plans, role, alpha, saved, buffers, scratch, direction, .. } = done.job;
-            let Direction::Forward { mut output } = direction else { continue };
+            let Direction::Forward { output } = direction else { continue };
             self.take_back_scratch(slot, &live, scratch);
             let counters = &self.slots[slot].counters;
             counters.succeeded(done.timing.time, ran_on);
@@ -182,9 +196,13 @@ impl GradientSynchronizer {
             if !request.take_ticket || plans.backward.is_none() {
                 counters.end_row();
             }
-            if role == Role::Straight {
-                self.pool.give(std::mem::replace(&mut output, nothing()));
-            }
+            let output = match output {
+                Target::Own(output) if role != Role::Straight => output,
+                output => {
+                    self.give_target(output);
+                    nothing()
+                }
+            };
             let seed = SeedIndex(slot as u16);
             ran.push(TicketSeed { seed, live, plans, role, alpha, output, saved, buffers, is_lost: false });
         }
@@ -217,7 +235,12 @@ impl GradientSynchronizer {
         let (live_mask, mix) = (mask(&ran), Mix::new(self.blend, &alphas));
         let given = pass.given.iter().enumerate().filter(|(_, alpha)| alpha.is_some());
         let given_mask = given.fold(0, |mask, (seed, _)| mask | 1 << seed);
-        let result = self.blend(pass, wants, &ran, &mix);
+        // Where the only one has failed, the output is that of no seeds.
+        let result = if pass.is_whole && !ran.is_empty() {
+            self.send(pass.arena, [Some(request.output)]).map(|()| (None, nothing()))
+        } else {
+            self.blend(pass, wants, &ran, &mix).map(|(plan, saved)| (Some(plan), saved))
+        };
         failpoint::reached(Failpoint::Blended);
         let (ticket, saved_bytes) = match result {
             Ok((blend, blend_saved)) if request.take_ticket => {

@@ -14,7 +14,7 @@ use crate::{
         Alpha, EngineError, LiveSeed, PlanKey, PlanSet, Role,
         job::{Direction, Job, message_of, random_of},
         scratch::Scratch,
-        target::words,
+        target::{Target, words},
     },
     id::SeedIndex,
     wire::{self, MAX_SEEDS},
@@ -29,7 +29,7 @@ pub(super) struct Part {
     pub(super) live: Arc<LiveSeed>,
     pub(super) plans: Arc<PlanSet>,
     pub(super) role: Role,
-    alpha: f32,
+    pub(super) alpha: f32,
 }
 
 /// All that take part, in the order of the slots.
@@ -91,7 +91,13 @@ impl GradientSynchronizer {
             let slot = part.slot;
             let can = self.slots[slot].attached.as_ref().is_some_and(|attached| attached.executor.is_some());
             let is_sent_out = spread.sends(can, &part.plans);
-            let job = self.job(pass, place, part, spread.threads);
+            debug_assert!(!(pass.is_whole && is_sent_out), "one alone stays here");
+            let output = if pass.is_whole {
+                Target::Arena(pass.request.output)
+            } else {
+                Target::Own(self.pool.take(pass.request.output.bytes as usize))
+            };
+            let job = self.job(pass, place, part, output, spread.threads);
             self.jobs.push(Assigned { job, slot, is_sent_out });
         }
     }
@@ -115,9 +121,8 @@ impl GradientSynchronizer {
         Ok(plans)
     }
 
-    fn job(&mut self, pass: &Pass<'_>, place: usize, part: Part, threads: usize) -> Job {
+    fn job(&mut self, pass: &Pass<'_>, place: usize, part: Part, output: Target, threads: usize) -> Job {
         let Part { slot, live, plans, role, alpha } = part;
-        let output = self.pool.take(pass.request.output.bytes as usize);
         let saved = self.pool.take(plans.saved_bytes());
         let attached = self.slots[slot].attached.as_mut().expect("it took part a moment ago");
         let mut scratch = attached.scratch.take().expect("it was there a moment ago");

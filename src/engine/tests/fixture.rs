@@ -175,6 +175,17 @@ impl Layer {
         g: &[f32],
         straight: Option<&[f32]>,
     ) -> Result<BackwardReport, EngineError> {
+        let request = self.backward_request(ticket, ran, g, straight);
+        self.sync.backward(&request, &self.arena, &mut self.quota)
+    }
+
+    pub(super) fn backward_request(
+        &self,
+        ticket: TicketId,
+        ran: usize,
+        g: &[f32],
+        straight: Option<&[f32]>,
+    ) -> wire::Backward {
         let seeds = self.seeds;
         self.write(Room::GradOutput, g);
         let straight = straight.map(|g| {
@@ -186,7 +197,7 @@ impl Layer {
         {
             self.write(room, &vec![f32::NAN; count]);
         }
-        let request = wire::Backward {
+        wire::Backward {
             places: None,
             sequence: 0,
             layer: LayerId(1),
@@ -196,8 +207,7 @@ impl Layer {
             grad_parameters: Some(block(Room::GradParameters, 64 * ran)),
             grad_alphas: Some(block(Room::GradAlphas, 4 * seeds)),
             straight,
-        };
-        self.sync.backward(&request, &self.arena, &mut self.quota)
+        }
     }
 
     /// The n-th seed's gradient of w in the last backward.

@@ -11,3 +11,4 @@ mod products;
 mod recomputation;
 mod roles;
 mod tickets;
+mod whole;
