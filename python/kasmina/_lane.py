@@ -52,6 +52,11 @@ _NO_EXTRA: Tuple[int, ...] = (0,) * 4
 #: After how long whoever waits for another thread's reading looks for itself, where nobody has woken it.
 _PATIENCE_S = 1.0
 
+#: Less is not worth looking at the clock for.
+_LEAST_SPIN_S = 1e-6
+#: A sleep that ended so much later than would have been spun was short: waking up took as long, on both sides.
+_WAKING_S = 1e-4
+
 #: How long ``drain`` sleeps between two looks.
 _DRAIN_NAP_S = 0.0005
 
@@ -84,7 +89,8 @@ class Lane:
         self._completions: int = arena["completions_offset"]
         self._tail = 0
         self._head = 0
-        self._spin_s = spin_us / 1e6 if _TSO else 0.0
+        # How long to look for a completion before sleeping, and how long the next time.
+        self._spin_s = self._next_spin_s = spin_us / 1e6 if _TSO else 0.0
         self._renew_locks()
         #: What is under way: the layer, and what must live until the daemon is done with it.
         self._awaited: Dict[int, Tuple[int, Any]] = {}
@@ -491,25 +497,33 @@ class Lane:
         """The completion that is read next, when it is there."""
         words = self._words
         head = self._head
-        while True:
+        tail = words[_COMPLETION_TAIL]
+        if tail == head:
+            began = time.perf_counter()
+            if not self._next_spin_s or not self._spin(head, began + self._next_spin_s):
+                while words[_COMPLETION_TAIL] == head:
+                    self._sleep(head, deadline)
+            self._learn_spin(time.perf_counter() - began)
             tail = words[_COMPLETION_TAIL]
-            if tail != head:
-                break
-            if not self._spin_s or not self._spin(head):
-                self._sleep(head, deadline)
         if tail - head > RING_ENTRIES or tail < head:
             self.close(f"the completion ring's counters are impossible: head {head}, tail {tail}")
             raise SessionError(self._lost, code="session.protocol")
         offset = self._completions + (head & _MASK) * DESCRIPTOR_BYTES
         return Completion._make(COMPLETION.unpack_from(self._buffer, offset))
 
-    def _spin(self, head: int) -> bool:
-        words = self._words
-        until = time.perf_counter() + self._spin_s
-        while time.perf_counter() < until:
+    def _spin(self, head: int, until: float) -> bool:
+        words, now = self._words, time.perf_counter
+        while now() < until:
             if words[_COMPLETION_TAIL] != head:
                 return True
         return False
+
+    def _learn_spin(self, waited: float) -> None:
+        """Takes note of a wait. Who waits for long passes soon sleeps at once, and so spins no more in vain."""
+        if waited <= self._spin_s + _WAKING_S:
+            self._next_spin_s = self._spin_s
+        else:
+            self._next_spin_s = self._next_spin_s / 2 if self._next_spin_s > _LEAST_SPIN_S else 0.0
 
     def _sleep(self, head: int, deadline: Optional[float]) -> None:
         if self._spin_s:

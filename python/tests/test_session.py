@@ -121,6 +121,26 @@ def test_spinning_finds_the_same(tmp_path):
     peer.close()
 
 
+def test_it_spins_as_long_as_that_pays(tmp_path):
+    from conftest import kernels
+    from peer import Peer
+
+    peer = Peer(str(tmp_path / "spin.sock"), kernels(), spin_us=50)
+    with kasmina.connect(peer.path) as client:
+        lane = client.connection._lane
+        if not lane._spin_s:
+            pytest.skip("this processor has no order of stores that Python could rely on")
+        for left in (25e-6, 12.5e-6):
+            lane._learn_spin(1.0)
+            assert lane._next_spin_s == pytest.approx(left)
+        for _ in range(10):
+            lane._learn_spin(1.0)
+        assert lane._next_spin_s == 0.0
+        lane._learn_spin(149e-6)
+        assert lane._next_spin_s == lane._spin_s
+    peer.close()
+
+
 @pytest.fixture
 def once(peer):
     """A client that does not come back: the peer would take it in again at once."""

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::de::DeserializeOwned;
@@ -15,7 +15,7 @@ use crate::{
     tensor::{DType, Shape},
     wire::{
         Arena, Blend, Block, ClientLane, Completion, Hello, HelloReply, LayerReply, Offer, OfferReply,
-        OpenLayer, PROTOCOL, Prefetch, PrefetchReply, RING_ENTRIES, Request, SharedFloats, Status,
+        OpenLayer, PROTOCOL, Prefetch, PrefetchReply, RING_ENTRIES, Request, SharedFloats, Spin, Status,
         Submission, Wake, WireError,
     },
 };
@@ -25,7 +25,7 @@ use crate::{
 pub struct ConnectOptions {
     /// How large an arena to ask for, in bytes; the daemon may give less.
     pub arena_bytes: u64,
-    /// How long to spin for a completion before sleeping. Spinning takes a processor from the daemon, so it
+    /// How long to spin for a completion before sleeping, as long as that pays. Spinning takes a processor from the daemon, so it
     /// pays only where there are some to spare. `None` leaves it to the daemon's advice.
     pub spin: Option<Duration>,
 }
@@ -70,7 +70,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct DataPath {
     lane: ClientLane,
-    spin: Duration,
+    spin: Spin,
     sequence: u64,
     /// Submissions whose completion has not been seen. Kept at most [`RING_ENTRIES`], so that neither ring
     /// can overflow.
@@ -106,7 +106,7 @@ impl Client {
         let spin = options.spin.unwrap_or(Duration::from_micros(u64::from(hello.spin_us)));
         let arena = lane.arena().clone();
         let heap = Mutex::new(Heap::new(arena.layout()));
-        let path = Mutex::new(DataPath { lane, spin, sequence: 0, outstanding: 0 });
+        let path = Mutex::new(DataPath { lane, spin: Spin::new(spin), sequence: 0, outstanding: 0 });
         Ok(Self { shared: Arc::new(Shared { hello, arena, control: Mutex::new(control), path, heap }) })
     }
 
@@ -249,9 +249,11 @@ impl DataPath {
     }
 
     fn next_completion(&mut self) -> Result<Completion, ClientError> {
+        let began = Instant::now();
         loop {
-            match self.lane.wait(self.spin, None)? {
+            match self.lane.wait(self.spin.next(), None)? {
                 Wake::Item(completion) => {
+                    self.spin.note(began);
                     self.outstanding = self.outstanding.saturating_sub(1);
                     return Ok(completion);
                 }

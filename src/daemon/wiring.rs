@@ -129,7 +129,7 @@ pub(super) async fn wire(
         turns: Turns::new(turns_settings(config)),
         recorder: recorder.clone(),
         max_sessions: config.limits.max_sessions,
-        spin_us: u32::try_from(config.data_plane.spin_us).unwrap_or(u32::MAX),
+        spin_us: config.data_plane.spin_us(),
         clock,
         events: events.clone(),
     };

@@ -13,6 +13,7 @@ use super::{
     Arena, ArenaLayout, Completion, Descriptor, Doorbell, Rung, Submission, Waker, WireError,
     arena::Counter,
     ring::{Consumer, Producer, RingPlace},
+    spin::Looking,
 };
 use crate::failpoint::{self, Failpoint};
 
@@ -177,14 +178,17 @@ impl<Out: Descriptor, In: Descriptor> Lane<Out, In> {
         if let Some(item) = self.consumer.pop()? {
             return Ok(Wake::Item(item));
         }
-        let spin_until = (!spin.is_zero()).then(|| Instant::now() + spin);
-        while spin_until.is_some_and(|until| Instant::now() < until) {
-            for _ in 0..32 {
-                std::hint::spin_loop();
-                if let Some(item) = self.consumer.pop()? {
-                    return Ok(Wake::Item(item));
+        if let Some(looking) = (!spin.is_zero()).then(Looking::begin).flatten() {
+            let until = Instant::now() + spin;
+            while Instant::now() < until {
+                for _ in 0..32 {
+                    std::hint::spin_loop();
+                    if let Some(item) = self.consumer.pop()? {
+                        return Ok(Wake::Item(item));
+                    }
                 }
             }
+            drop(looking);
         }
         let wake_until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let asleep = self.arena.clone();

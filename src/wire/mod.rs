@@ -24,6 +24,7 @@ mod operator;
 mod peer;
 mod records;
 mod ring;
+mod spin;
 mod supply;
 mod turns;
 mod words;
@@ -64,6 +65,7 @@ pub use operator::{
 };
 pub use peer::Peer;
 pub use records::RecordsReport;
+pub use spin::Spin;
 pub use supply::{
     CopyReport, EvictionReport, HolderReport, LoadReport, NegativeReport, RouteReport, StepReport,
     WarmReport, WhyReport,

@@ -19,14 +19,14 @@ use crate::{
     fault::Fault,
     id::LayerId,
     telemetry::step_path,
-    wire::{Command, Completion, DaemonLane, Status, Submission, Wake, WireError},
+    wire::{Command, Completion, DaemonLane, Spin, Status, Submission, Wake, WireError},
 };
 
 /// Everything a lane's thread owns.
 pub(super) struct LaneThread {
     service: Service,
     commands: Receiver<LaneCommand>,
-    spin: Duration,
+    spin: Spin,
 }
 
 pub(super) struct Service {
@@ -84,7 +84,7 @@ impl LaneThread {
             events,
             is_draining: false,
         };
-        Ok(Self { service, commands, spin })
+        Ok(Self { service, commands, spin: Spin::new(spin) })
     }
 
     /// Serves until the lane ends, frees everything, then tells why it ended.
@@ -112,7 +112,7 @@ impl LaneThread {
 
     fn serve(&mut self) -> LaneEnd {
         loop {
-            let waited = self.service.next(self.spin);
+            let waited = self.service.next(&mut self.spin);
             // Commands go first: what was sent before a submission was published is obeyed before it runs.
             while let Ok(command) = self.commands.try_recv() {
                 if matches!(command, LaneCommand::Stop) {
@@ -139,12 +139,17 @@ impl LaneThread {
 impl Service {
     /// What to do next. A turn that was kept for another pass, because the client said that there was one, goes back
     /// before anything is waited for: it may have said so in vain.
-    fn next(&mut self, spin: Duration) -> Result<Wake<Submission>, WireError> {
+    fn next(&mut self, spin: &mut Spin) -> Result<Wake<Submission>, WireError> {
         if let Some(submission) = self.lane.poll()? {
             return Ok(Wake::Item(submission));
         }
         self.turns.withdraw();
-        self.lane.wait(spin, None)
+        let began = Instant::now();
+        let next = self.lane.wait(spin.next(), None);
+        if matches!(next, Ok(Wake::Item(_))) {
+            spin.note(began);
+        }
+        next
     }
 
     fn obey(&mut self, command: LaneCommand) {
