@@ -56,8 +56,17 @@ class Entry(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def strides(self) -> Tuple[int, ...]:
+        return _strides(self.shape)
+
+    @property
     def nbytes(self) -> int:
         return self.elements * DTYPE_SIZES[self.dtype]
+
+
+@lru_cache(maxsize=4096)
+def _strides(shape: Tuple[int, ...]) -> Tuple[int, ...]:
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
 
 
 class Grafted:

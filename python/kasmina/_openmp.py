@@ -8,6 +8,7 @@ imported.
 
 import os
 import sys
+from typing import Dict
 
 #: Rounds that the threads look for work, some 50 µs: from one operator to the next they stay awake.
 SPINS = 2000
@@ -15,7 +16,28 @@ SPINS = 2000
 _SETTLED = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
+#: Whether they sleep soon: then a copy by all of them leaves the daemon its processors in time.
+sleep_soon = False
+
+
 def settle() -> None:
     """Sets GOMP_SPINCOUNT, where the user has set nothing and PyTorch is still to be imported."""
-    if "torch" not in sys.modules and not any(name in os.environ for name in _SETTLED):
+    global sleep_soon
+    is_read = "torch" in sys.modules
+    if not is_read and not any(name in os.environ for name in _SETTLED):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    # What was set after OpenMP had read it changes nothing: what this process began with is what it knows at least.
+    known = _first_environment() if is_read else os.environ
+    spins = known.get("GOMP_SPINCOUNT", "")
+    is_passive = known.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    sleep_soon = int(spins) <= SPINS if spins.isdigit() else is_passive
+
+
+def _first_environment() -> Dict[str, str]:
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            rows = file.read().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(row).partition("=") for row in rows)
+    return {name: value for name, _, value in pairs}

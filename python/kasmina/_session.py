@@ -162,6 +162,18 @@ class Client:
         """Forgets an artifact of ``offer``. What was grafted of it stays, as long as this daemon lives."""
         self._offers.drop(kernel)
 
+    def empty(self, *size: Any, dtype: Any = None, requires_grad: bool = False) -> Any:
+        """A tensor as ``torch.empty`` makes it, in the memory that the daemon reads: a layer of this session that is called
+        with it, or is given it as a gradient, copies nothing. On a GPU it lies there.
+
+        It is float32 unless ``dtype`` is another type of layers. What is written to it between a forward and the backward of
+        that is found by autograd, as with any tensor. Raises ``ArenaFull``. After the daemon's return it is a tensor like
+        others, and copied.
+        """
+        from .torch import _arena
+
+        return _arena.empty(self.connection, size, dtype, requires_grad)
+
     def events(self) -> Events:
         """What happens in this session from now on, on a connection of its own: an iterator and a context manager."""
         return Events(self.path, self.session)

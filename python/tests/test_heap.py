@@ -2,6 +2,7 @@
 
 import gc
 import random
+import threading
 
 import pytest
 
@@ -48,3 +49,48 @@ def test_a_block_of_the_same_size_is_used_again():
     offset = first.offset
     del first
     assert heap.allocate(100).offset == offset
+
+
+def test_threads_never_share_a_block():
+    heap = Heap(0, 1 << 16)
+    owners = [None] * (heap.size // 64)
+    wrong = []
+
+    def work(me):
+        choose = random.Random(me)
+        held = []
+        for _ in range(2000):
+            try:
+                held.append(heap.allocate(choose.choice([64, 64, 128, 4096, 16384])))
+            except ArenaFull:
+                pass
+            else:
+                for place in range(held[-1].offset // 64, (held[-1].offset + held[-1].size) // 64):
+                    if owners[place] is not None:
+                        wrong.append((me, owners[place], place))
+                    owners[place] = me
+            while len(held) > choose.randrange(5):
+                block = held.pop(choose.randrange(len(held)))
+                for place in range(block.offset // 64, (block.offset + block.size) // 64):
+                    owners[place] = None
+                del block
+        for block in held:
+            for place in range(block.offset // 64, (block.offset + block.size) // 64):
+                owners[place] = None
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not wrong
+    assert heap.free_bytes == heap.size
+    assert heap.allocate(heap.size).offset == 0
+
+
+def test_it_is_crowded_where_less_than_half_is_free():
+    heap = Heap(0, 1 << 16)
+    held = [heap.allocate(64) for _ in range(1 << 9)]
+    assert not heap.crowded
+    held.append(heap.allocate(64))
+    assert heap.crowded
+    held.clear()
+    assert not heap.crowded

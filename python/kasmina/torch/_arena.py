@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING, Optional, Tuple
+import math
+from ctypes import memmove
+from operator import index
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 import numpy as np
 import torch
 
+from .. import _openmp
 from .._heap import Block
 from .._layout import ALIGNMENT
+from ..errors import UsageError
 from . import _gpu
 
 if TYPE_CHECKING:
@@ -22,6 +26,23 @@ _NUMPY = {
     torch.bfloat16: np.int16,  # NumPy has no such type; the bits are looked at again as PyTorch's
 }
 _VIEWS_KEPT = 512
+#: Bytes from which on a copy by all of PyTorch's threads gains more than waking them costs.
+_BY_THREADS = 2 << 20
+
+
+def empty(client: Connection, size: Tuple[Any, ...], dtype: Optional[torch.dtype], requires_grad: bool) -> torch.Tensor:
+    """A tensor in the arena, of sizes as ``torch.empty`` takes them."""
+    dtype = torch.float32 if dtype is None else dtype
+    if dtype not in _NUMPY:
+        raise UsageError(f"a layer takes {', '.join(str(each) for each in _NUMPY)}, and {dtype} was asked for")
+    shape = tuple(index(each) for each in (size[0] if len(size) == 1 and isinstance(size[0], (tuple, list)) else size))
+    if any(each < 0 for each in shape):
+        raise UsageError(f"a size is 0 or more, and {list(shape)} was asked for")
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype, device=_gpu.device_of(client), requires_grad=requires_grad)
+    block = client._allocate(math.prod(shape) * dtype.itemsize)
+    with torch.inference_mode(False):
+        return owning_tensor(client, block, dtype, shape).requires_grad_(requires_grad)
 
 
 def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
@@ -36,9 +57,10 @@ def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
     """The same of a copy that nobody else can write to."""
     count = tensor.numel() * tensor.element_size()
     block = client._allocate(count)
-    if client.gpu is None and tensor.is_contiguous() and tensor.is_cpu and not tensor.is_neg():
+    is_by_threads = count >= _BY_THREADS and _openmp.sleep_soon
+    if not is_by_threads and client.gpu is None and tensor.is_contiguous() and tensor.is_cpu and not tensor.is_neg():
         # PyTorch would wake a thread for it, on a processor that the daemon is about to need.
-        ctypes.memmove(client._base + block.offset, tensor.data_ptr(), count)
+        memmove(client._base + block.offset, tensor.data_ptr(), count)
         return block.offset, block
     if client.gpu is not None:
         # Another stream may have had the block before.

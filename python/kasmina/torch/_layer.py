@@ -474,6 +474,8 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
             lane.wait(sequence)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
+        if x.is_cpu and h.is_cpu and self.client.connection.gpu is None:
+            return
         device = _gpu.device_of(self.client.connection)
         if x.device != device or h.device != device:
             how = f"move both to {device}"

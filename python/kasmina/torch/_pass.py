@@ -352,7 +352,7 @@ class Pass:
 def part(block: torch.Tensor, offset: int, entry: Entry) -> torch.Tensor:
     """One parameter's gradient, as a view of the block of all."""
     if entry.dtype == "float32":
-        return block[offset // 4 : offset // 4 + entry.elements].view(entry.shape)
+        return block.as_strided(entry.shape, entry.strides, block.storage_offset() + offset // 4)
     raw = block.view(torch.uint8)[offset : offset + entry.nbytes]
     return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
 
