@@ -12,7 +12,11 @@ use std::{
 
 use kasmina::{
     artifact::{self, Mode, Module, ReadLimits},
-    backend::{Backend, CompileOptions, RunContext, cpu::CpuBackend, cuda, run_on_host},
+    backend::{
+        Backend, CompileOptions, RunContext,
+        cpu::{CpuBackend, Winograd},
+        cuda, run_on_host,
+    },
     graph::{Graph, Limits, Sink, Source, Wants, differentiate, simplify},
     tensor::{DType, HostTensor, PackedLayout, Shape},
 };
@@ -74,11 +78,14 @@ fn read(file: &str) -> Module {
     artifact::read(bytes, &ReadLimits::default()).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// The CPU, or this machine's GPU where `KASMINA_TEST_DEVICE` says `gpu`.
+/// The CPU, or this machine's GPU where `KASMINA_TEST_DEVICE` says `gpu`; with `cpu-winograd` all 3×3 convolutions that can go
+/// by Winograd's algorithm do, with `cpu-direct` none.
 fn device() -> &'static dyn Backend {
     static DEVICE: OnceLock<Arc<dyn Backend>> = OnceLock::new();
     &**DEVICE.get_or_init(|| match std::env::var("KASMINA_TEST_DEVICE").as_deref() {
         Ok("gpu") => cuda::open_device(&cuda::OpenOptions::of_environment()).unwrap().backend,
+        Ok("cpu-winograd") => Arc::new(CpuBackend::new(1).with_winograd(Winograd::Always)),
+        Ok("cpu-direct") => Arc::new(CpuBackend::new(1).with_winograd(Winograd::Never)),
         _ => Arc::new(CpuBackend::new(1)),
     })
 }

@@ -146,6 +146,9 @@ impl Shared {
     }
 }
 
+/// Bytes of a large page, on x86 and on Arm with pages of 4 KiB.
+const LARGE_PAGE: usize = 2 << 20;
+
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; ALIGNMENT_BYTES]);
@@ -165,7 +168,21 @@ impl HostMemory {
         let lines = Box::new_zeroed_slice(len_bytes.div_ceil(ALIGNMENT_BYTES));
         // SAFETY: a line is bytes, for which zeros are a value. Zeroed by the allocator, large blocks take no
         // memory before they are written to.
-        Self { lines: unsafe { lines.assume_init() }, len_bytes }
+        let memory = Self { lines: unsafe { lines.assume_init() }, len_bytes };
+        memory.advise();
+        memory
+    }
+
+    /// Has the system use large pages for the whole ones that lie in it, if it likes: activations are read from end to end.
+    fn advise(&self) {
+        let start = self.lines.as_ptr().addr();
+        let (first, end) = (start.next_multiple_of(LARGE_PAGE), start + size_of_val(&*self.lines));
+        let whole = end.saturating_sub(first) / LARGE_PAGE * LARGE_PAGE;
+        if whole > 0 {
+            let first = UnsafeCell::raw_get(self.lines.as_ptr()).cast::<u8>().wrapping_add(first - start);
+            // SAFETY: the range lies within the lines, of which the advice changes no byte.
+            let _ = unsafe { rustix::mm::madvise(first.cast(), whole, rustix::mm::Advice::LinuxHugepage) };
+        }
     }
 
     /// How many bytes were asked for.

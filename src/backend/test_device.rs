@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{
     Backend,
-    cpu::CpuBackend,
+    cpu::{CpuBackend, Winograd},
     cuda::{
         CudaBackend,
         testing::{gpu_backend, host_backend},
@@ -26,14 +26,19 @@ fn named() -> String {
     std::env::var("KASMINA_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
 }
 
-/// The device: `cpu`, which is the default; `cuda`, whose kernels then run as programs of the host; `gpu` or `gpu-alone`.
+/// The device: `cpu`, which is the default, with `cpu-winograd` for all 3×3 convolutions that can go by Winograd's algorithm and
+/// `cpu-direct` for none; `cuda`, whose kernels then run as programs of the host; `gpu` or `gpu-alone`.
 ///
 /// # Panics
 /// When the variable names another.
 pub(crate) fn device(threads: usize) -> Arc<dyn Backend> {
     match &*named() {
         "cpu" => Arc::new(CpuBackend::new(threads)),
+        "cpu-winograd" => Arc::new(CpuBackend::new(threads).with_winograd(Winograd::Always)),
+        "cpu-direct" => Arc::new(CpuBackend::new(threads).with_winograd(Winograd::Never)),
         "cuda" | "gpu" | "gpu-alone" => cuda().clone(),
-        other => panic!("KASMINA_TEST_DEVICE is {other}, and there are cpu, cuda, gpu and gpu-alone"),
+        other => panic!(
+            "KASMINA_TEST_DEVICE is {other}, and there are cpu, cpu-winograd, cpu-direct, cuda, gpu and gpu-alone"
+        ),
     }
 }

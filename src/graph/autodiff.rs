@@ -68,7 +68,8 @@ pub fn differentiate_within(
         }
     }
     for node in graph.nodes.iter().rev() {
-        let of_outputs: SmallVec<[_; 4]> = node.outputs.iter().map(|&v| gradients.of(v)).collect();
+        let of_outputs = node.outputs.iter().map(|&v| gradients.of(&mut builder, v));
+        let of_outputs = of_outputs.collect::<Result<SmallVec<[_; 4]>, _>>()?;
         let wanted: SmallVec<[_; 4]> = node.inputs.iter().map(|v| needs[v.0 as usize]).collect();
         if of_outputs.iter().all(Option::is_none) || !wanted.contains(&true) {
             continue;
@@ -88,7 +89,9 @@ pub fn differentiate_within(
             Source::Parameter(n) => Sink::GradParameter(n),
             _ => continue,
         };
-        if let Some(gradient) = gradients.of(value).filter(|_| is_wanted(source, wants)) {
+        if is_wanted(source, wants)
+            && let Some(gradient) = gradients.of(&mut builder, value)?
+        {
             sinks.push((sink, gradient));
         }
     }
@@ -121,21 +124,95 @@ fn values_that_need(graph: &Graph, wants: &Wants<'_>) -> Vec<bool> {
 
 /// The gradient gathered so far for each value.
 #[derive(Default)]
-struct Gradients(HashMap<ValueId, ValueId>);
+struct Gradients(HashMap<ValueId, Gathered>);
+
+#[derive(Default)]
+struct Gathered {
+    sum: Option<ValueId>,
+    /// Not added yet: where slices make up the whole, as those of `chunk` and `unbind` do, their gradients are laid end to end
+    /// instead, which reads and writes each element once.
+    slices: Vec<OfSlice>,
+}
+
+/// The gradient of a slice without steps.
+struct OfSlice {
+    dim: usize,
+    start: usize,
+    len: usize,
+    gradient: ValueId,
+}
 
 impl Gradients {
-    fn of(&self, value: ValueId) -> Option<ValueId> {
-        self.0.get(&value).copied()
+    /// The sum of what was added for a value, of which nothing must be added any more.
+    fn of(&mut self, builder: &mut Builder, value: ValueId) -> Result<Option<ValueId>, GraphError> {
+        let Some(mut gathered) = self.0.remove(&value) else { return Ok(None) };
+        let mut slices = std::mem::take(&mut gathered.slices);
+        if let Some(whole) = joined(builder, &mut slices, value)? {
+            gathered.add(builder, whole)?;
+        } else {
+            // One after the other, so that no two are held at a time.
+            let size = |builder: &Builder, dim: usize| builder.shape(value)[dim];
+            for OfSlice { dim, start, gradient, .. } in slices {
+                let spread = Op::Unslice { dim, size: size(builder, dim), start, step: 1 };
+                let spread = builder.apply(spread, &[gradient])?;
+                gathered.add(builder, spread)?;
+            }
+        }
+        let sum = gathered.sum;
+        self.0.insert(value, gathered);
+        Ok(sum)
     }
 
     fn add(&mut self, builder: &mut Builder, value: ValueId, gradient: ValueId) -> Result<(), GraphError> {
-        let sum = match self.of(value) {
-            Some(sum) => builder.apply(Op::Binary(Binary::Add), &[sum, gradient])?,
-            None => gradient,
-        };
-        self.0.insert(value, sum);
+        let gathered = self.0.entry(value).or_default();
+        match OfSlice::new(builder, gradient) {
+            Some(slice) => gathered.slices.push(slice),
+            None => gathered.add(builder, gradient)?,
+        }
         Ok(())
     }
+}
+
+impl Gathered {
+    fn add(&mut self, builder: &mut Builder, gradient: ValueId) -> Result<(), GraphError> {
+        self.sum = Some(match self.sum {
+            Some(sum) => builder.apply(Op::Binary(Binary::Add), &[sum, gradient])?,
+            None => gradient,
+        });
+        Ok(())
+    }
+}
+
+impl OfSlice {
+    /// What the node that was pushed last has spread within zeros, if that is where this gradient comes from.
+    fn new(builder: &Builder, spread: ValueId) -> Option<Self> {
+        let node = builder.graph().nodes.last().filter(|node| node.outputs.as_slice() == [spread])?;
+        let Op::Unslice { dim, start, step: 1, .. } = node.op else { return None };
+        let gradient = node.inputs[0];
+        Some(Self { dim, start, len: builder.shape(gradient)[dim], gradient })
+    }
+}
+
+/// The gradients of slices end to end, if they make up all of a value.
+fn joined(
+    builder: &mut Builder,
+    slices: &mut [OfSlice],
+    value: ValueId,
+) -> Result<Option<ValueId>, GraphError> {
+    slices.sort_by_key(|slice| slice.start);
+    let [OfSlice { dim, .. }, _, ..] = *slices else { return Ok(None) };
+    let mut end = 0;
+    for slice in &*slices {
+        if slice.dim != dim || slice.start != end {
+            return Ok(None);
+        }
+        end += slice.len;
+    }
+    if end != builder.shape(value)[dim] {
+        return Ok(None);
+    }
+    let parts: SmallVec<[ValueId; 4]> = slices.iter().map(|slice| slice.gradient).collect();
+    builder.apply(Op::Cat { dim }, &parts).map(Some)
 }
 
 /// How the backward graph comes by a value of the forward graph.

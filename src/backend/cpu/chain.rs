@@ -70,6 +70,13 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
     let outputs: SmallVec<[Shared<T>; 4]> =
         run.step.outputs.iter().map(|place| Shared::new(run.memory.write::<T>(place))).collect();
     let len = shape.elements();
+    // By value: the first output that it is, which the link writes itself.
+    let mut written: [Option<usize>; N] = [None; N];
+    for (n, &value) in chain.outputs.iter().enumerate().rev() {
+        if usize::from(value) >= operands.len() {
+            written[usize::from(value)] = Some(n);
+        }
+    }
     // Pieces depend on the shape alone, not on the threads.
     run.tasks(len.div_ceil(GRAIN), |n| {
         let mut tiles: [[T; TILE]; N] = array::from_fn(|_| [T::ZERO; TILE]);
@@ -81,17 +88,33 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
         let end = len.min((n + 1) * GRAIN);
         for start in (n * GRAIN..end).step_by(TILE) {
             let count = TILE.min(end - start);
-            for (operand, tile) in operands.iter().zip(&mut tiles) {
-                if matches!(operand.reading, Reading::Strided) {
+            // By operand: where the elements lie, if not in its tile.
+            let mut places: [Option<usize>; N] = [None; N];
+            for ((operand, tile), place) in operands.iter().zip(&mut tiles).zip(&mut places) {
+                *place = match operand.reading {
+                    Reading::InPlace => Some(start),
+                    Reading::Repeated => None,
+                    Reading::Strided => operand.walk.together(start, count),
+                };
+                if matches!(operand.reading, Reading::Strided) && place.is_none() {
                     gather(operand.from, &operand.walk, start, &mut tile[..count]);
                 }
             }
+            // SAFETY: pieces of different numbers do not overlap, and neither do results; they are borrowed until all are
+            // done.
+            let result = |n: usize| unsafe { outputs[n].part(start, count) };
+            // SAFETY: as above; what one link has written later ones only read.
+            let seen = |n: usize| unsafe { outputs[n].seen(start, count) };
             for (link, number) in chain.links.iter().zip(operands.len()..) {
                 let (before, rest) = tiles.split_at_mut(number);
-                let y = &mut rest[0][..count];
-                let [a, b] = link.args.map(usize::from).map(|arg| match operands.get(arg) {
-                    Some(Operand { from, reading: Reading::InPlace, .. }) => &from.data[start..start + count],
-                    _ => &before[arg][..count],
+                let y = match written[number] {
+                    Some(n) => result(n),
+                    None => &mut rest[0][..count],
+                };
+                let [a, b] = link.args.map(usize::from).map(|arg| match (places[arg], written[arg]) {
+                    (Some(place), _) => &operands[arg].from.data[place..place + count],
+                    (None, Some(n)) => seen(n),
+                    (None, None) => &before[arg][..count],
                 });
                 match link.op {
                     LinkOp::Unary(unary) => T::unary(unary, a, y),
@@ -100,11 +123,16 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
                     LinkOp::Dropout { p, site } => dropout_row((p, site), run.seed, start, a, y),
                 }
             }
-            for (output, &value) in outputs.iter().zip(&chain.outputs) {
-                // SAFETY: pieces of different numbers do not overlap, and neither do results; they are borrowed until
-                // all are done.
-                let part = unsafe { output.part(start, count) };
-                part.copy_from_slice(&tiles[usize::from(value)][..count]);
+            // A value that is several outputs, or an operand.
+            for (n, value) in chain.outputs.iter().map(|&value| usize::from(value)).enumerate() {
+                match (places[value], written[value]) {
+                    (_, Some(first)) if first == n => {}
+                    (_, Some(first)) => result(n).copy_from_slice(seen(first)),
+                    (Some(place), None) => {
+                        result(n).copy_from_slice(&operands[value].from.data[place..place + count])
+                    }
+                    (None, None) => result(n).copy_from_slice(&tiles[value][..count]),
+                }
             }
         }
     });

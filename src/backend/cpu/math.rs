@@ -1,5 +1,7 @@
 //! Scalar functions in a form that vectorises, and their application to slices.
 //!
+//! Polynomials are of fused multiplications and additions: one instruction where there are vectors, a call without.
+//!
 //! In `f64`, used by tests and by kernels exported in double precision, the graph layer's own definitions
 //! serve: accuracy counts there, not speed.
 
@@ -16,16 +18,16 @@ pub(super) fn exp(x: f32) -> f32 {
     const HIGH: f32 = 88.722_83;
     const LOW: f32 = -104.0;
     let clamped = x.clamp(LOW, HIGH);
-    let n = (clamped * consts::LOG2_E + 0.5).floor();
-    let r = clamped - n * 0.693_359_4;
-    let r = r + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
+    let n = clamped.mul_add(consts::LOG2_E, 0.5).floor();
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4_f32;
+    p = p.mul_add(r, 1.398_2e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 0.5);
+    let y = (p * r).mul_add(r, r) + 1.0;
     // In two steps, since 2ⁿ alone may leave the normal range on either side.
     let half = (n * 0.5).floor();
     let scaled = y * power_of_two(half) * power_of_two(n - half);
@@ -61,17 +63,17 @@ fn tanh(x: f32) -> f32 {
     const BOUND: f32 = 7.905_311;
     let c = x.clamp(-BOUND, BOUND);
     let z = c * c;
-    let mut p = -2.760_768_5e-16;
-    p = p * z + 2.000_188e-13;
-    p = p * z - 8.604_672e-11;
-    p = p * z + 5.122_297_1e-8;
-    p = p * z + 1.485_722_35e-5;
-    p = p * z + 6.372_619_3e-4;
-    p = p * z + 4.893_524_6e-3;
-    let mut q = 1.198_258_4e-6;
-    q = q * z + 1.185_347e-4;
-    q = q * z + 2.268_434_6e-3;
-    q = q * z + 4.893_525e-3;
+    let mut p = -2.760_768_5e-16_f32;
+    p = p.mul_add(z, 2.000_188e-13);
+    p = p.mul_add(z, -8.604_672e-11);
+    p = p.mul_add(z, 5.122_297_1e-8);
+    p = p.mul_add(z, 1.485_722_35e-5);
+    p = p.mul_add(z, 6.372_619_3e-4);
+    p = p.mul_add(z, 4.893_524_6e-3);
+    let mut q = 1.198_258_4e-6_f32;
+    q = q.mul_add(z, 1.185_347e-4);
+    q = q.mul_add(z, 2.268_434_6e-3);
+    q = q.mul_add(z, 4.893_525e-3);
     if x.abs() < 4e-4 || x.is_nan() { x } else { c * p / q }
 }
 
@@ -82,18 +84,18 @@ fn tanh(x: f32) -> f32 {
 fn erf(x: f32) -> f32 {
     let c = x.clamp(-4.0, 4.0);
     let z = c * c;
-    let mut p = -2.726_142_3e-10;
-    p = p * z + 2.770_681_4e-8;
-    p = p * z - 2.101_024e-6;
-    p = p * z - 5.692_506_4e-5;
-    p = p * z - 7.349_906_3e-4;
-    p = p * z - 2.954_6e-3;
-    p = p * z - 1.609_603_3e-2;
-    let mut q = -1.456_607_2e-5;
-    q = q * z - 2.133_740_6e-4;
-    q = q * z - 1.682_827e-3;
-    q = q * z - 7.373_329e-3;
-    q = q * z - 1.426_473_9e-2;
+    let mut p = -2.726_142_3e-10_f32;
+    p = p.mul_add(z, 2.770_681_4e-8);
+    p = p.mul_add(z, -2.101_024e-6);
+    p = p.mul_add(z, -5.692_506_4e-5);
+    p = p.mul_add(z, -7.349_906_3e-4);
+    p = p.mul_add(z, -2.954_6e-3);
+    p = p.mul_add(z, -1.609_603_3e-2);
+    let mut q = -1.456_607_2e-5_f32;
+    q = q.mul_add(z, -2.133_740_6e-4);
+    q = q.mul_add(z, -1.682_827e-3);
+    q = q.mul_add(z, -7.373_329e-3);
+    q = q.mul_add(z, -1.426_473_9e-2);
     if x.is_nan() { x } else { c * p / q }
 }
 

@@ -150,6 +150,19 @@ impl<T> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 
+    /// A part that is read.
+    ///
+    /// # Safety
+    /// As of [`part`](Self::part), and nobody must write to it meanwhile.
+    ///
+    /// # Panics
+    /// As there.
+    pub(super) unsafe fn seen(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "a part lies within its slice");
+        // SAFETY: within the slice, and not written to by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
+    }
+
     /// The address of one element, for tasks whose parts interleave.
     ///
     /// # Panics

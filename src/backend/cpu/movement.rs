@@ -105,10 +105,19 @@ pub(super) fn unslice(run: &Run<'_>, dim: usize, start: usize, step: usize) {
         run.pieces(run.memory.write::<T>(out), size * inner, |first, piece| {
             let outer = first / (size * inner).max(1);
             for (o, block) in piece.chunks_exact_mut((size * inner).max(1)).enumerate() {
-                block.fill(T::default());
-                for k in 0..len {
-                    let to = &mut block[(start + k * step) * inner..][..inner];
-                    gather(from, &walk, ((outer + o) * len + k) * inner, to);
+                let first = (outer + o) * len * inner;
+                if step == 1 {
+                    let (before, rest) = block.split_at_mut(start * inner);
+                    let (taken, behind) = rest.split_at_mut(len * inner);
+                    before.fill(T::default());
+                    behind.fill(T::default());
+                    gather(from, &walk, first, taken);
+                } else {
+                    block.fill(T::default());
+                    for k in 0..len {
+                        let to = &mut block[(start + k * step) * inner..][..inner];
+                        gather(from, &walk, first + k * inner, to);
+                    }
                 }
             }
         });

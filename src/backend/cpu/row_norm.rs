@@ -5,7 +5,7 @@ use super::{
     memory::{Plain, Shared},
     real::Real,
     simd::vectorised,
-    sum::{sum_of, sum_of_both},
+    sum::{MOST_TERMS, NARROW, of_lanes, sum_of, sum_of_both},
 };
 use crate::graph::ValueInfo;
 
@@ -94,16 +94,13 @@ pub(super) fn layer_grad<T: Real + Plain>(run: &Run<'_>) {
                 for row in (sum * share).min(count)..((sum + 1) * share).min(count) {
                     let (x, gy) = (&x[row * len..][..len], &gy[row * len..][..len]);
                     let (center, inverse) = (mean[row], rstd[row]);
-                    for ((((gw, gb), &x), &gy), _) in
-                        gw.iter_mut().zip(gb.iter_mut()).zip(x).zip(gy).zip(weight)
-                    {
-                        *gw += gy * (x - center) * inverse;
-                        *gb += gy;
-                    }
+                    let [sum, dot] = gather_row([x, gy, weight], [center, inverse], gw, gb);
+                    let (shift, slope) = of_row(sum, dot, len, inverse);
                     // SAFETY: rows write different elements.
                     let gx = unsafe { gx.part(row * len, len) };
-                    gx.iter_mut().zip(gy).zip(weight).for_each(|((g, &gy), &w)| *g = gy * w);
-                    spread(gx, x, center, inverse);
+                    for (((g, &gy), &w), &x) in gx.iter_mut().zip(gy).zip(weight).zip(x) {
+                        *g = inverse * (gy * w - shift - (x - center) * slope);
+                    }
                 }
             },
         );
@@ -117,16 +114,60 @@ pub(super) fn layer_grad<T: Real + Plain>(run: &Run<'_>) {
     }
 }
 
+/// Adds a row's part of the gradients of weight and bias. Gives the sums of g = gy·w and of g·(x − center).
+#[inline(always)]
+fn gather_row<T: Real>(
+    [x, gy, weight]: [&[T]; 3],
+    [center, inverse]: [T; 2],
+    gw: &mut [T],
+    gb: &mut [T],
+) -> [f64; 2] {
+    let mut totals = [0.0; 2];
+    let parts = x.chunks(MOST_TERMS).zip(gy.chunks(MOST_TERMS)).zip(weight.chunks(MOST_TERMS));
+    for (((x, gy), w), (gw, gb)) in parts.zip(gw.chunks_mut(MOST_TERMS).zip(gb.chunks_mut(MOST_TERMS))) {
+        let (mut sums, mut dots) = ([T::ZERO; NARROW], [T::ZERO; NARROW]);
+        let (wide, rest) = x.as_chunks::<NARROW>();
+        let ((wide_gy, rest_gy), (wide_w, rest_w)) = (gy.as_chunks::<NARROW>(), w.as_chunks::<NARROW>());
+        let ((wide_gw, rest_gw), (wide_gb, rest_gb)) =
+            (gw.as_chunks_mut::<NARROW>(), gb.as_chunks_mut::<NARROW>());
+        let wide = wide.iter().zip(wide_gy).zip(wide_w).zip(wide_gw.iter_mut().zip(wide_gb));
+        for (((x, gy), w), (gw, gb)) in wide {
+            for n in 0..NARROW {
+                let (gy, x) = (gy[n], x[n] - center);
+                gw[n] += gy * x * inverse;
+                gb[n] += gy;
+                sums[n] += gy * w[n];
+                dots[n] += x * (gy * w[n]);
+            }
+        }
+        let rest = rest.iter().zip(rest_gy).zip(rest_w).zip(rest_gw.iter_mut().zip(rest_gb));
+        for (n, (((&x, &gy), &w), (gw, gb))) in rest.enumerate() {
+            let x = x - center;
+            *gw += gy * x * inverse;
+            *gb += gy;
+            sums[n] += gy * w;
+            dots[n] += x * (gy * w);
+        }
+        totals[0] += of_lanes(sums).to_f64();
+        totals[1] += of_lanes(dots).to_f64();
+    }
+    totals
+}
+
+/// What is taken from each g of a row of `len`, and from it for each x − center.
+#[inline(always)]
+fn of_row<T: Real>(sum: f64, dot: f64, len: usize, inverse: T) -> (T, T) {
+    let n = len as f64;
+    (T::of(sum / n), inverse * inverse * T::of(dot / n))
+}
+
 /// Turns g = gy·w in place into rstd·(g − Σg/n − x̂·Σ(g·x̂)/n).
 #[inline(always)]
 fn spread<T: Real>(g: &mut [T], x: &[T], center: T, inverse: T) {
-    let n = g.len() as f64;
-    let shift = T::of(
-        sum_of(
-            g,
-            #[inline(always)]
-            |v| v,
-        ) / n,
+    let sum = sum_of(
+        g,
+        #[inline(always)]
+        |v| v,
     );
     let dot = sum_of_both(
         x,
@@ -134,7 +175,7 @@ fn spread<T: Real>(g: &mut [T], x: &[T], center: T, inverse: T) {
         #[inline(always)]
         |x, g| (x - center) * g,
     );
-    let slope = inverse * inverse * T::of(dot / n);
+    let (shift, slope) = of_row(sum, dot, g.len(), inverse);
     g.iter_mut().zip(x).for_each(|(g, &x)| *g = inverse * (*g - shift - (x - center) * slope));
 }
 

@@ -36,9 +36,27 @@ pub(super) fn forward<T: Real + Plain>(run: &Run<'_>, dim: usize, log: bool) {
     });
 }
 
+/// The largest number of a row. One that is none is passed over: the sum of exponentials has it.
+#[inline(always)]
+fn largest_of<T: Real>(x: &[T]) -> T {
+    const LANES: usize = 32;
+    #[inline(always)]
+    fn larger<T: Real>(lane: &mut T, x: T) {
+        *lane = if x > *lane { x } else { *lane };
+    }
+    let (wide, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [T::NEG_INFINITY; LANES];
+    for x in wide {
+        lanes.iter_mut().zip(x).for_each(|(lane, &x)| larger(lane, x));
+    }
+    let mut largest = T::NEG_INFINITY;
+    lanes.iter().chain(rest).for_each(|&x| larger(&mut largest, x));
+    largest
+}
+
 #[inline(always)]
 fn row<T: Real>(x: &[T], y: &mut [T], log: bool) {
-    let largest = x.iter().fold(T::NEG_INFINITY, |m, &v| if v > m || v.is_nan() { v } else { m });
+    let largest = largest_of(x);
     y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - largest).exp());
     let total = sum_of(
         y,
@@ -56,7 +74,7 @@ fn row<T: Real>(x: &[T], y: &mut [T], log: bool) {
 
 fn strided_row<T: Real>(x: &[T], y: &mut [T], len: usize, step: usize, log: bool) {
     let at = |n: usize| x[n * step];
-    let largest = (0..len).map(at).fold(T::NEG_INFINITY, |m, v| if v > m || v.is_nan() { v } else { m });
+    let largest = (0..len).map(at).fold(T::NEG_INFINITY, |m, v| if v > m { v } else { m });
     let total = (0..len).map(|n| (at(n) - largest).exp().to_f64()).sum::<f64>();
     for n in 0..len {
         let shifted = at(n) - largest;

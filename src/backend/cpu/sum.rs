@@ -5,9 +5,9 @@ use super::{real::Real, simd::vectorised};
 /// Lanes: four vectors, so that one addition need not wait for the last.
 const LANES: usize = 64;
 /// Lanes of what is left of a run, a vector.
-const NARROW: usize = 16;
+pub(super) const NARROW: usize = 16;
 /// Terms after which lanes are emptied, so that long sums keep their accuracy.
-const MOST_TERMS: usize = 4096;
+pub(super) const MOST_TERMS: usize = 4096;
 
 /// A sum of terms of many runs.
 pub(super) struct Sum<T> {
@@ -75,13 +75,28 @@ impl<T: Real> Sum<T> {
                 *sum += lane;
             }
         }
-        for width in [8, 4, 2, 1] {
-            for n in 0..width {
-                sums[n] += sums[n + width];
-            }
-        }
-        *self = Self { total: self.total + sums[0].to_f64(), ..Self::new() };
+        *self = Self { total: self.total + of_lanes(sums).to_f64(), ..Self::new() };
     }
+}
+
+/// The sum of a vector's lanes.
+#[inline(always)]
+pub(super) fn of_lanes<T: Real>(lanes: [T; NARROW]) -> T {
+    let halves = halved::<T, NARROW, 8>(lanes);
+    let quarters = halved::<T, 8, 4>(halves);
+    let [sum] = halved::<T, 2, 1>(halved::<T, 4, 2>(quarters));
+    sum
+}
+
+/// Adds the second half of some sums to the first.
+#[inline(always)]
+fn halved<T: Real, const N: usize, const H: usize>(sums: [T; N]) -> [T; H] {
+    const { assert!(N == 2 * H, "a half") };
+    let mut halves = [T::ZERO; H];
+    for (n, half) in halves.iter_mut().enumerate() {
+        *half = sums[n] + sums[n + H];
+    }
+    halves
 }
 
 /// Σ f(x) over a run.

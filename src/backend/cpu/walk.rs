@@ -81,6 +81,19 @@ impl<const K: usize> Walk<K> {
     }
 }
 
+impl Walk<1> {
+    /// Where `len` elements from the `start`-th on lie, counted from the operand's first, if one after the other.
+    #[inline(always)]
+    pub(super) fn together(&self, start: usize, len: usize) -> Option<usize> {
+        if self.steps() != [1] {
+            return None;
+        }
+        let mut place = None;
+        self.spans(start, len, |span| place = (span.len == len).then_some(span.firsts[0]));
+        place
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,3 +168,49 @@ fn what_is_detached_gives_none_and_what_has_steps_gives_zeros() {
     let has: Vec<bool> = (0..4).map(|n| both.backward.sink(Sink::GradParameter(n)).is_some()).collect();
     assert_eq!(has, [false, true, true, false]);
 }
+
+#[test]
+fn gradients_of_slices_that_make_up_the_whole_are_laid_end_to_end() {
+    let gradient = |slices: &[(usize, usize)], also_itself: bool| {
+        let mut builder = Builder::new();
+        let x = builder.source(Source::Input(0), [2, 6].into(), DType::F64).unwrap();
+        let mut y = None;
+        for &(start, len) in slices {
+            let part = builder.apply(Op::Slice { dim: 1, start, len, step: 1 }, &[x]).unwrap();
+            let squares = builder.apply(Op::Binary(crate::graph::Binary::Mul), &[part, part]).unwrap();
+            let sum = Op::Reduce { reduction: crate::graph::Reduction::Sum, dims: vec![1] };
+            let sum = builder.apply(sum, &[squares]).unwrap();
+            y =
+                Some(y.map_or(sum, |y| {
+                    builder.apply(Op::Binary(crate::graph::Binary::Add), &[y, sum]).unwrap()
+                }));
+        }
+        if also_itself {
+            let sum = Op::Reduce { reduction: crate::graph::Reduction::Sum, dims: vec![1] };
+            let sum = builder.apply(sum, &[x]).unwrap();
+            y = Some(builder.apply(Op::Binary(crate::graph::Binary::Add), &[y.unwrap(), sum]).unwrap());
+        }
+        builder.sink(Sink::Output(0), y.unwrap());
+        let both = differentiate(&builder.finish(), &Wants { inputs: &[true], parameters: &[] }).unwrap();
+        let count = |name: &str| both.backward.nodes.iter().filter(|node| node.op.name() == name).count();
+        let spread = (count("cat"), count("unslice"));
+        let values: Vec<f64> = (0..12).map(f64::from).collect();
+        let results = run(&both.backward, |source| match source {
+            Source::GradOutput(0) => host(&[2, 1].into(), &[1.0, 10.0]),
+            Source::Input(0) => host(&[2, 6].into(), &values),
+            other => panic!("unexpected {other:?}"),
+        });
+        let scale = |n: usize| if n < 6 { 1.0 } else { 10.0 };
+        let is_in = |column: usize| slices.iter().filter(|&&(s, len)| (s..s + len).contains(&column)).count();
+        let expected: Vec<f64> = (0..12)
+            .map(|n| scale(n) * (2.0 * values[n] * is_in(n % 6) as f64 + f64::from(u8::from(also_itself))))
+            .collect();
+        assert_eq!(results[0].1.to_f64(), expected, "{slices:?}");
+        spread
+    };
+    assert_eq!(gradient(&[(4, 2), (0, 2), (2, 2)], false), (1, 0));
+    assert_eq!(gradient(&[(0, 3), (3, 3)], true), (1, 0));
+    assert_eq!(gradient(&[(0, 2), (4, 2)], false), (0, 2), "there is a gap");
+    assert_eq!(gradient(&[(0, 4), (3, 3)], false), (0, 2), "they overlap");
+    assert_eq!(gradient(&[(1, 5)], false), (0, 1));
+}

@@ -1,8 +1,10 @@
 //! The innermost part of a product: a block of the result that stays in registers.
 
+use super::super::simd::Vectors;
+
 /// Rows of a block.
 pub(in super::super) const ROWS: usize = 8;
-/// Columns of a block: with as many rows, half of AVX-512's registers in `f32`; four times half of AVX2's.
+/// Columns of a block: with as many rows, half of AVX-512's registers in `f32`.
 pub(in super::super) const COLUMNS: usize = 32;
 
 /// Numbers of a block.
@@ -22,7 +24,7 @@ pub(in super::super) unsafe fn block_f32(a: &[f32], b: &[f32], to: *mut f32, str
     {
         let (a, b) = (a.as_chunks::<ROWS>().0, b.as_chunks::<COLUMNS>().0);
         assert_eq!(a.len(), b.len(), "as many rows of each");
-        if has_avx512() {
+        if Vectors::used() == Vectors::Avx512 {
             // SAFETY: the processor has AVX-512, and the rest is the caller's promise.
             return unsafe { block_avx512(a, b, to, stride, add) };
         }
@@ -37,15 +39,7 @@ pub(in super::super) unsafe fn block_f32(a: &[f32], b: &[f32], to: *mut f32, str
 
 /// Whether a block is computed by instructions that were chosen by hand. Else a product by blocks is slower than others.
 pub(in super::super) fn has_registers() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_avx512() -> bool {
-    std::arch::is_x86_feature_detected!("avx512f")
+    Vectors::used() > Vectors::Baseline
 }
 
 /// The same for any type, as the compiler has it.
@@ -118,37 +112,55 @@ unsafe fn block_avx512(a: &[[f32; ROWS]], b: &[[f32; COLUMNS]], to: *mut f32, st
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn block_avx2(a: &[[f32; ROWS]], b: &[[f32; COLUMNS]], to: *mut f32, stride: usize, add: bool) {
+    // Of sixteen registers three rows of four vectors take twelve, and leave one for each row's number and one for columns.
+    // SAFETY: as the caller promises.
+    unsafe {
+        rows_avx2::<0, 3>(a, b, to, stride, add);
+        rows_avx2::<3, 3>(a, b, to, stride, add);
+        rows_avx2::<6, 2>(a, b, to, stride, add);
+    }
+}
+
+/// `COUNT` rows of a block from the `FIRST` on.
+///
+/// # Safety
+/// As for [`block_f32`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn rows_avx2<const FIRST: usize, const COUNT: usize>(
+    a: &[[f32; ROWS]],
+    b: &[[f32; COLUMNS]],
+    to: *mut f32,
+    stride: usize,
+    add: bool,
+) {
     use std::arch::x86_64::{
         _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
         _mm256_storeu_ps,
     };
 
     const WIDTH: usize = 8;
-    /// Rows that are computed at once: with two vectors of columns, eight of sixteen registers.
-    const AT_ONCE: usize = 4;
-    for rows in 0..ROWS / AT_ONCE {
-        for columns in 0..COLUMNS / (2 * WIDTH) {
-            let mut sums = [[_mm256_setzero_ps(); 2]; AT_ONCE];
-            for (a, b) in a.iter().zip(b) {
-                let (a, b) = (&a.as_chunks::<AT_ONCE>().0[rows], b.as_chunks::<WIDTH>().0);
-                // SAFETY: each part has eight numbers.
-                let b = unsafe {
-                    [_mm256_loadu_ps(b[2 * columns].as_ptr()), _mm256_loadu_ps(b[2 * columns + 1].as_ptr())]
-                };
-                for (sums, a) in sums.iter_mut().zip(a) {
-                    let a = _mm256_broadcast_ss(a);
-                    sums[0] = _mm256_fmadd_ps(a, b[0], sums[0]);
-                    sums[1] = _mm256_fmadd_ps(a, b[1], sums[1]);
-                }
+    let mut sums = [[_mm256_setzero_ps(); COLUMNS / WIDTH]; COUNT];
+    for (a, b) in a.iter().zip(b) {
+        let mut rows = [_mm256_setzero_ps(); COUNT];
+        for (row, a) in rows.iter_mut().zip(&a[FIRST..]) {
+            *row = _mm256_broadcast_ss(a);
+        }
+        for (n, b) in b.as_chunks::<WIDTH>().0.iter().enumerate() {
+            // SAFETY: the part has eight numbers.
+            let b = unsafe { _mm256_loadu_ps(b.as_ptr()) };
+            for (sums, &row) in sums.iter_mut().zip(&rows) {
+                sums[n] = _mm256_fmadd_ps(row, b, sums[n]);
             }
-            for (row, sums) in sums.into_iter().enumerate() {
-                for (half, sum) in sums.into_iter().enumerate() {
-                    // SAFETY: within the block, as the caller promises.
-                    unsafe {
-                        let to = to.add((rows * AT_ONCE + row) * stride + (2 * columns + half) * WIDTH);
-                        _mm256_storeu_ps(to, if add { _mm256_add_ps(_mm256_loadu_ps(to), sum) } else { sum });
-                    }
-                }
+        }
+    }
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (n, sum) in sums.into_iter().enumerate() {
+            // SAFETY: within the block, as the caller promises.
+            unsafe {
+                let to = to.add((FIRST + row) * stride + n * WIDTH);
+                _mm256_storeu_ps(to, if add { _mm256_add_ps(_mm256_loadu_ps(to), sum) } else { sum });
             }
         }
     }

@@ -1,6 +1,11 @@
 //! Operands of a product, laid out in the order in which blocks read them.
 
-use super::{super::real::Real, Matrix};
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::Vectors;
+use super::{
+    super::{real::Real, simd::vectorised},
+    Matrix,
+};
 
 /// Lays out the rows of a matrix in panels of `W`: by panel, then by column, `W` numbers. What the last panel has no rows for is
 /// zeros.
@@ -17,7 +22,17 @@ pub(in super::super) fn pack<T: Real, const W: usize>(
     for (panel, to) in to.chunks_exact_mut((W * columns).max(1)).enumerate() {
         let (from, count) = (from.rows_from(panel * W), W.min(rows - panel * W));
         let (to, _) = to.as_chunks_mut::<W>();
-        if from.row_stride == 1 {
+        if from.row_stride == 1 && count == W {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (column, to) in to.iter_mut().enumerate() {
+                        // Of a size that is known: no call for each column.
+                        *to = *from.data[column * from.column_stride..].first_chunk().expect("it holds them");
+                    }
+                },
+            );
+        } else if from.row_stride == 1 {
             for (column, to) in to.iter_mut().enumerate() {
                 let (numbers, rest) = to.split_at_mut(count);
                 numbers.copy_from_slice(&from.data[column * from.column_stride..][..count]);
@@ -56,7 +71,7 @@ pub(in super::super) fn interleave<T: Copy, const W: usize>(from: &[T], stride: 
 /// As [`interleave`].
 pub(in super::super) fn interleave_f32<const W: usize>(from: &[f32], stride: usize, to: &mut [[f32; W]]) {
     #[cfg(target_arch = "x86_64")]
-    if W.is_multiple_of(SQUARE) && std::arch::is_x86_feature_detected!("avx") {
+    if W.is_multiple_of(SQUARE) && Vectors::used() > Vectors::Baseline {
         assert!(to.is_empty() || (W - 1) * stride + to.len() <= from.len(), "there are as many");
         let whole = to.len() / SQUARE * SQUARE;
         let (squares, rest) = to.split_at_mut(whole);
