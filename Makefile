@@ -3,7 +3,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 VENV := .venv
 
-.PHONY: quickstart test bench gpu-check fuzz lint venv deps clean
+.PHONY: quickstart test bench bench-plots gpu-check fuzz lint venv deps clean
 
 ## Build, start a daemon on a temporary directory, and train a network on real digits through it.
 quickstart: deps
@@ -18,6 +18,11 @@ test:
 bench: venv
 	cargo build --release --locked --bins
 	$(VENV)/bin/python benches/bench.py $(if $(CASE),--case "$(CASE)")
+
+## Draws how cost grows with seeds, layers, sessions, batch and dormant seeds: docs/plots, and its part of docs/performance.md.
+bench-plots: venv
+	cargo build --release --locked --bins
+	$(VENV)/bin/python benches/scale.py
 
 ## Every check on this machine's GPU; writes docs/gpu-report.md.
 gpu-check: venv
