@@ -512,10 +512,12 @@ class Lane:
         return Completion._make(COMPLETION.unpack_from(self._buffer, offset))
 
     def _spin(self, head: int, until: float) -> bool:
-        words, now = self._words, time.perf_counter
+        words, now, give_way = self._words, time.perf_counter, os.sched_yield
         while now() < until:
             if words[_COMPLETION_TAIL] != head:
                 return True
+            # What is waited for may need this processor.
+            give_way()
         return False
 
     def _learn_spin(self, waited: float) -> None:
