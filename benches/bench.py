@@ -28,14 +28,12 @@ import supply  # noqa: E402
 import swap  # noqa: E402
 from echo import echo_round_trip  # noqa: E402
 from fairness import fairness, table as fairness_table  # noqa: E402
-from harness import daemon, limits, machine, percentiles, write  # noqa: E402
+from harness import SPIN_US, daemon, limits, machine, percentiles, write  # noqa: E402
 from reading import reading, table  # noqa: E402
 from reference_kernels import cases, export, longer  # noqa: E402
 
 #: The kernel of the round trip, and that of four seeds on one layer.
 TINY, SEEDED = "linear-64-64-b8", "conv3x3_bn_relu_eval 64x32x32 b32"
-#: How long a daemon and its trainer look for the next message before they sleep.
-SPIN_US = 50
 
 
 def rust_bench(name):

@@ -18,7 +18,7 @@ import kasmina  # noqa: E402  before PyTorch, as in bench.py
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-from harness import daemon, machine, taking_turns, write  # noqa: E402
+from harness import SPIN_US, daemon, machine, taking_turns, write  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from reference_kernels import Case, bottleneck, conv_bn_relu, depthwise_separable, export  # noqa: E402
 
@@ -75,7 +75,7 @@ def main():
         cases = {name: Case(f"compared {n}", make(), SHAPE) for n, (name, make) in enumerate(KERNELS.items())}
         for case in cases.values():
             export(case, kernels)
-        with daemon(Path(os.environ["KASMINAD"]), kernels, threads, 50) as (path, _):
+        with daemon(Path(os.environ["KASMINAD"]), kernels, threads, SPIN_US) as (path, _):
             with kasmina.connect(path, arena_bytes=1 << 30) as client:
                 for name, case in cases.items():
                     for place in ("trainer", "daemon"):

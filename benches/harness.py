@@ -15,6 +15,10 @@ import torch
 import kasmina
 
 
+#: How long either side of a measured daemon looks for the next message at most, where nothing else is said: its default.
+SPIN_US = 200
+
+
 class Times(NamedTuple):
     """Of one side, in milliseconds: the median, and how far the middle half of all times is spread, as a share of it."""
 

@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import kasmina  # noqa: E402
-from harness import Limits, daemon, sample, taking_turns  # noqa: E402
+from harness import SPIN_US, Limits, daemon, sample, taking_turns  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from reference_kernels import Case  # noqa: E402
 
@@ -170,7 +170,7 @@ def four_seeds(path: str, case: Case):
 
 def concurrency(binary: Path, kernels: Path, case: Case, threads: int, budget_s: float):
     """A forward of four seeds on one convolution, at once on all threads and one after the other on one thread."""
-    with daemon(binary, kernels, threads, 50) as (many, _), daemon(binary, kernels, 1, 50) as (one, _):
+    with daemon(binary, kernels, threads, SPIN_US) as (many, _), daemon(binary, kernels, 1, SPIN_US) as (one, _):
         with four_seeds(many, case) as together, four_seeds(one, case) as apart, torch.no_grad():
             x = torch.randn(case.shape)
             torch.testing.assert_close(together(x), apart(x))

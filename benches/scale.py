@@ -27,13 +27,12 @@ from torch import nn  # noqa: E402
 
 import scale_daemon  # noqa: E402
 import scale_sessions  # noqa: E402
-from harness import daemon, machine, sample, write  # noqa: E402
+from harness import SPIN_US, daemon, machine, sample, write  # noqa: E402
 from judge import steps  # noqa: E402
 from kasmina.torch import SeededLayer  # noqa: E402
 from reference_kernels import Case, conv_bn_relu, export  # noqa: E402
 from scale_plots import Curve, draw, figure  # noqa: E402
 
-SPIN_US = 200
 SEEDS, LAYERS, SESSIONS = [1, 2, 4, 8, 16, 32, 64], [1, 4, 16, 64, 256], [1, 2, 4, 8, 16, 32]
 BATCHES = {"linear": [1, 8, 64, 512, 4096], "conv": [1, 2, 4, 8, 16, 32, 64]}
 DORMANT, IN_LAYER = list(range(0, 10_001, 1000)), (64, 4)

@@ -143,7 +143,7 @@ struct OfSlice {
 }
 
 impl Gradients {
-    /// The sum of what was added for a value, of which nothing must be added any more.
+    /// The sum of what was added for a value, once.
     fn of(&mut self, builder: &mut Builder, value: ValueId) -> Result<Option<ValueId>, GraphError> {
         let Some(mut gathered) = self.0.remove(&value) else { return Ok(None) };
         let mut slices = std::mem::take(&mut gathered.slices);
@@ -151,16 +151,13 @@ impl Gradients {
             gathered.add(builder, whole)?;
         } else {
             // One after the other, so that no two are held at a time.
-            let size = |builder: &Builder, dim: usize| builder.shape(value)[dim];
             for OfSlice { dim, start, gradient, .. } in slices {
-                let spread = Op::Unslice { dim, size: size(builder, dim), start, step: 1 };
-                let spread = builder.apply(spread, &[gradient])?;
+                let size = builder.shape(value)[dim];
+                let spread = builder.apply(Op::Unslice { dim, size, start, step: 1 }, &[gradient])?;
                 gathered.add(builder, spread)?;
             }
         }
-        let sum = gathered.sum;
-        self.0.insert(value, gathered);
-        Ok(sum)
+        Ok(gathered.sum)
     }
 
     fn add(&mut self, builder: &mut Builder, value: ValueId, gradient: ValueId) -> Result<(), GraphError> {

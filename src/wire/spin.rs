@@ -77,8 +77,7 @@ impl Spin {
     }
 
     fn learn(&mut self, waited: Duration) {
-        let soon = !self.most.is_zero() && waited <= self.most + WAKING;
-        self.next = if soon { self.most } else { self.next / 2 };
+        self.next = if waited <= self.most + WAKING { self.most } else { self.next / 2 };
         if self.next < LEAST {
             self.next = Duration::ZERO;
         }

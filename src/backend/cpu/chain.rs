@@ -94,11 +94,14 @@ fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
                 *place = match operand.reading {
                     Reading::InPlace => Some(start),
                     Reading::Repeated => None,
-                    Reading::Strided => operand.walk.together(start, count),
+                    Reading::Strided => {
+                        let together = operand.walk.together(start, count);
+                        if together.is_none() {
+                            gather(operand.from, &operand.walk, start, &mut tile[..count]);
+                        }
+                        together
+                    }
                 };
-                if matches!(operand.reading, Reading::Strided) && place.is_none() {
-                    gather(operand.from, &operand.walk, start, &mut tile[..count]);
-                }
             }
             // SAFETY: pieces of different numbers do not overlap, and neither do results; they are borrowed until all are
             // done.

@@ -145,9 +145,8 @@ impl<T> Shared<T> {
     /// When the part does not lie within.
     #[expect(clippy::mut_from_ref, reason = "callers keep parts apart, as the safety section asks")]
     pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
-        assert!(start <= self.len && len <= self.len - start, "a part lies within its slice");
         // SAFETY: within the slice, and not overlapping by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.of_part(start, len), len) }
     }
 
     /// A part that is read.
@@ -158,9 +157,14 @@ impl<T> Shared<T> {
     /// # Panics
     /// As there.
     pub(super) unsafe fn seen(&self, start: usize, len: usize) -> &[T] {
-        assert!(start <= self.len && len <= self.len - start, "a part lies within its slice");
         // SAFETY: within the slice, and not written to by the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
+        unsafe { std::slice::from_raw_parts(self.of_part(start, len), len) }
+    }
+
+    fn of_part(&self, start: usize, len: usize) -> *mut T {
+        assert!(start <= self.len && len <= self.len - start, "a part lies within its slice");
+        // SAFETY: within the slice, or at its end.
+        unsafe { self.start.add(start) }
     }
 
     /// The address of one element, for tasks whose parts interleave.

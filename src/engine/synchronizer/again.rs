@@ -88,7 +88,7 @@ impl GradientSynchronizer {
     ) -> Result<(), EngineError> {
         let mut zeroed = Ok(());
         let (input, rng_seed, blends) = (ticket.input, ticket.rng_seed, ticket.blend.is_some());
-        let is_blended = |seed: &TicketSeed| blends && seed.role != Role::Straight;
+        let keeps_output = |seed: &TicketSeed| blends && seed.role != Role::Straight;
         let mut outcomes = std::mem::take(&mut self.outcomes);
         for Outcome { slot, place, back } in outcomes.drain(..) {
             let Some(seed) = ticket.seeds.get_mut(place) else { continue };
@@ -98,7 +98,7 @@ impl GradientSynchronizer {
                     self.take_back_scratch(slot, &live, scratch);
                     (seed.saved, seed.buffers) = (saved, buffers);
                     match direction {
-                        Direction::Forward { output: Target::Own(output) } if is_blended(seed) => {
+                        Direction::Forward { output: Target::Own(output) } if keeps_output(seed) => {
                             seed.output = output;
                         }
                         Direction::Forward { output } => self.give_target(output),
@@ -120,7 +120,7 @@ impl GradientSynchronizer {
             };
             setbacks.push((slot, seed.live.clone(), error));
             seed.is_lost = true;
-            if seed.role == Role::Blended && is_blended(seed) {
+            if blends && seed.role == Role::Blended {
                 seed.output = self.pool.take(output_bytes);
                 let result = self.queue.zero(seed.output.region());
                 zeroed = zeroed.and(result.map_err(|error| seed.live.failed(error)));

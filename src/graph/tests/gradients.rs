@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use super::table::{Case, cases};
 use crate::{
-    graph::{Builder, Graph, Op, Sink, Source, Wants, differentiate, reference::evaluate, simplify},
+    graph::{
+        Binary, Builder, Graph, Op, Reduction, Sink, Source, Wants, differentiate, reference::evaluate,
+        simplify,
+    },
     tensor::{DType, HostTensor, Shape},
 };
 
@@ -132,7 +135,7 @@ fn what_no_output_depends_on_has_no_gradient() {
 
 #[test]
 fn views_and_sources_are_not_saved() {
-    use crate::graph::{Binary, Unary};
+    use crate::graph::Unary;
     let mut builder = Builder::new();
     let x = builder.source(Source::Input(0), [4, 6].into(), DType::F32).unwrap();
     let w = builder.source(Source::Parameter(0), [6].into(), DType::F32).unwrap();
@@ -160,7 +163,7 @@ fn what_is_detached_gives_none_and_what_has_steps_gives_zeros() {
     let number = builder.apply(Op::Cast(DType::F32), &[above]).unwrap();
     let mut y = direct;
     for factor in [still, sign, number] {
-        y = builder.apply(Op::Binary(crate::graph::Binary::Mul), &[y, factor]).unwrap();
+        y = builder.apply(Op::Binary(Binary::Mul), &[y, factor]).unwrap();
     }
     builder.sink(Sink::Output(0), y);
     let wants = Wants { inputs: &[], parameters: &[true; 4] };
@@ -174,23 +177,18 @@ fn gradients_of_slices_that_make_up_the_whole_are_laid_end_to_end() {
     let gradient = |slices: &[(usize, usize)], also_itself: bool| {
         let mut builder = Builder::new();
         let x = builder.source(Source::Input(0), [2, 6].into(), DType::F64).unwrap();
-        let mut y = None;
+        let mut summands = Vec::new();
         for &(start, len) in slices {
             let part = builder.apply(Op::Slice { dim: 1, start, len, step: 1 }, &[x]).unwrap();
-            let squares = builder.apply(Op::Binary(crate::graph::Binary::Mul), &[part, part]).unwrap();
-            let sum = Op::Reduce { reduction: crate::graph::Reduction::Sum, dims: vec![1] };
-            let sum = builder.apply(sum, &[squares]).unwrap();
-            y =
-                Some(y.map_or(sum, |y| {
-                    builder.apply(Op::Binary(crate::graph::Binary::Add), &[y, sum]).unwrap()
-                }));
+            summands.push(builder.apply(Op::Binary(Binary::Mul), &[part, part]).unwrap());
         }
-        if also_itself {
-            let sum = Op::Reduce { reduction: crate::graph::Reduction::Sum, dims: vec![1] };
-            let sum = builder.apply(sum, &[x]).unwrap();
-            y = Some(builder.apply(Op::Binary(crate::graph::Binary::Add), &[y.unwrap(), sum]).unwrap());
-        }
-        builder.sink(Sink::Output(0), y.unwrap());
+        summands.extend(also_itself.then_some(x));
+        let sum = Op::Reduce { reduction: Reduction::Sum, dims: vec![1] };
+        let sums = summands.iter().map(|&value| builder.apply(sum.clone(), &[value]).unwrap());
+        let sums: Vec<_> = sums.collect();
+        let add = |y, sum| builder.apply(Op::Binary(Binary::Add), &[y, sum]).unwrap();
+        let y = sums.into_iter().reduce(add).unwrap();
+        builder.sink(Sink::Output(0), y);
         let both = differentiate(&builder.finish(), &Wants { inputs: &[true], parameters: &[] }).unwrap();
         let count = |name: &str| both.backward.nodes.iter().filter(|node| node.op.name() == name).count();
         let spread = (count("cat"), count("unslice"));

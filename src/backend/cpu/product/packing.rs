@@ -1,7 +1,5 @@
 //! Operands of a product, laid out in the order in which blocks read them.
 
-#[cfg(target_arch = "x86_64")]
-use super::super::simd::Vectors;
 use super::{
     super::{real::Real, simd::vectorised},
     Matrix,
@@ -71,7 +69,7 @@ pub(in super::super) fn interleave<T: Copy, const W: usize>(from: &[T], stride: 
 /// As [`interleave`].
 pub(in super::super) fn interleave_f32<const W: usize>(from: &[f32], stride: usize, to: &mut [[f32; W]]) {
     #[cfg(target_arch = "x86_64")]
-    if W.is_multiple_of(SQUARE) && Vectors::used() > Vectors::Baseline {
+    if W.is_multiple_of(SQUARE) && super::block::has_registers() {
         assert!(to.is_empty() || (W - 1) * stride + to.len() <= from.len(), "there are as many");
         let whole = to.len() / SQUARE * SQUARE;
         let (squares, rest) = to.split_at_mut(whole);
