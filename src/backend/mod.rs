@@ -17,6 +17,7 @@ mod queue;
 #[cfg(test)]
 mod random_graphs;
 mod region;
+mod simd;
 #[cfg(test)]
 pub(crate) mod test_device;
 
@@ -27,3 +28,4 @@ pub use memory::{DeviceFile, HostMemory, Lacking, Memory, OwnMemory, Shared, not
 pub use offline::{PassBlocks, run_on_host};
 pub use queue::{HostQueue, NOTE_BYTES, Queue};
 pub use region::Region;
+pub(crate) use simd::vectorised;

@@ -22,7 +22,7 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
     let dim = if rank == 0 { 0 } else { n % rank };
     let unaries = [Unary::Tanh, Unary::Relu, Unary::Neg, Unary::Sin, Unary::MulScalar { value: 0.5 }];
     let binaries = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Maximum];
-    let (op, operands) = match kind % 15 {
+    let (op, operands) = match kind % 16 {
         0 | 1 => (Op::Unary(unaries[n % unaries.len()]), vec![x]),
         2 | 3 => (Op::Binary(binaries[n % binaries.len()]), vec![x, y]),
         4 => (Op::Permute((0..rank).map(|d| (d + n) % rank).collect()), vec![x]),
@@ -43,6 +43,12 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
         11 => (Op::Expand([&[1 + n % 3], shape.dims()].concat().into()), vec![x]),
         12 => (Op::Detach, vec![x]),
         13 => (Op::Attention { causal: n & 1 == 1, scale: 0.5 }, vec![x, y, [x, y][n >> 1 & 1]]),
+        // Planes that are worth a chain's while, with the second source as weights and biases.
+        14 if (22..=27).contains(&elements) => {
+            let row = builder.apply(Op::Reshape([1, 1, 1, elements].into()), &[x]).unwrap();
+            let planes = builder.apply(Op::Expand([2, 6, 12, elements].into()), &[row]).unwrap();
+            (Op::BatchNorm { eps: 0.1 }, vec![planes, values[1], values[1]])
+        }
         _ => {
             let condition = builder.apply(Op::Compare(Compare::Gt), &[x, y]);
             let Ok(condition) = condition else { return };
@@ -50,7 +56,7 @@ fn append(builder: &mut Builder, values: &mut Vec<ValueId>, (kind, a, b, n): Cho
         }
     };
     if let Ok(results) = builder.push(op, &operands)
-        && builder.shape(results[0]).elements() <= 2000
+        && builder.shape(results[0]).elements() <= 4000
         && builder.shape(results[0]).rank() <= 5
     {
         values.push(results[0]);

@@ -2,7 +2,10 @@
 
 use half::{bf16, f16};
 
-use crate::{backend::Region, tensor::DType};
+use crate::{
+    backend::{Region, vectorised},
+    tensor::DType,
+};
 
 /// How much is copied out of memory that others may write to and then summed.
 const CHUNK_BYTES: usize = 4096;
@@ -31,7 +34,7 @@ impl Sum {
 fn of(part: Region<'_>, dtype: DType) -> Sum {
     match dtype {
         DType::F64 => sum(part, |bytes| chunk(bytes, f64::from_le_bytes)),
-        DType::F32 => sum(part, |bytes| chunk(bytes, |b| f64::from(f32::from_le_bytes(b)))),
+        DType::F32 => sum(part, singles),
         DType::F16 => sum(part, |bytes| chunk(bytes, |b| f64::from(f16::from_le_bytes(b)))),
         DType::BF16 => sum(part, |bytes| chunk(bytes, |b| f64::from(bf16::from_le_bytes(b)))),
         _ => Sum::default(),
@@ -46,6 +49,33 @@ fn sum(part: Region<'_>, of_chunk: impl Fn(&[u8]) -> Sum) -> Sum {
         debug_assert!(is_read, "the chunk lies within");
         sum.and(of_chunk(bytes))
     })
+}
+
+/// Of `f32`: a finite one has a finite square in `f64`, and so has a chunk a finite sum, exactly where all of them are finite.
+fn singles(bytes: &[u8]) -> Sum {
+    let squares: f64 = vectorised(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0; 32];
+            let (wide, rest) = bytes.as_chunks::<{ 32 * 4 }>();
+            for elements in wide {
+                for (lane, element) in lanes.iter_mut().zip(elements.as_chunks().0) {
+                    *lane += square(element);
+                }
+            }
+            for (lane, element) in lanes.iter_mut().zip(rest.as_chunks().0) {
+                *lane += square(element);
+            }
+            lanes.iter().sum()
+        },
+    );
+    Sum { squares, poison: squares * 0.0 }
+}
+
+#[inline(always)]
+fn square(single: &[u8; 4]) -> f64 {
+    let value = f64::from(f32::from_le_bytes(*single));
+    value * value
 }
 
 /// In eight lanes, so that they can be added side by side. In `f64` no square of an `f32` overflows.
@@ -91,6 +121,15 @@ mod tests {
     fn large_numbers_do_not_overflow_and_what_is_not_finite_has_no_norm() {
         let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         assert_eq!(norm_of(bytes(&[3e30, 4e30]), DType::F32), 5e30);
+        let mut many = vec![f32::MAX; 1100];
+        assert_eq!(norm_of(bytes(&many), DType::F32), f32::INFINITY);
+        for odd in [f32::NAN, f32::NEG_INFINITY] {
+            for at in [0, 31, 32, 1023, 1024, 1099] {
+                many.fill(1.0);
+                many[at] = odd;
+                assert!(norm_of(bytes(&many), DType::F32).is_nan(), "{odd} at {at}");
+            }
+        }
         assert!(norm_of(bytes(&[1.0, f32::INFINITY]), DType::F32).is_nan());
         assert!(norm_of(bytes(&[f32::NAN]), DType::F32).is_nan());
         assert_eq!(norm_of(1e200f64.to_le_bytes().to_vec(), DType::F64), f32::INFINITY);

@@ -1,7 +1,5 @@
 //! Chains of operations on elements: a few hundred elements at a time go through all of them, within the cache.
 
-use std::array;
-
 use smallvec::SmallVec;
 
 use super::{
@@ -18,9 +16,12 @@ use crate::{
 };
 
 /// Elements that go through at a time.
-const TILE: usize = 256;
+pub(super) const TILE: usize = 256;
 /// Operands and results of links.
 const VALUES: usize = MOST_INPUTS + MOST_LINKS;
+
+/// Elements of one value.
+pub(super) type Tile<T> = [T; TILE];
 
 /// How an operand is read.
 enum Reading {
@@ -53,90 +54,129 @@ impl<'a, T: Plain> Operand<'a, T> {
     }
 }
 
-pub(super) fn run<T: Real + Plain>(run: &Run<'_>, chain: &Chain) {
-    // Most are short, and what they do not need is not zeroed for them.
-    match run.step.inputs.len() + chain.links.len() {
-        0..=6 => run_within::<T, 6>(run, chain),
-        7..=10 => run_within::<T, 10>(run, chain),
-        _ => run_within::<T, VALUES>(run, chain),
+/// A chain over the memory of a run.
+pub(super) struct Links<'a, T> {
+    chain: &'a Chain,
+    /// None for one that whoever runs a tile has put there.
+    operands: SmallVec<[Option<Operand<'a, T>>; MOST_INPUTS]>,
+    outputs: SmallVec<[Shared<T>; 4]>,
+    /// By value: the first output that it is, which the link writes itself.
+    written: [Option<usize>; VALUES],
+    seed: u64,
+}
+
+impl<'a, T: Real + Plain> Links<'a, T> {
+    /// Operands and results in the chain's order, over tensors of a shape.
+    pub(super) fn new(
+        run: &Run<'a>,
+        chain: &'a Chain,
+        shape: &Shape,
+        operands: impl Iterator<Item = Option<&'a Place>>,
+        outputs: impl Iterator<Item = Shared<T>>,
+    ) -> Self {
+        let operands: SmallVec<_> =
+            operands.map(|place| place.map(|place| Operand::new(run, place, shape))).collect();
+        let mut written = [None; VALUES];
+        for (n, &value) in chain.outputs.iter().enumerate().rev() {
+            if usize::from(value) >= operands.len() {
+                written[usize::from(value)] = Some(n);
+            }
+        }
+        Self { chain, operands, outputs: outputs.collect(), written, seed: run.seed }
+    }
+
+    /// Runs a function with tiles for all values; what is one element everywhere stands there already.
+    pub(super) fn with_tiles(&self, f: impl FnOnce(&mut [Tile<T>])) {
+        // Most are short, and what they do not need is not zeroed for them.
+        match self.operands.len() + self.chain.links.len() {
+            0..=6 => f(self.repeated(&mut [[T::ZERO; TILE]; 6])),
+            7..=10 => f(self.repeated(&mut [[T::ZERO; TILE]; 10])),
+            _ => f(self.repeated(&mut [[T::ZERO; TILE]; VALUES])),
+        }
+    }
+
+    fn repeated<'t>(&self, tiles: &'t mut [Tile<T>]) -> &'t mut [Tile<T>] {
+        for (operand, tile) in self.operands.iter().zip(&mut *tiles) {
+            if let Some(Operand { from, reading: Reading::Repeated, .. }) = operand {
+                tile.fill(from.data[0]);
+            }
+        }
+        tiles
+    }
+
+    /// Computes `count` elements from the `start`-th on, of at most a tile, and writes those of the results.
+    ///
+    /// # Safety
+    /// Nobody else may read or write these elements of the results meanwhile, which must still be borrowed.
+    pub(super) unsafe fn run(&self, tiles: &mut [Tile<T>], start: usize, count: usize) {
+        // By operand: where the elements lie, if not in its tile.
+        let mut places: [Option<usize>; MOST_INPUTS] = [None; MOST_INPUTS];
+        for ((operand, tile), place) in self.operands.iter().zip(&mut *tiles).zip(&mut places) {
+            let Some(Operand { from, walk, reading }) = operand else { continue };
+            *place = match reading {
+                Reading::InPlace => Some(start),
+                Reading::Repeated => None,
+                Reading::Strided => {
+                    let together = walk.together(start, count);
+                    if together.is_none() {
+                        gather(*from, walk, start, &mut tile[..count]);
+                    }
+                    together
+                }
+            };
+        }
+        // SAFETY: results do not overlap, and nobody else has these elements, as the caller promises.
+        let result = |n: usize| unsafe { self.outputs[n].part(start, count) };
+        // SAFETY: as above; what one link has written later ones only read.
+        let seen = |n: usize| unsafe { self.outputs[n].seen(start, count) };
+        let lying = |n: usize| {
+            let place = places.get(n).copied().flatten()?;
+            Some(&self.operands[n].as_ref()?.from.data[place..place + count])
+        };
+        for (link, number) in self.chain.links.iter().zip(self.operands.len()..) {
+            let (before, rest) = tiles.split_at_mut(number);
+            let y = match self.written[number] {
+                Some(n) => result(n),
+                None => &mut rest[0][..count],
+            };
+            let [a, b] = link.args.map(usize::from).map(|arg| match (lying(arg), self.written[arg]) {
+                (Some(elements), _) => elements,
+                (None, Some(n)) => seen(n),
+                (None, None) => &before[arg][..count],
+            });
+            match link.op {
+                LinkOp::Unary(unary) => T::unary(unary, a, y),
+                LinkOp::UnaryGrad(unary) => T::unary_grad(unary, a, b, y),
+                LinkOp::Binary(binary) => binary_rows(binary, a, b, y),
+                LinkOp::Dropout { p, site } => dropout_row((p, site), self.seed, start, a, y),
+            }
+        }
+        // A value that is several outputs, or an operand.
+        for (n, value) in self.chain.outputs.iter().map(|&value| usize::from(value)).enumerate() {
+            match (lying(value), self.written[value]) {
+                (_, Some(first)) if first == n => {}
+                (_, Some(first)) => result(n).copy_from_slice(seen(first)),
+                (Some(elements), None) => result(n).copy_from_slice(elements),
+                (None, None) => result(n).copy_from_slice(&tiles[value][..count]),
+            }
+        }
     }
 }
 
-/// Runs a chain of at most `N` values.
-fn run_within<T: Real + Plain, const N: usize>(run: &Run<'_>, chain: &Chain) {
+/// Runs a step that is a chain.
+pub(super) fn run<T: Real + Plain>(run: &Run<'_>, chain: &Chain) {
     let shape = run.step.outputs[0].layout.shape();
-    let operands: SmallVec<[Operand<'_, T>; MOST_INPUTS]> =
-        run.step.inputs.iter().map(|place| Operand::new(run, place, shape)).collect();
-    let outputs: SmallVec<[Shared<T>; 4]> =
-        run.step.outputs.iter().map(|place| Shared::new(run.memory.write::<T>(place))).collect();
+    let outputs = run.step.outputs.iter().map(|place| Shared::new(run.memory.write::<T>(place)));
+    let links = Links::new(run, chain, shape, run.step.inputs.iter().map(Some), outputs);
     let len = shape.elements();
-    // By value: the first output that it is, which the link writes itself.
-    let mut written: [Option<usize>; N] = [None; N];
-    for (n, &value) in chain.outputs.iter().enumerate().rev() {
-        if usize::from(value) >= operands.len() {
-            written[usize::from(value)] = Some(n);
-        }
-    }
     // Pieces depend on the shape alone, not on the threads.
     run.tasks(len.div_ceil(GRAIN), |n| {
-        let mut tiles: [[T; TILE]; N] = array::from_fn(|_| [T::ZERO; TILE]);
-        for (operand, tile) in operands.iter().zip(&mut tiles) {
-            if matches!(operand.reading, Reading::Repeated) {
-                tile.fill(operand.from.data[0]);
+        links.with_tiles(|tiles| {
+            let end = len.min((n + 1) * GRAIN);
+            for start in (n * GRAIN..end).step_by(TILE) {
+                // SAFETY: pieces of different numbers do not overlap, and results are borrowed until all are done.
+                unsafe { links.run(tiles, start, TILE.min(end - start)) };
             }
-        }
-        let end = len.min((n + 1) * GRAIN);
-        for start in (n * GRAIN..end).step_by(TILE) {
-            let count = TILE.min(end - start);
-            // By operand: where the elements lie, if not in its tile.
-            let mut places: [Option<usize>; N] = [None; N];
-            for ((operand, tile), place) in operands.iter().zip(&mut tiles).zip(&mut places) {
-                *place = match operand.reading {
-                    Reading::InPlace => Some(start),
-                    Reading::Repeated => None,
-                    Reading::Strided => {
-                        let together = operand.walk.together(start, count);
-                        if together.is_none() {
-                            gather(operand.from, &operand.walk, start, &mut tile[..count]);
-                        }
-                        together
-                    }
-                };
-            }
-            // SAFETY: pieces of different numbers do not overlap, and neither do results; they are borrowed until all are
-            // done.
-            let result = |n: usize| unsafe { outputs[n].part(start, count) };
-            // SAFETY: as above; what one link has written later ones only read.
-            let seen = |n: usize| unsafe { outputs[n].seen(start, count) };
-            for (link, number) in chain.links.iter().zip(operands.len()..) {
-                let (before, rest) = tiles.split_at_mut(number);
-                let y = match written[number] {
-                    Some(n) => result(n),
-                    None => &mut rest[0][..count],
-                };
-                let [a, b] = link.args.map(usize::from).map(|arg| match (places[arg], written[arg]) {
-                    (Some(place), _) => &operands[arg].from.data[place..place + count],
-                    (None, Some(n)) => seen(n),
-                    (None, None) => &before[arg][..count],
-                });
-                match link.op {
-                    LinkOp::Unary(unary) => T::unary(unary, a, y),
-                    LinkOp::UnaryGrad(unary) => T::unary_grad(unary, a, b, y),
-                    LinkOp::Binary(binary) => binary_rows(binary, a, b, y),
-                    LinkOp::Dropout { p, site } => dropout_row((p, site), run.seed, start, a, y),
-                }
-            }
-            // A value that is several outputs, or an operand.
-            for (n, value) in chain.outputs.iter().map(|&value| usize::from(value)).enumerate() {
-                match (places[value], written[value]) {
-                    (_, Some(first)) if first == n => {}
-                    (_, Some(first)) => result(n).copy_from_slice(seen(first)),
-                    (Some(place), None) => {
-                        result(n).copy_from_slice(&operands[value].from.data[place..place + count])
-                    }
-                    (None, None) => result(n).copy_from_slice(&tiles[value][..count]),
-                }
-            }
-        }
+        });
     });
 }

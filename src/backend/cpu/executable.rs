@@ -124,6 +124,8 @@ impl<'a> Run<'a> {
             StepKind::Addmm(addmm) => contraction::addmm::<f32>(self, *addmm),
             StepKind::Chain(links) if is_double => chain::run::<f64>(self, links),
             StepKind::Chain(links) => chain::run::<f32>(self, links),
+            StepKind::Joined(joined) if is_double => batch_norm::joined::<f64>(self, joined),
+            StepKind::Joined(joined) => batch_norm::joined::<f32>(self, joined),
         }
     }
 
@@ -164,10 +166,10 @@ impl<'a> Run<'a> {
             }
             Op::AdaptiveAvgPool2d { .. } => pooling::adaptive::<T>(self),
             Op::AdaptiveAvgPool2dGrad { .. } => pooling::adaptive_grad::<T>(self),
-            Op::BatchNorm { eps } => batch_norm::train::<T>(self, *eps),
-            Op::BatchNormGrad => batch_norm::train_grad::<T>(self),
-            Op::BatchNormEval { eps } => batch_norm::eval::<T>(self, *eps),
-            Op::BatchNormEvalGrad { eps } => batch_norm::eval_grad::<T>(self, *eps),
+            Op::BatchNorm { .. }
+            | Op::BatchNormGrad
+            | Op::BatchNormEval { .. }
+            | Op::BatchNormEvalGrad { .. } => batch_norm::alone::<T>(self, op),
             Op::LayerNorm { eps, .. } => row_norm::layer::<T>(self, *eps),
             Op::LayerNormGrad { .. } => row_norm::layer_grad::<T>(self),
             Op::GroupNorm { groups, eps } => row_norm::group::<T>(self, *groups, *eps),

@@ -20,7 +20,6 @@ mod product;
 mod real;
 mod reduce;
 mod row_norm;
-mod simd;
 mod softmax;
 mod sum;
 mod support;
@@ -33,6 +32,7 @@ use std::sync::Arc;
 use super::{
     Backend, BuildError, CompileOptions, Executable,
     plan::{plan, widen},
+    simd,
 };
 use crate::graph::Graph;
 

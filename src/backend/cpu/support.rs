@@ -1,13 +1,13 @@
 //! What the CPU takes: which types, which operands by strides, how much scratch.
 
-use super::{attention, contraction, conv, real::Real, row_norm, winograd::Winograd};
+use super::{attention, batch_norm, contraction, conv, real::Real, row_norm, winograd::Winograd};
 use crate::{
     backend::{
         BuildError,
         plan::{Addmm, Target},
     },
     graph::{Graph, Op, ValueInfo},
-    tensor::{DType, Layout},
+    tensor::{DType, Layout, Shape},
 };
 
 /// The CPU as planning sees it.
@@ -40,6 +40,10 @@ impl Target for Cpu {
             Some(DType::F64) => self.scratch::<f64>(op, inputs, outputs),
             _ => self.scratch::<f32>(op, inputs, outputs),
         }
+    }
+
+    fn joins(&self, x: &Shape) -> bool {
+        batch_norm::joins(x, self.threads)
     }
 
     fn addmm_bytes(&self, addmm: Addmm, [a, ..]: [&Layout; 3], y: &ValueInfo) -> Option<usize> {

@@ -20,7 +20,7 @@ pub const MOST_LINKS: usize = 16;
 pub const MOST_OUTPUTS: usize = 4;
 
 /// Within how many nodes it does not matter what is held for longer.
-const NEAR: usize = 8;
+pub(super) const NEAR: usize = 8;
 
 /// An operation that computes each element from those at the same place.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,6 +70,13 @@ pub struct Chain {
     pub outputs: SmallVec<[u8; 2]>,
 }
 
+impl Chain {
+    /// Bytes of memory that it takes beside itself.
+    pub fn held_bytes(&self) -> usize {
+        if self.links.spilled() { size_of_val(self.links.as_slice()) } else { 0 }
+    }
+}
+
 /// What becomes of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Part {
@@ -106,27 +113,18 @@ impl<'a> Joining<'a> {
         Self { graph, values: DefUse::of(graph), parts, is_taken }
     }
 
-    /// Shape and type of what a node gives, where it can be a link that nobody has taken yet.
-    fn kind(&self, node: usize) -> Option<(&'a Shape, DType)> {
-        let found = &self.graph.nodes[node];
-        LinkOp::of(&found.op)?;
-        let info = self.graph.info(found.outputs[0]);
-        let alike = found.inputs.iter().all(|&input| self.graph.info(input).dtype == info.dtype);
-        let is_real = info.dtype.is_floating_point() && alike;
-        (is_real && !info.shape.contains(&0)).then_some((&info.shape, info.dtype))
-    }
-
+    /// Whether a node can be a link that nobody has taken yet.
     fn is_free(&self, node: usize) -> bool {
-        !self.is_taken[node] && self.kind(node).is_some()
+        !self.is_taken[node] && kind_of(self.graph, node).is_some()
     }
 
     /// Joins to the end of a chain what comes before it, the latest first, as long as there is room.
     fn join(&mut self, end: usize) {
-        let kind = self.kind(end);
+        let kind = kind_of(self.graph, end);
         let (mut nodes, mut candidates) = (vec![end], BinaryHeap::new());
         candidates.extend(self.before(end));
         while let Some(node) = candidates.pop() {
-            if nodes.contains(&node) || !self.is_free(node) || self.kind(node) != kind {
+            if nodes.contains(&node) || !self.is_free(node) || kind_of(self.graph, node) != kind {
                 continue;
             }
             let value = self.graph.nodes[node].outputs[0];
@@ -193,6 +191,16 @@ impl<'a> Joining<'a> {
         given.sort_unstable();
         given
     }
+}
+
+/// Shape and type of what a node gives, where it can be a link.
+pub(super) fn kind_of(graph: &Graph, node: usize) -> Option<(&Shape, DType)> {
+    let found = &graph.nodes[node];
+    LinkOp::of(&found.op)?;
+    let info = graph.info(found.outputs[0]);
+    let alike = found.inputs.iter().all(|&input| graph.info(input).dtype == info.dtype);
+    let is_real = info.dtype.is_floating_point() && alike;
+    (is_real && !info.shape.contains(&0)).then_some((&info.shape, info.dtype))
 }
 
 /// The chain of some nodes of a graph, and the values that it reads.

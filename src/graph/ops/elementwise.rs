@@ -1,5 +1,6 @@
 //! Element by element: activations, arithmetic, comparisons, selection, casts.
 
+use half::{bf16, f16};
 use smallvec::smallvec;
 
 use super::{Checked as _, OperandGradients, Operands, Results, Rule, one};
@@ -96,9 +97,26 @@ fn unary_vjp(rule: &mut Rule<'_>, unary: Unary, gy: ValueId) -> Result<ValueId, 
         Unary::Exp => rule.binary(Binary::Mul, gy, y),
         // y is positive exactly where x is, and usually has to be kept anyway for what comes next.
         Unary::Relu => rule.op(Op::UnaryGrad(unary), &[y, gy]),
+        // As of ReLU: where y's type has the bound itself, y equals it exactly where x is at the bound or past it.
+        Unary::Hardtanh { min, max }
+            if [min, max].iter().all(|&bound| holds(rule.builder.dtype(y), bound)) =>
+        {
+            rule.op(Op::UnaryGrad(unary), &[y, gy])
+        }
         // gx = gy·f′(x)
         _ => rule.op(Op::UnaryGrad(unary), &[x, gy]),
     }
+}
+
+/// Whether a floating-point type has a number without rounding.
+fn holds(dtype: DType, number: f64) -> bool {
+    let rounded = match dtype {
+        DType::BF16 => bf16::from_f64(number).to_f64(),
+        DType::F16 => f16::from_f64(number).to_f64(),
+        DType::F32 => f64::from(number as f32),
+        _ => number,
+    };
+    rounded == number
 }
 
 fn binary_vjp(rule: &mut Rule<'_>, binary: Binary, gy: ValueId) -> Result<OperandGradients, GraphError> {

@@ -153,6 +153,30 @@ fn views_and_sources_are_not_saved() {
 }
 
 #[test]
+fn bounded_values_are_kept_in_the_place_of_what_was_bounded_where_bounds_are_exact() {
+    use crate::graph::Unary;
+    let third = 1.0 / 3.0;
+    for (dtype, max, is_exact) in [
+        (DType::F32, 6.0, true),
+        (DType::BF16, 6.0, true),
+        (DType::F32, f64::INFINITY, true),
+        (DType::F64, third, true),
+        (DType::F32, third, false),
+        (DType::F16, 2049.0, false),
+        (DType::BF16, 257.0, false),
+    ] {
+        let mut builder = Builder::new();
+        let x = builder.source(Source::Input(0), [4].into(), dtype).unwrap();
+        let h = builder.apply(Op::Unary(Unary::Tanh), &[x]).unwrap();
+        let y = builder.apply(Op::Unary(Unary::Hardtanh { min: 0.0, max }), &[h]).unwrap();
+        builder.sink(Sink::Output(0), y);
+        let both = differentiate(&builder.finish(), &Wants { inputs: &[true], parameters: &[] }).unwrap();
+        let saved = both.forward.sinks.iter().any(|&(s, v)| matches!(s, Sink::Saved(_)) && v == y);
+        assert_eq!(saved, is_exact, "{max} in {dtype}");
+    }
+}
+
+#[test]
 fn what_is_detached_gives_none_and_what_has_steps_gives_zeros() {
     let mut builder = Builder::new();
     let parameter = |b: &mut Builder, n| b.source(Source::Parameter(n), [2].into(), DType::F32).unwrap();

@@ -75,6 +75,7 @@ fn unaries(all: &mut Vec<Case>) {
         Unary::Hardsigmoid,
         Unary::Hardtanh { min: -1.0, max: 0.5 },
         Unary::Hardtanh { min: f64::NEG_INFINITY, max: 0.5 },
+        Unary::Hardtanh { min: -0.1, max: 1.0 },
         Unary::AddScalar { value: 3.0 },
         Unary::MulScalar { value: -2.5 },
         Unary::PowScalar { exponent: 3.0 },

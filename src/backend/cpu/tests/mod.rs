@@ -1,6 +1,7 @@
 //! The CPU as a device: what every device is held to, and sizes that only it has a way of its own for.
 
 mod convolutions;
+mod norms;
 mod products;
 
 use std::time::Instant;
@@ -19,12 +20,18 @@ use crate::{
 
 /// The first result of a graph on all threads of a CPU.
 fn result(graph: &Graph, cpu: &CpuBackend, feed: impl Fn(Source) -> HostTensor) -> Vec<f64> {
+    results(graph, cpu, feed).swap_remove(0).1
+}
+
+/// All of them.
+fn results(graph: &Graph, cpu: &CpuBackend, feed: impl Fn(Source) -> HostTensor) -> Vec<(Sink, Vec<f64>)> {
     let none = PackedLayout::default();
     let options =
         CompileOptions { parameters: &none, buffers: &none, limit_bytes: usize::MAX, deadline: None };
     let executable = cpu.compile(graph, &options).unwrap();
     let context = RunContext { seed: 1, deadline: None, threads: cpu.threads() };
-    run_on_host(cpu, &*executable, graph, [&none, &none], feed, &context).unwrap()[0].1.to_f64()
+    let all = run_on_host(cpu, &*executable, graph, [&none, &none], feed, &context).unwrap();
+    all.into_iter().map(|(sink, tensor)| (sink, tensor.to_f64())).collect()
 }
 
 #[test]

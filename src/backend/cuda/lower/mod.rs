@@ -74,6 +74,7 @@ impl Lowering<'_> {
             StepKind::Copy => return self.copy(step),
             StepKind::Chain(chain) => return self.chain(step, chain),
             StepKind::Addmm(addmm) => return self.addmm(step, *addmm),
+            StepKind::Joined(joined) => return Err(self.unsupported(&joined.op, "nothing is joined to it")),
             StepKind::Op(op) => op,
         };
         if let Some(planned) = self.routines.of_step(op, step) {

@@ -8,7 +8,7 @@ const VARIABLE: &str = "KASMINA_VECTORS";
 
 /// The widest vectors that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Vectors {
+pub(crate) enum Vectors {
     /// What every processor that the binary is built for has.
     Baseline,
     /// AVX2 with FMA.
@@ -23,7 +23,7 @@ impl Vectors {
     /// What this processor has, or less where the environment names less: tests run so, and whoever suspects an instruction
     /// may. The `gemm` crate chooses for itself.
     #[inline(always)]
-    pub(super) fn used() -> Self {
+    pub(crate) fn used() -> Self {
         static USED: LazyLock<Vectors> = LazyLock::new(|| {
             Vectors::of_processor().min(Vectors::limit(std::env::var(VARIABLE).ok().as_deref()))
         });
@@ -73,7 +73,7 @@ impl Vectors {
 /// The closure and what it calls must be `#[inline(always)]` to be compiled along; what is not still runs,
 /// for the baseline.
 #[inline(always)]
-pub(super) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
     match Vectors::used() {
         // SAFETY: the processor has the features that the function is compiled for.
         #[cfg(target_arch = "x86_64")]

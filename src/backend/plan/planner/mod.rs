@@ -1,5 +1,7 @@
 //! From a graph to steps with every place known.
 
+mod together;
+
 use std::{
     collections::{HashMap, HashSet},
     time::Instant,
@@ -8,10 +10,9 @@ use std::{
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Addmm, Chain, Home, Place,
-    addmm::{self, Candidate},
+    Addmm, Chain, Home, Joined, Place, addmm,
     chain::{self, Part},
-    place,
+    joined, place,
     workspace::{Need, pack},
 };
 use crate::{
@@ -44,6 +45,13 @@ pub trait Target {
         let _ = (addmm, layouts, y);
         None
     }
+
+    /// Whether the device does a normalisation of batches over x, or its gradient, in one step with the chain that comes after or
+    /// before it: without scratch, with the operation's operands contiguous and the chain's by strides, as [`Joined`] has them.
+    fn joins(&self, x: &Shape) -> bool {
+        let _ = x;
+        false
+    }
 }
 
 /// What a step does.
@@ -55,6 +63,8 @@ pub enum StepKind {
     Addmm(Addmm),
     /// Several, which compute each element from those at the same place. Operands are read by strides, and broadcast.
     Chain(Chain),
+    /// An operation with those that come before or after it.
+    Joined(Box<Joined>),
     /// Copies a strided tensor into a contiguous one of the same shape and type.
     Copy,
 }
@@ -97,7 +107,8 @@ impl Plan {
     pub fn held_bytes(&self) -> usize {
         let spilled = |step: &Step| {
             let links = match &step.kind {
-                StepKind::Chain(Chain { links, .. }) if links.spilled() => size_of_val(links.as_slice()),
+                StepKind::Chain(chain) => chain.held_bytes(),
+                StepKind::Joined(joined) => size_of::<Joined>() + joined.chain.held_bytes(),
                 _ => 0,
             };
             let inputs = if step.inputs.spilled() { step.inputs.capacity() } else { 0 };
@@ -207,6 +218,7 @@ impl Planner<'_> {
         let total = self.graph.nodes.len();
         let parts = chain::parts(self.graph);
         let candidates = addmm::candidates(self.graph, &parts);
+        let may_join = joined::candidates(self.graph, &parts, |x| self.target.joins(x));
         let mut done_before = HashSet::<usize>::new();
         for (done, node) in self.graph.nodes.iter().enumerate() {
             if done.is_multiple_of(NODES_A_LOOK) && deadline.is_some_and(|at| Instant::now() >= at) {
@@ -219,6 +231,14 @@ impl Planner<'_> {
                 && self.addmm(done, candidate)
             {
                 done_before.extend(&candidate.after);
+                continue;
+            }
+            if let Some(candidate) = may_join.get(&done)
+                && !candidate.nodes.iter().chain([&candidate.op]).any(|node| done_before.contains(node))
+                && self.joined(candidate)
+            {
+                let nodes = candidate.nodes.iter().chain([&candidate.op]).copied();
+                done_before.extend(nodes.filter(|&node| node > done));
                 continue;
             }
             match &parts[done] {
@@ -270,49 +290,6 @@ impl Planner<'_> {
             self.drafts.push(Draft { kind: StepKind::Op(node.op.clone()), inputs, outputs, scratch_bytes });
         }
         Ok(())
-    }
-
-    /// Plans a product with its bias, where the device does both at once and the bias is there by then, in one piece.
-    fn addmm(&mut self, product: usize, candidate: &Candidate) -> bool {
-        let graph = self.graph;
-        let bias = self.values[candidate.bias.0 as usize].clone();
-        let Some(bias) = bias.filter(|bias| bias.layout.is_contiguous()) else { return false };
-        let node = &graph.nodes[product];
-        let factors = [0, 1].map(|i| {
-            let factor = self.bound(node.inputs[i]);
-            if self.target.takes_strides(&node.op, i) { factor } else { self.contiguous(factor) }
-        });
-        let last = candidate.after.last().map_or(product, |&last| last);
-        let value = graph.nodes[last].outputs[0];
-        let info = graph.info(value);
-        let layouts = [&factors[0].layout, &factors[1].layout, &bias.layout];
-        let Some(scratch_bytes) = self.target.addmm_bytes(candidate.addmm, layouts, info) else {
-            return false;
-        };
-        let output = self.fresh(&info.shape, info.dtype, None);
-        self.values[value.0 as usize] = Some(output.clone());
-        let [a, b] = factors;
-        self.drafts.push(Draft {
-            kind: StepKind::Addmm(candidate.addmm),
-            inputs: smallvec![a, b, bias],
-            outputs: smallvec![output],
-            scratch_bytes,
-        });
-        true
-    }
-
-    /// Plans operations that are done together.
-    fn chain(&mut self, nodes: &[usize], outputs: &[ValueId]) {
-        let (chain, inputs) = chain::chain(self.graph, nodes, outputs);
-        let inputs = inputs.iter().map(|&value| self.bound(value)).collect();
-        let given = outputs.iter().map(|&value| {
-            let info = self.graph.info(value);
-            let bound = self.fresh(&info.shape, info.dtype, None);
-            self.values[value.0 as usize] = Some(bound.clone());
-            bound
-        });
-        let outputs = given.collect();
-        self.drafts.push(Draft { kind: StepKind::Chain(chain), inputs, outputs, scratch_bytes: 0 });
     }
 
     /// Computes each leaving value where it has to end up, or copies it there.
