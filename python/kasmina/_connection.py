@@ -10,7 +10,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -116,7 +116,6 @@ class Connection:
         self._lane = Lane(self._memory, doorbell, arena, hello["spin_us"], signals)
         if signals is not None:
             self._watch(signals)
-        self._held: Set[_Holder] = set()
         #: Tensors over blocks, kept by kasmina.torch.
         self._views: Dict[Any, Any] = {}
         _connections.add(self)
@@ -331,21 +330,17 @@ class Connection:
     def _owning_array(self, block: Block, dtype: Any, shape: Tuple[int, ...]) -> np.ndarray:
         """A block's first elements as an array that holds the block as long as anything looks at it."""
         # Not a view of another array: NumPy would have a view of the view look at the first alone.
-        array: np.ndarray = np.ndarray(shape, dtype, self._memory, block.offset)
-        # Called back in C, where no signal's handler can come between.
-        holder = _Holder(array, self._held.discard)
-        holder.block = block
-        self._held.add(holder)
+        array = _Owning(shape, dtype, self._memory, block.offset)
+        array.block = block
         return array
 
 
-class _Holder(weakref.ref):
-    """A weak reference that holds a block until its array is gone."""
+class _Owning(np.ndarray):
+    """An array over a block, which it holds."""
 
     __slots__ = ("block",)
-    # By itself, not by its array.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+
+    block: Block
 
 
 class Ends:

@@ -103,6 +103,7 @@ class Layer:
         self.seeds: int = spec["seeds"]
         self.blend: str = spec["blend"]
         self.dtype: str = spec["dtype"]
+        self.dtype_code, self.itemsize = DTYPE_CODES[self.dtype], DTYPE_SIZES[self.dtype]
         #: The slot of the layer's own transform, where the daemon runs it.
         self.host: Optional[int] = self.seeds if spec.get("host") else None
         self.grafted: List[Optional[Grafted]] = [None] * (self.seeds + (self.host is not None))
@@ -307,10 +308,10 @@ class Layer:
         if x.dtype != self.dtype:
             raise UsageError(f"the layer is for {self.dtype}, the array is of {x.dtype}", layer=self.number)
         shape = tuple(x.shape) if output_shape is None else tuple(int(size) for size in output_shape)
-        client, itemsize = self.client, x.dtype.itemsize
+        client = self.client
         room = Room(client.wait_for_room_s)
-        sizes = x.nbytes, math.prod(shape) * itemsize
-        source, target = room.allocated(lambda: [client._allocate(size) for size in sizes])
+        input_bytes, output_bytes, dims = extents(tuple(x.shape), shape, self.itemsize)
+        source, target = room.allocated(lambda: [client._allocate(size) for size in (input_bytes, output_bytes)])
         client._array(source, x.dtype, x.shape)[...] = x
         extra, factors = (0, 0, 0, 0), None
         if alphas is not None:
@@ -322,18 +323,18 @@ class Layer:
         if gradients:
             flags |= TAKE_TICKET | WANT_GRAD_INPUT | WANT_GRAD_PARAMETERS | WANT_GRAD_ALPHAS
         seed = int.from_bytes(os.urandom(8), "little") if rng_seed is None else rng_seed
-        blocks = (source.offset, x.nbytes, target.offset, math.prod(shape) * itemsize) + (0,) * 8
+        blocks = (source.offset, input_bytes, target.offset, output_bytes) + (0,) * 8
         while True:
             try:
                 completion = client._lane.run(
                     FORWARD,
                     flags,
                     self.number,
-                    DTYPE_CODES[self.dtype],
+                    self.dtype_code,
                     0,
                     seed,
                     blocks,
-                    dims(tuple(x.shape), shape),
+                    dims,
                     extra,
                     (source, target, factors),
                 )
@@ -504,14 +505,25 @@ def check_alphas(alphas: Sequence[float], seeds: int) -> np.ndarray:
     return values
 
 
+class Extents(NamedTuple):
+    """How much of the arena a pass reads and writes."""
+
+    input_bytes: int
+    output_bytes: int
+    #: Both ranks and both shapes, as a submission has them.
+    dims: Tuple[int, ...]
+
+
+# A pass asks for what the one before it has asked for.
 @lru_cache(maxsize=4096)
-def dims(input_shape: Tuple[int, ...], output_shape: Tuple[int, ...]) -> Tuple[int, ...]:
-    """Both ranks and both shapes as a submission has them."""
+def extents(input_shape: Tuple[int, ...], output_shape: Tuple[int, ...], itemsize: int) -> Extents:
+    """Those of tensors of two shapes. Raises ``UsageError`` where these do not fit a descriptor."""
     for shape in (input_shape, output_shape):
         if len(shape) > MAX_RANK or any(size >= 1 << 32 for size in shape):
             raise UsageError(f"a tensor of {list(shape)} does not fit a descriptor")
-    pad = [shape + (0,) * (MAX_RANK - len(shape)) for shape in (input_shape, output_shape)]
-    return (len(input_shape), len(output_shape), *pad[0], *pad[1])
+    pad = [(*shape, *(0,) * (MAX_RANK - len(shape))) for shape in (input_shape, output_shape)]
+    dims = (len(input_shape), len(output_shape), *pad[0], *pad[1])
+    return Extents(math.prod(input_shape) * itemsize, math.prod(output_shape) * itemsize, dims)
 
 
 def seeds_of(mask: int) -> List[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 from .errors import ArenaFull, KasminaError
 
@@ -50,12 +50,12 @@ class Room:
             raise refusal
         time.sleep(pause if deadline is None else max(min(pause, deadline - time.monotonic()), 0.0))
 
-    def allocated(self, allocate: Callable[[], _T]) -> _T:
-        """What ``allocate`` gives, as soon as the arena has room for it; raises ``ArenaFull`` where that is not waited
-        out."""
+    def allocated(self, allocate: Callable[..., _T], *arguments: Any) -> _T:
+        """What ``allocate`` gives for the arguments, as soon as the arena has room for it; raises ``ArenaFull`` where
+        that is not waited out."""
         while True:
             try:
-                return allocate()
+                return allocate(*arguments)
             except ArenaFull as full:
                 pause = self.pause_for(full)
             time.sleep(pause)  # out here nothing holds what was allocated before there was no more

@@ -56,15 +56,15 @@ def goes_ahead(layer: SeededLayer, h: Optional[torch.Tensor], alphas: Any, want:
 class Ahead(Pass):
     """A forward whose completion is not waited for, nor that of its backward."""
 
-    __slots__ = ("_rest", "_runs")
+    __slots__ = ("_rest",)
 
     def _begin(self) -> None:
         assert self._submission is not None
         layer, client = self.layer, self.remote.client
-        #: The seeds that are to run, as far as it is known here.
-        self._runs = sum(1 << seed.index for seed in layer._live)
+        # Those that are to run, as far as it is known here.
+        self.live_mask = sum(1 << seed.index for seed in layer._live)
         if self.train and self.want:
-            self._runs |= sum(1 << seed.index for seed in layer._learning)
+            self.live_mask |= sum(1 << seed.index for seed in layer._learning)
         self._rest = None
         if layer.blend == "convex":
             self._rest = owning_tensor(client, client._allocate(4), torch.float32, ())
@@ -73,9 +73,6 @@ class Ahead(Pass):
         lane, rest = self.lane, 0 if self._rest is None else self._rest.data_ptr()
         self._sequence = lane.begin(*self._submission, sequel=Sequel([neutral], rest))
         self.layer._published[0] = lane, self._sequence
-
-    def runs(self, slot: int) -> bool:
-        return bool(self._runs >> slot & 1)
 
     @property
     def is_h(self) -> bool:

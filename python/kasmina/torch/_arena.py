@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from .._connection import Connection
 
 _NUMPY = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.float16: np.float16,
-    torch.bfloat16: np.int16,  # NumPy has no such type; the bits are looked at again as PyTorch's
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: np.dtype(np.int16),  # NumPy has no such type; the bits are looked at again as PyTorch's
 }
 _VIEWS_KEPT = 512
 #: Bytes from which on a copy by all of PyTorch's threads gains more than waking them costs.
@@ -45,17 +45,17 @@ def empty(client: Connection, size: Tuple[Any, ...], dtype: Optional[torch.dtype
         return owning_tensor(client, block, dtype, shape).requires_grad_(requires_grad)
 
 
-def in_arena(client: Connection, tensor: torch.Tensor) -> Tuple[int, Optional[Block]]:
-    """Where a tensor lies in the arena, and the block it was copied to; none where it lay there already."""
+def in_arena(client: Connection, tensor: torch.Tensor, count: int) -> Tuple[int, Optional[Block]]:
+    """Where a tensor of ``count`` bytes lies in the arena, and the block it was copied to; none where it lay there
+    already."""
     offset = tensor.data_ptr() - client._base
     if 0 <= offset < client._extent and not offset % ALIGNMENT and tensor.is_contiguous():
         return offset, None
-    return copied(client, tensor)
+    return copied(client, tensor, count)
 
 
-def copied(client: Connection, tensor: torch.Tensor) -> Tuple[int, Block]:
+def copied(client: Connection, tensor: torch.Tensor, count: int) -> Tuple[int, Block]:
     """The same of a copy that nobody else can write to."""
-    count = tensor.numel() * tensor.element_size()
     block = client._allocate(count)
     is_by_threads = count >= _BY_THREADS and _openmp.sleep_soon
     if not is_by_threads and client.gpu is None and tensor.is_contiguous() and tensor.is_cpu and not tensor.is_neg():

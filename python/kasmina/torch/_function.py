@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence
 
 import torch
 
+from .._layout import WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from ..errors import ConnectionLost, UsageError
 from ._ahead import Ahead, collect, goes_ahead
 from ._alphas import alphas_of
-from ._pass import Pass, share_out, wanted
+from ._pass import Pass, share_out
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -31,42 +32,38 @@ def run(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch
     with layer._changing:
         if layer._outstanding:
             collect(layer)
-        alphas, tensors = alphas_of(layer), tensors_of(layer)
-        is_recorded = recorded(x, h, alphas, tensors)
-        want = wanted_of(layer, x, alphas, tensors) if is_recorded else 0
-        kind = Ahead if goes_ahead(layer, h, alphas, want) else Pass
-        started = kind(layer, x, h, want, alphas)
-    return Blend.apply(layer, started, x, h, len(alphas), *alphas, *tensors) if is_recorded else started.settle(h)
-
-
-def tensors_of(layer: SeededLayer) -> List[torch.Tensor]:
-    """The parameters of what is grafted, and of a host in the daemon."""
-    tensors: List[torch.Tensor] = []
-    for seed in layer._grafted:
-        tensors += seed._tensors
-    if layer._hosted is not None:
-        tensors += layer._hosted.tensors
-    return tensors
+        alphas, tensors = alphas_of(layer), layer._weights
+        want = wanted_of(layer, x, h, alphas)
+        kind = Ahead if goes_ahead(layer, h, alphas, want or 0) else Pass
+        started = kind(layer, x, h, want or 0, alphas)
+    if want is None:
+        return started.settle(h)
+    return Blend.apply(layer, started, x, h, len(alphas), *alphas, *tensors)
 
 
 def wanted_of(
-    layer: SeededLayer, x: torch.Tensor, alphas: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
-) -> int:
-    """The flags of the gradients that a backward may ask for."""
-    trains = [any(tensor.requires_grad for tensor in many) for many in (tensors, alphas)]
-    return wanted(layer, x.requires_grad, *trains)
+    layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], alphas: Sequence[torch.Tensor]
+) -> Optional[int]:
+    """The flags of the gradients that a backward may ask the daemon for; None where autograd wants nothing."""
+    if not torch.is_grad_enabled():
+        return None
+    of_x, of_alphas, of_weights = x.requires_grad, _trains(alphas), _trains(layer._weights)
+    if not (of_x or of_alphas or of_weights or (h is not None and h.requires_grad)):
+        return None
+    # A seed that learns behind the layer has no gradient of x.
+    want = WANT_GRAD_INPUT if of_x and (layer._live or layer._hosted is not None) else 0
+    if of_weights:
+        want |= WANT_GRAD_PARAMETERS
+    if of_alphas or (layer.alpha_gradients and layer._live):
+        want |= WANT_GRAD_ALPHAS
+    return want
 
 
-def recorded(
-    x: torch.Tensor, h: Optional[torch.Tensor], alphas: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]
-) -> bool:
-    """Whether autograd will want anything of a pass."""
-    return torch.is_grad_enabled() and (
-        x.requires_grad
-        or (h is not None and h.requires_grad)
-        or any(alpha.requires_grad for alpha in alphas)
-        or any(tensor.requires_grad for tensor in tensors)
-    )
+def _trains(tensors: Sequence[torch.Tensor]) -> bool:
+    for tensor in tensors:
+        if tensor.requires_grad:
+            return True
+    return False
 
 
 class Blend(torch.autograd.Function):
@@ -82,16 +79,13 @@ class Blend(torch.autograd.Function):
         count: int,
         *many: Any,
     ) -> Any:
-        tensors = many[count:]
         y = started.settle(h)
         # Another tensor, or what writes to y in place would be refused.
         y = y.clone() if y is h else y
         ctx.started, ctx.count = started, count
         # Saved so that a change between forward and backward raises as it does in PyTorch: the daemon
         # reads the parameters, and x where it was not copied, where they lie.
-        kept = [x if started.x_lies_there else None, h if started.needs_h else None]
-        ctx.kept = [tensor is not None for tensor in kept]
-        ctx.save_for_backward(*[tensor for tensor in kept if tensor is not None], *tensors)
+        ctx.save_for_backward(x if started.x_lies_there else None, h if started.needs_h else None, *many[count:])
         return y
 
     @staticmethod
@@ -106,10 +100,9 @@ class Blend(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx: Any, grad: torch.Tensor) -> List[Optional[torch.Tensor]]:
         started: Pass = ctx.started
-        saved = list(ctx.saved_tensors)
-        _, h = (saved.pop(0) if kept else None for kept in ctx.kept)
+        _, h, *tensors = ctx.saved_tensors
         needs, first = ctx.needs_input_grad, _FIRST + ctx.count
-        grads: List[Optional[torch.Tensor]] = [None] * (first + len(saved))
+        grads: List[Optional[torch.Tensor]] = [None] * (first + len(tensors))
         if needs[3]:
             grads[3] = started.grad_h(grad)
         if started.ticket is not None:
@@ -124,9 +117,7 @@ class Blend(torch.autograd.Function):
                 if needs[place]:
                     grads[place] = torch.tensor(gradient, dtype=torch.float32, device="cpu")
             if gradients.parameters is not None:
-                for place, gradient in share_out(started, gradients.parameters):
-                    if needs[first + place]:
-                        grads[first + place] = gradient
+                grads[first:] = share_out(started, gradients.parameters, needs[first:])
         return grads
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ConnectionLost
 from ._alphas import alphas_of
-from ._function import Blend, recorded, tensors_of, wanted_of
+from ._function import Blend, wanted_of
 from ._pass import Pass
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class Pending:
 
     def __init__(self, layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], started: Optional[Pass],
                  cast: Optional[torch.dtype] = None, alphas: Sequence[torch.Tensor] = (),
-                 tensors: Sequence[torch.Tensor] = ()) -> None:
+                 tensors: Sequence[torch.Tensor] = (), is_recorded: bool = False) -> None:
         self._layer = layer
         self._x, self._h, self._started = x, h, started
         self._cast = cast
         self._alphas, self._tensors = alphas, tensors
-        self._recorded = started is not None and recorded(x, h, alphas, tensors)
+        self._recorded = is_recorded
         self._grad = torch.is_grad_enabled()
         # As they were when it was published: the daemon reads the parameters again in the backward.
         self._versions = [tensor._version for tensor in tensors] if self._recorded else []
@@ -185,11 +185,11 @@ def submit(
 ) -> Pending:
     """Publishes a pass and does not wait for it, but for room in the arena with ``waits``."""
     with layer._changing:
-        alphas, tensors = alphas_of(layer), tensors_of(layer)
+        alphas, tensors = alphas_of(layer), layer._weights
         # Something wants a gradient, of the host's output perhaps; then the record is kept as it is in a call.
-        want = wanted_of(layer, x, alphas, tensors) if recorded(x, h, alphas, tensors) else 0
-        started = Pass(layer, x, h, want, alphas, copy=True, waits=waits)
-    return Pending(layer, x, h, started, cast, alphas, tensors)
+        want = wanted_of(layer, x, h, alphas)
+        started = Pass(layer, x, h, want or 0, alphas, copy=True, waits=waits)
+    return Pending(layer, x, h, started, cast, alphas, tensors, want is not None)
 
 
 _watchers: "weakref.WeakKeyDictionary[Lane, queue.SimpleQueue[Any]]" = weakref.WeakKeyDictionary()

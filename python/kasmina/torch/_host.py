@@ -98,6 +98,9 @@ class Hosted:
             # What something has moved, or put another tensor in the place of, lies in shared memory again.
             rows = self._rows(self._grafted)
             self._take(self._places.brought_back(rows), self._grafted, rows)
+            layer = self._layer()
+            assert layer is not None
+            layer._refresh()
         for module in self._modes:
             if module.training is not training:
                 raise UsageError(

@@ -25,6 +25,7 @@ from ._export import Exporting
 from ._function import run
 from ._future import Pending, own, submit
 from ._host import PLACES, Hosted, handing_over
+from ._pass import Ran, running
 from ._repeat import Repeats
 from ._return import Return, Returning
 from ._seed import Seed
@@ -93,6 +94,9 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         #: Those of which passes change something: on a schedule, or on their way back after failures.
         self._moving: List[Seed] = []
         self._grafted: List[Seed] = []
+        #: What may run in a pass, in the order of the slots, and the parameters of that.
+        self._ran: List[Ran] = []
+        self._weights: List[torch.Tensor] = []
         self._loading: List[Seed] = []
         # The host in the daemon, and whether it is to be there and is not.
         self._hosted: Optional[Hosted] = None
@@ -110,7 +114,9 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         self._refused: Set[Tuple[Lane, int]] = set()
         weakref.finalize(self, ignore, self._outstanding).atexit = False
         self._warned: Set[Tuple[int, str]] = set()
-        self._random = torch.empty((), dtype=torch.int64, device="cpu")
+        # What a pass draws from PyTorch's generator, and the same as an array, which gives the number sooner.
+        self._random = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._drawn = self._random.numpy()
         self._device_type = _gpu.device_of(client.connection).type
         self._passes = [0, 0]
         self._repeats = Repeats(self.name)
@@ -217,13 +223,17 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         if not isinstance(h, torch.Tensor):
             self._refuse_output(h)
         self._passes[0] += 1
-        if x.dtype is self.dtype and h.dtype is self.dtype:
-            self._check(x, h)
-            return self._guarded(lambda: h, lambda: run(self, x, h))
-        # Under autocast: the seeds compute in the layer's own type.
-        own_x, own_h = self._cast(x, h)
+        own_x, own_h, dtype = x, h, self.dtype
+        if x.dtype is not dtype or h.dtype is not dtype:
+            # Under autocast: the seeds compute in the layer's own type.
+            own_x, own_h = self._cast(x, h)
         self._check(own_x, own_h)
-        return self._guarded(lambda: own_h, lambda: run(self, own_x, own_h)).to(h.dtype)
+        try:
+            y = run(self, own_x, own_h)
+        except SessionError as refused:
+            self._excuse(refused)
+            y = own_h
+        return y if own_h is h else y.to(h.dtype)
 
     def _in_daemon(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``forward`` where the daemon runs the host: y comes in one call."""
@@ -368,30 +378,36 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
     def _runs(self) -> bool:
         """Whether the daemon has anything to do for a call made now: seeds that are blended run always, those that
         learn behind the layer where something may be learnt."""
+        if len(self._live) > len(self._learnt):
+            return True
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return bool(self._live) or (bool(self._learning) and self.training and torch.is_grad_enabled())
         # An alpha that is learnt and 0 is as good as none where nothing is learnt.
-        return len(self._live) > len(self._learnt) or any(value_of(alpha) > 0.0 for _, alpha in self._learnt)
+        return any(value_of(alpha) > 0.0 for _, alpha in self._learnt)
 
     def _guarded(self, alone: Callable[[], Any], compute: Callable[[], Any]) -> Any:
         """What ``compute`` gives, or ``alone`` where the daemon gives nothing: it is gone, or about to leave."""
         try:
             return compute()
-        except ConnectionLost as lost:
+        except SessionError as refused:
+            self._excuse(refused)
+            return alone()
+
+    def _excuse(self, refused: SessionError) -> None:
+        """Has the layer go on alone where the daemon is gone or about to leave; raises what else it refuses."""
+        if isinstance(refused, ConnectionLost):
             self._go_on_alone()
             # A host in the daemon may have counted this pass in its running statistics, which lie in shared memory:
             # run here it would count it again.
-            hosted = lost.in_flight and self.host_place == "daemon" and self.training
+            hosted = refused.in_flight and self.host_place == "daemon" and self.training
             if hosted and next(self._host.buffers(), None) is not None:
-                raise
-            return alone()
-        except SessionError as refused:
-            # A daemon that is about to leave has run nothing: the host's output is whole. Tickets taken
-            # before can still be spent.
-            if refused.code != "shutdown.draining":
-                raise
-            self._go_on_alone("is shutting down")
-            return alone()
+                raise refused
+            return
+        # A daemon that is about to leave has run nothing: the host's output is whole. Tickets taken
+        # before can still be spent.
+        if refused.code != "shutdown.draining":
+            raise refused
+        self._go_on_alone("is shutting down")
 
     def _refuse_output(self, h: Any) -> None:
         raise UsageError(
@@ -448,6 +464,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         self._learning = [seed for seed in self._grafted if seed._learns]
         self._moving = [seed for seed in self._grafted if seed._moves]
         self._loading = [s for s in seeds if s._loading is not None and s.index in self.remote.begun]
+        self._ran, self._weights = running(self)
         busy = self._live or self._learning or self._loading or self._unhosted
         self._quiet = not busy and self._input_shape is not None
         # The client's thread may have shown something meanwhile.
@@ -474,7 +491,7 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
             lane.wait(sequence)
 
     def _check(self, x: torch.Tensor, h: torch.Tensor) -> None:
-        if x.is_cpu and h.is_cpu and self.client.connection.gpu is None:
+        if x.is_cpu and h.is_cpu and self._device_type == "cpu":
             return
         device = _gpu.device_of(self.client.connection)
         if x.device != device or h.device != device:

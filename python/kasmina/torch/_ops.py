@@ -19,8 +19,8 @@ from ..errors import ConnectionLost, TicketError, UsageError
 from . import _gpu
 from ._alone import Alone, elsewhere
 from ._alphas import alphas_of
-from ._function import once, recorded, tensors_of, wanted_of
-from ._pass import Pass, part, running
+from ._function import once, wanted_of
+from ._pass import Pass, part
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -44,10 +44,9 @@ def register(layer: SeededLayer) -> int:
 
 def blend(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
     """What ``run`` computes. Traced by the compiler."""
-    alphas, tensors = alphas_of(layer), tensors_of(layer)
-    want = -1
-    if recorded(x, h, alphas, tensors):
-        want = wanted_of(layer, x, alphas, tensors)
+    alphas, tensors = alphas_of(layer), layer._weights
+    want = wanted_of(layer, x, h, alphas)
+    want = -1 if want is None else want
     y, _ = torch.ops.kasmina.blend(x, [] if h is None else [h], alphas, tensors, layer._handle, want)
     return y
 
@@ -262,7 +261,7 @@ def _gradients_of(ctx: Any, grad: torch.Tensor) -> Any:
     token, *tensors = ctx.saved_tensors
     h = [tensors.pop(0)] if ctx.needs_h else []
     layer, want = _layer(ctx.handle), max(ctx.want, 0)
-    entries = [(ran.grafted.gradient_bytes, ran.grafted.parameters) for ran in running(layer)]
+    entries = [(ran.grafted.gradient_bytes, ran.grafted.parameters) for ran in layer._ran]
     count = len(ctx.alphas) if want & WANT_GRAD_ALPHAS else 0
     found = torch.ops.kasmina.blend_backward(
         grad, token, h, tensors, ctx.shape, ctx.handle, want, sum(size for size, _ in entries), count

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 
-from .._lane import Completion, Lane
-from .._layer import Entry, Grafted, Ticket, dims, failures_of
-from .._layout import (
-    DTYPE_CODES,
-    FORWARD,
-    TAKE_TICKET,
-    TRAIN,
-    WANT_GRAD_ALPHAS,
-    WANT_GRAD_INPUT,
-    WANT_GRAD_PARAMETERS,
-)
+from .._heap import Block
+from .._lane import Completion
+from .._layer import Entry, Grafted, Ticket, extents, failures_of
+from .._layout import FORWARD, TAKE_TICKET, TRAIN, WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from .._room import Room
-from ..errors import SessionError
+from ..errors import ArenaFull, SessionError
 from ._alphas import given
 from ._arena import copied, in_arena, owning_tensor
 
@@ -30,16 +22,11 @@ if TYPE_CHECKING:
 
 _I64_MAX = (1 << 63) - 1
 
-
-def wanted(layer: SeededLayer, x: bool, parameters: bool, alphas: bool) -> int:
-    """The flags that say what a backward will ask for."""
-    # A seed that learns behind the layer has no gradient of x.
-    want = WANT_GRAD_INPUT if x and (layer._live or layer._hosted is not None) else 0
-    if parameters:
-        want |= WANT_GRAD_PARAMETERS
-    if alphas or (layer.alpha_gradients and layer._live):
-        want |= WANT_GRAD_ALPHAS
-    return want
+#: Of a submission: offset and bytes of blend factors, and of a gradient for seeds in training.
+Extra = Tuple[int, int, int, int]
+_NO_EXTRA: Extra = (0, 0, 0, 0)
+#: Where x lies, the block it was copied to, the output's, and that of the blend factors with what is said of it.
+Taken = Tuple[int, Optional[Block], Block, Optional[Block], Extra]
 
 
 class Ran(NamedTuple):
@@ -47,7 +34,6 @@ class Ran(NamedTuple):
 
     slot: int
     grafted: Grafted
-    tensors: List[torch.nn.Parameter]
     #: None of the host.
     seed: Optional[Seed]
     #: Whether it goes into the output by its blend factor.
@@ -65,13 +51,15 @@ class Gradients(NamedTuple):
     alphas: List[float]
 
 
-def running(layer: SeededLayer) -> List[Ran]:
-    """What may run in a pass of a layer, in the order of the slots."""
-    ran = [Ran(seed.index, seed._grafted, seed._tensors, seed, seed._role == "blend") for seed in layer._grafted]
+def running(layer: SeededLayer) -> Tuple[List[Ran], List[torch.Tensor]]:
+    """What may run in a pass of a layer, in the order of the slots, and the parameters of that."""
+    ran = [Ran(seed.index, seed._grafted, seed, seed._role == "blend") for seed in layer._grafted]
+    tensors = [tensor for seed in layer._grafted for tensor in seed._tensors]
     hosted = layer._hosted
     if hosted is not None:
-        ran.append(Ran(hosted.index, hosted._grafted, hosted.tensors, None, False))
-    return ran
+        ran.append(Ran(hosted.index, hosted._grafted, None, False))
+        tensors += hosted.tensors
+    return ran, tensors
 
 
 class Pass:
@@ -84,8 +72,9 @@ class Pass:
     back what it took.
     """
 
-    __slots__ = ("layer", "remote", "shape", "want", "ran", "learnt", "hosted", "factor", "completion", "ticket",
-                 "train", "again", "_output", "_sequence", "_held", "_target", "_submission", "_room", "__weakref__")
+    __slots__ = ("layer", "remote", "lane", "shape", "want", "ran", "live_mask", "learnt", "hosted", "factor",
+                 "completion", "ticket", "train", "again", "_bytes", "_output", "_sequence", "_held", "_target",
+                 "_submission", "_room", "__weakref__")
 
     def __init__(
         self,
@@ -98,12 +87,10 @@ class Pass:
         waits: bool = True,
     ) -> None:
         self._sequence = -1
-        self.layer = layer
-        self.shape = tuple(x.shape)
-        self.want = want
+        self.layer, self.want = layer, want
         for seed in layer._grafted:
             seed._settle_places()
-        self.ran = running(layer)
+        self.ran = layer._ran
         #: The seeds whose blend factors were given.
         self.learnt = [index for index, _ in layer._learnt] if alphas else []
         self.hosted = h is None
@@ -111,56 +98,72 @@ class Pass:
         self.factor: Optional[torch.Tensor] = None
         self.completion: Optional[Completion] = None
         self.ticket: Optional[Ticket] = None
+        #: Made when there is no room.
+        self._room: Optional[Room] = None
         # Looked at once: after the daemon's return a layer is another, on another connection.
-        self.remote = layer.remote
-        client = self.remote.client
+        self.remote = remote = layer.remote
+        #: Where it is under way.
+        self.lane = remote.client._lane
         self.train = layer.training
         flags = TRAIN if self.train else 0
         if want:
             flags |= want | TAKE_TICKET
-        number = int(layer._random.random_(0, _I64_MAX)) if layer.training else 0
+        number = 0  # where nothing is random
+        if self.train:
+            layer._random.random_(0, _I64_MAX)
+            number = layer._drawn.item()
         #: The blend factors of the forward that this one repeats, of seeds on a schedule.
         self.again = layer._repeats.of(number, layer._moving) if layer._moving or layer._repeats.first else None
-        self._output = layer._hosted.output_of(x) if h is None else tuple(h.shape)
-        out_bytes = math.prod(self._output) * x.element_size()
-
-        def allocate() -> Any:
-            place = copied(client, x) if copy else in_arena(client, x)
-            return (*self._give(alphas), *place, client._allocate(out_bytes))
-
-        self._room = Room(client.wait_for_room_s)
-        factors, extra, offset, block, self._target = self._room.allocated(allocate) if waits else allocate()
+        self.shape = x.shape
+        self._output = layer._hosted.output_of(x) if h is None else h.shape
+        in_bytes, out_bytes, dims = extents(self.shape, self._output, remote.itemsize)
+        self._bytes = in_bytes, out_bytes
+        taken: Optional[Taken] = None
+        try:
+            taken = self._take(x, alphas, copy)
+        except ArenaFull:
+            if not waits:
+                raise
+        # Out here nothing holds what was taken before there was no more.
+        if taken is None:
+            taken = self._patience.allocated(self._take, x, alphas, copy)
+        offset, block, self._target, factors, extra = taken
         # Where x lies in the arena it is the tensor itself that must live on.
         self._held = x if block is None else block
         self._submission: Optional[Tuple[Any, ...]] = (
             (self._held, self._target, factors),
             FORWARD,
             flags,
-            self.remote.number,
-            DTYPE_CODES[self.remote.dtype],
+            remote.number,
+            remote.dtype_code,
             0,
             number,
-            (offset, x.numel() * x.element_size(), self._target.offset, out_bytes, 0, 0, 0, 0, 0, 0, 0, 0),
-            dims(self.shape, self._output),
+            (offset, in_bytes, self._target.offset, out_bytes, 0, 0, 0, 0, 0, 0, 0, 0),
+            dims,
             extra,
         )
         self._begin()
 
     def _begin(self) -> None:
         assert self._submission is not None
-        lane = self.lane
-        self._sequence = lane.begin(*self._submission)
+        self._sequence = sequence = self.lane.begin(*self._submission)
         # Into a list: an attribute of a module is set through a search of its tables.
-        self.layer._published[0] = lane, self._sequence
+        self.layer._published[0] = self.lane, sequence
 
     def __del__(self) -> None:
         if self._sequence >= 0:
             self.lane.abandon(self._sequence, self.remote.number)
 
-    def _give(self, alphas: Sequence[torch.Tensor]) -> Tuple[Any, Tuple[int, int, int, int]]:
+    def _take(self, x: torch.Tensor, alphas: Sequence[torch.Tensor], copy: bool) -> Taken:
+        """What it needs of the arena."""
+        client = self.remote.client
+        in_bytes, out_bytes = self._bytes
+        offset, block = copied(client, x, in_bytes) if copy else in_arena(client, x, in_bytes)
+        factors, extra = self._give(alphas) if alphas or self.again else (None, _NO_EXTRA)
+        return offset, block, client._allocate(out_bytes), factors, extra
+
+    def _give(self, alphas: Sequence[torch.Tensor]) -> Tuple[Block, Extra]:
         """The block of the blend factors that are given, and what the submission says of it."""
-        if not alphas and not self.again:
-            return None, (0, 0, 0, 0)
         values = given(self.layer, self.remote.seeds, alphas)
         for index, alpha in (self.again or {}).items():
             values[index] = alpha
@@ -170,9 +173,10 @@ class Pass:
         return block, (block.offset, values.nbytes, 0, 0)
 
     @property
-    def lane(self) -> Lane:
-        """Where it is under way."""
-        return self.remote.client._lane
+    def _patience(self) -> Room:
+        if self._room is None:
+            self._room = Room(self.remote.client.wait_for_room_s)
+        return self._room
 
     @property
     def x_lies_there(self) -> bool:
@@ -187,15 +191,16 @@ class Pass:
     @property
     def needs_h(self) -> bool:
         """Whether the backward needs the host's output."""
-        if self.hosted or self.ticket is None or not any(ran.blends for ran in self.live()):
+        if self.hosted or self.ticket is None or not (self.layer.blend == "multiply" or self._takes_from_h):
             return False
-        return self.layer.blend == "multiply" or self._takes_from_h
+        return any(ran.blends for ran in self.live())
 
     @property
     def _takes_from_h(self) -> bool:
         """Whether a blend factor that rises takes from the host's output: in a convex blend that is not clamped."""
-        is_open = self.layer.blend == "convex" and self.completion.alpha_total <= 1.0
-        return is_open and not self.hosted and bool(self.want & WANT_GRAD_ALPHAS)
+        if self.hosted or not self.want & WANT_GRAD_ALPHAS:
+            return False
+        return self.layer.blend == "convex" and self.completion.alpha_total <= 1.0
 
     def finished(self) -> bool:
         """Whether the daemon is done. Never waits."""
@@ -204,7 +209,7 @@ class Pass:
     def until_room(self) -> Optional[float]:
         """How long to wait before ``begin_again``, in seconds, where the daemon is done and had no room for the pass,
         and that is waited out."""
-        return self._room.pause(self.refusal())
+        return self._patience.pause(self.refusal())
 
     def refusal(self) -> Optional[str]:
         """The code by which the daemon has refused it, as far as that has come."""
@@ -225,7 +230,7 @@ class Pass:
                     completion = self.lane.finish(self._sequence, self.remote.number, deadline)
                 except SessionError as refusal:
                     self._sequence = -1
-                    self._room.wait(refusal, deadline)
+                    self._patience.wait(refusal, deadline)
                     self._begin()
                 except BaseException as error:
                     if deadline is None or not isinstance(error, TimeoutError):
@@ -242,7 +247,7 @@ class Pass:
                     self.lane.release(self.remote.number, completion.ticket)
                 raise
             self._held = None
-            self.completion = completion
+            self.live_mask, self.completion = completion.live_mask, completion
             # First, because a failure has the daemon asked, which has counted this pass already.
             if layer._moving:
                 # The daemon counts no step of a schedule where the blend factor was given, which is the repetition's.
@@ -258,8 +263,7 @@ class Pass:
         target, self._target = self._target, None
         if h is not None and self.is_h:
             return h
-        dtype = getattr(torch, self.remote.dtype) if h is None else h.dtype
-        out = owning_tensor(client, target, dtype, self._output)
+        out = owning_tensor(client, target, getattr(torch, self.remote.dtype) if h is None else h.dtype, self._output)
         if h is not None and layer.blend == "multiply":
             self.factor = out.clone() if client._heap.crowded else out
             return h * self.factor
@@ -275,46 +279,44 @@ class Pass:
             return grad
         return grad * (self.factor if self.layer.blend == "multiply" else 1.0 - self.completion.blend_weight)
 
-    def runs(self, slot: int) -> bool:
-        """Whether what is in a slot ran."""
-        return bool(self.completion.live_mask >> slot & 1)
-
     def live(self) -> List[Ran]:
         """Those that ran."""
-        return [ran for ran in self.ran if self.runs(ran.slot)]
+        live_mask = self.live_mask
+        return [ran for ran in self.ran if live_mask >> ran.slot & 1]
 
     def backward(self, grad: torch.Tensor, h: Optional[torch.Tensor]) -> Gradients:
         """Runs the daemon's backward, once, of the gradient of y. ``h`` where ``needs_h``."""
         # Of a connection that is gone, if the daemon has come back since: it says so.
         layer, remote, want = self.layer, self.remote, self.want
-        client = remote.client
-        live = self.live()
+        client, live = remote.client, self.live()
+        x_bytes, grad_bytes = self._bytes
         straight = straight_held = None
+        extra = _NO_EXTRA
         if layer.blend == "multiply" and h is not None:
             # What is multiplied has another gradient than y, which is what seeds in training learn by.
             if any(not ran.blends for ran in live):
-                straight, straight_held = in_arena(client, grad)
+                straight, straight_held = in_arena(client, grad, grad_bytes)
+                extra = (0, 0, straight, grad_bytes)
             grad = grad * h
-        grad_bytes = grad.numel() * grad.element_size()
-        offset, held = in_arena(client, grad)
-        x_elements = math.prod(self.shape)
-        x_bytes = x_elements * grad.element_size()
-        parameter_bytes = sum(ran.grafted.gradient_bytes for ran in live)
-        seeds = remote.seeds
-        places = [0, 0, 0, 0, offset, grad_bytes, 0, 0, 0, 0, 0, 0]
-        extra = (0, 0, 0, 0) if straight is None else (0, 0, straight, grad_bytes)
+        offset, held = in_arena(client, grad, grad_bytes)
         to_x = to_parameters = to_alphas = None
+        x_at = parameters_at = alphas_at = parameter_bytes = alpha_bytes = 0
         if want & WANT_GRAD_INPUT:
             to_x = client._allocate(x_bytes)
-            places[6:8] = to_x.offset, x_bytes
+            x_at = to_x.offset
+        else:
+            x_bytes = 0
         if want & WANT_GRAD_PARAMETERS:
+            parameter_bytes = sum([ran.grafted.gradient_bytes for ran in live])
             to_parameters = client._allocate(parameter_bytes)
-            places[8:10] = to_parameters.offset, parameter_bytes
+            parameters_at = to_parameters.offset
         if want & WANT_GRAD_ALPHAS:
-            to_alphas = client._allocate(seeds * 4)
-            places[10:12] = to_alphas.offset, seeds * 4
+            alpha_bytes = remote.seeds * 4
+            to_alphas = client._allocate(alpha_bytes)
+            alphas_at = to_alphas.offset
+        places = (0, 0, 0, 0, offset, grad_bytes, x_at, x_bytes, parameters_at, parameter_bytes, alphas_at, alpha_bytes)
         blocks = held, straight_held, grad, to_x, to_parameters, to_alphas
-        self._spend(want, tuple(places), extra, blocks)
+        self._spend(want, places, extra, blocks)
         blocks = held = straight_held = None  # the gradients may go now
         crowded = client._heap.crowded
         grad_x = block = None
@@ -326,7 +328,7 @@ class Pass:
             block = block.clone() if crowded else block
         alphas: List[float] = []
         if to_alphas is not None:
-            alphas = self._alphas(client._array(to_alphas, np.float32, (seeds,)).tolist(), grad, h, live)
+            alphas = self._alphas(client._array(to_alphas, np.float32, (remote.seeds,)).tolist(), grad, h, live)
         return Gradients(grad_x, block, alphas)
 
     def _spend(self, want: int, places: Tuple[int, ...], extra: Tuple[int, ...], blocks: Any) -> None:
@@ -357,15 +359,16 @@ def part(block: torch.Tensor, offset: int, entry: Entry) -> torch.Tensor:
     return raw.view(getattr(torch, entry.dtype)).view(entry.shape)
 
 
-def share_out(passed: Pass, block: torch.Tensor) -> List[Tuple[int, Optional[torch.Tensor]]]:
-    """For each parameter of each that may run, in order, its place in that order and its gradient."""
-    parts: List[Tuple[int, Optional[torch.Tensor]]] = []
-    place, start = 0, 0
+def share_out(passed: Pass, block: torch.Tensor, needs: Sequence[bool]) -> List[Optional[torch.Tensor]]:
+    """The gradients of the parameters of those that may run, in order, where they are needed."""
+    parts: List[Optional[torch.Tensor]] = []
+    start = 0
     for ran in passed.ran:
-        runs = passed.runs(ran.slot)
-        for entry in ran.grafted.parameters:
-            parts.append((place, part(block, start + entry.offset, entry) if runs else None))
-            place += 1
-        if runs:
-            start += ran.grafted.gradient_bytes
+        entries = ran.grafted.parameters
+        if not passed.live_mask >> ran.slot & 1:
+            parts += [None] * len(entries)
+            continue
+        for entry in entries:
+            parts.append(part(block, start + entry.offset, entry) if needs[len(parts)] else None)
+        start += ran.grafted.gradient_bytes
     return parts

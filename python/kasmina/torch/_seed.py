@@ -424,9 +424,11 @@ class Seed(Living, Learning, Shared):
 
     def _settle_places(self) -> None:
         """Before a pass: the daemon reads the values that the parameters and buffers have here."""
-        assert self._places is not None and self._grafted is not None
-        if not self._places.kept():
-            self._places = self._places.brought_back(self._rows(self._grafted))
+        places = self._places
+        assert places is not None
+        if not places.kept():
+            assert self._grafted is not None
+            self._places = places.brought_back(self._rows(self._grafted))
 
     def _rows(self, grafted: Grafted) -> List[Row]:
         """The kernel's parameters and buffers, each with its place."""

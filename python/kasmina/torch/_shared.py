@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from operator import is_
 from typing import Any, Dict, Iterable, List, Tuple
 
 import torch
@@ -128,15 +127,17 @@ class Places:
     def __init__(self, grafted: Grafted, rows: Iterable[Row]) -> None:
         self._grafted = grafted
         self._rows: List[Row] = [row for row in rows if row[3].elements]
-        self._slots = [(table, name) for table, name, _, _ in self._rows]
         self._tensors = [tensor for _, _, tensor, _ in self._rows]
         self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self._slots = [(*row[:3], pointer) for row, pointer in zip(self._rows, self._pointers)]
         self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in self._tensors]
 
     def kept(self) -> bool:
         """Whether nothing was moved, or has another tensor in its place."""
-        now = [table.get(name) for table, name in self._slots]
-        return all(map(is_, now, self._tensors)) and list(map(_data_ptr, now)) == self._pointers
+        for table, name, tensor, pointer in self._slots:
+            if table.get(name) is not tensor or tensor.data_ptr() != pointer:
+                return False
+        return True
 
     def brought_back(self, rows: Iterable[Row]) -> Places:
         """The tensors of ``rows``, with the values they have, in the places of the same entries.
@@ -173,9 +174,6 @@ class Places:
                 stacklevel=2,
             )
         return Places(self._grafted, rows)
-
-
-_data_ptr = torch.Tensor.data_ptr
 
 
 def _vacate(storage: StorageWeakRef, pointer: int) -> None:

@@ -10,7 +10,7 @@ from .composition import near, pair
 
 
 def lies_there(client, tensor):
-    return in_arena(client.connection, tensor)[1] is None
+    return in_arena(client.connection, tensor, tensor.nbytes)[1] is None
 
 
 def filled(client, shape, **options):
