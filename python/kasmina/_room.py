@@ -40,14 +40,20 @@ class Room:
         """How long until the arena is asked again, in seconds; raises ``full`` where that is not waited out."""
         pause = None if full.never else self.pause(full.code)
         if pause is None:
-            raise full
+            try:
+                raise full
+            finally:
+                del full  # or the exception and this frame would hold each other, and every block that callers have
         return pause
 
     def wait(self, refusal: KasminaError, deadline: Optional[float] = None) -> None:
         """Returns when it is time to try again; raises the refusal where that is not waited out."""
         pause = self.pause(refusal.code)
         if pause is None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # as above
         time.sleep(pause if deadline is None else max(min(pause, deadline - time.monotonic()), 0.0))
 
     def allocated(self, allocate: Callable[..., _T], *arguments: Any) -> _T:

@@ -135,6 +135,41 @@ def test_no_grad_takes_no_ticket_and_dropped_graphs_return_theirs(peer, client):
     assert peer.tickets == {}
 
 
+def test_a_refused_pass_holds_nothing_once_its_error_is_gone(peer, client):
+    layer, _ = both(client, ["linear"], [1.0], "convex")
+    heap, x = client.connection._heap, torch.randn(2, 3)
+    gc.collect()
+    gc.disable()
+    try:
+        for requires_grad in (False, True):
+            peer.refuse_next = (2, "too many tickets")
+            try:
+                layer(x.requires_grad_(requires_grad))
+            except kasmina.SessionError as refused:
+                assert "too many tickets" in str(refused)
+            else:
+                pytest.fail("the peer refuses it")
+            assert heap.free_bytes == heap.size
+    finally:
+        gc.enable()
+
+
+def test_a_graft_that_ends_half_way_is_trained_as_what_it_is(client, monkeypatch):
+    layer = SeededLayer(nn.Linear(3, 3), client, input_shape=(3,))
+    seed = layer.seeds[0]
+    seed.graft("linear", train=True)
+    layer(torch.randn(2, 3)).sum().backward()
+
+    def refuse(*_):
+        raise kasmina.SessionError("not now", code="session.overloaded")
+
+    monkeypatch.setattr(layer.remote, "set_alpha", refuse)
+    with pytest.raises(kasmina.SessionError, match="not now"):
+        seed.graft("linear", alpha=0.5, train=True)
+    layer(torch.randn(2, 3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in seed.parameters())
+
+
 def test_parameters_are_the_daemons_memory_and_outlive_a_prune(client):
     layer, _ = both(client, ["linear"], [1.0], "convex")
     seed = layer.seeds[0]

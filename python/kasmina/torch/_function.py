@@ -14,7 +14,7 @@ from .._layout import WANT_GRAD_ALPHAS, WANT_GRAD_INPUT, WANT_GRAD_PARAMETERS
 from ..errors import ConnectionLost, UsageError
 from ._ahead import Ahead, collect, goes_ahead
 from ._alphas import alphas_of
-from ._pass import Pass, share_out
+from ._pass import Pass, running, share_out
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -32,22 +32,26 @@ def run(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch
     with layer._changing:
         if layer._outstanding:
             collect(layer)
-        alphas, tensors = alphas_of(layer), layer._weights
-        want = wanted_of(layer, x, h, alphas)
+        alphas, (_, _, ran, tensors) = alphas_of(layer), running(layer)
+        want = wanted_of(layer, x, h, alphas, tensors)
         kind = Ahead if goes_ahead(layer, h, alphas, want or 0) else Pass
-        started = kind(layer, x, h, want or 0, alphas)
+        started = kind(layer, ran, x, h, want or 0, alphas)
     if want is None:
         return started.settle(h)
     return Blend.apply(layer, started, x, h, len(alphas), *alphas, *tensors)
 
 
 def wanted_of(
-    layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor], alphas: Sequence[torch.Tensor]
+    layer: SeededLayer,
+    x: torch.Tensor,
+    h: Optional[torch.Tensor],
+    alphas: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
 ) -> Optional[int]:
     """The flags of the gradients that a backward may ask the daemon for; None where autograd wants nothing."""
     if not torch.is_grad_enabled():
         return None
-    of_x, of_alphas, of_weights = x.requires_grad, _trains(alphas), _trains(layer._weights)
+    of_x, of_alphas, of_weights = x.requires_grad, _trains(alphas), _trains(weights)
     if not (of_x or of_alphas or of_weights or (h is not None and h.requires_grad)):
         return None
     # A seed that learns behind the layer has no gradient of x.

@@ -14,7 +14,7 @@ import torch
 from ..errors import ConnectionLost
 from ._alphas import alphas_of
 from ._function import Blend, wanted_of
-from ._pass import Pass
+from ._pass import Pass, running
 
 if TYPE_CHECKING:
     import asyncio
@@ -185,10 +185,10 @@ def submit(
 ) -> Pending:
     """Publishes a pass and does not wait for it, but for room in the arena with ``waits``."""
     with layer._changing:
-        alphas, tensors = alphas_of(layer), layer._weights
+        alphas, (_, _, ran, tensors) = alphas_of(layer), running(layer)
         # Something wants a gradient, of the host's output perhaps; then the record is kept as it is in a call.
-        want = wanted_of(layer, x, h, alphas)
-        started = Pass(layer, x, h, want or 0, alphas, copy=True, waits=waits)
+        want = wanted_of(layer, x, h, alphas, tensors)
+        started = Pass(layer, ran, x, h, want or 0, alphas, copy=True, waits=waits)
     return Pending(layer, x, h, started, cast, alphas, tensors, want is not None)
 
 

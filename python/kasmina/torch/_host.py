@@ -70,6 +70,9 @@ class Hosted:
         #: Its parameters, in the order of the kernel's.
         self.tensors: List[Any] = [tensor for _, _, tensor, _ in rows[: len(grafted.parameters)]]
         self._modes = list(self.module.modules())
+        layer = self._layer()
+        if layer is not None:
+            layer._running = None
 
     @property
     def present(self) -> bool:
@@ -98,9 +101,6 @@ class Hosted:
             # What something has moved, or put another tensor in the place of, lies in shared memory again.
             rows = self._rows(self._grafted)
             self._take(self._places.brought_back(rows), self._grafted, rows)
-            layer = self._layer()
-            assert layer is not None
-            layer._refresh()
         for module in self._modes:
             if module.training is not training:
                 raise UsageError(

@@ -25,7 +25,7 @@ from ._export import Exporting
 from ._function import run
 from ._future import Pending, own, submit
 from ._host import PLACES, Hosted, handing_over
-from ._pass import Ran, running
+from ._pass import Running
 from ._repeat import Repeats
 from ._return import Return, Returning
 from ._seed import Seed
@@ -94,9 +94,8 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         #: Those of which passes change something: on a schedule, or on their way back after failures.
         self._moving: List[Seed] = []
         self._grafted: List[Seed] = []
-        #: What may run in a pass, in the order of the slots, and the parameters of that.
-        self._ran: List[Ran] = []
-        self._weights: List[torch.Tensor] = []
+        #: What may run in a pass, as far as that is known.
+        self._running: Optional[Running] = None
         self._loading: List[Seed] = []
         # The host in the daemon, and whether it is to be there and is not.
         self._hosted: Optional[Hosted] = None
@@ -231,7 +230,8 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         try:
             y = run(self, own_x, own_h)
         except SessionError as refused:
-            self._excuse(refused)
+            if not self._goes_on(refused):
+                raise
             y = own_h
         return y if own_h is h else y.to(h.dtype)
 
@@ -390,24 +390,25 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         try:
             return compute()
         except SessionError as refused:
-            self._excuse(refused)
+            if not self._goes_on(refused):
+                raise
             return alone()
 
-    def _excuse(self, refused: SessionError) -> None:
-        """Has the layer go on alone where the daemon is gone or about to leave; raises what else it refuses."""
+    def _goes_on(self, refused: SessionError) -> bool:
+        """Whether the host's output is what a call gives after a refusal: the daemon is gone or about to leave, and the layer
+        goes on alone."""
         if isinstance(refused, ConnectionLost):
             self._go_on_alone()
             # A host in the daemon may have counted this pass in its running statistics, which lie in shared memory:
             # run here it would count it again.
             hosted = refused.in_flight and self.host_place == "daemon" and self.training
-            if hosted and next(self._host.buffers(), None) is not None:
-                raise refused
-            return
+            return not hosted or next(self._host.buffers(), None) is None
         # A daemon that is about to leave has run nothing: the host's output is whole. Tickets taken
         # before can still be spent.
         if refused.code != "shutdown.draining":
-            raise refused
+            return False
         self._go_on_alone("is shutting down")
+        return True
 
     def _refuse_output(self, h: Any) -> None:
         raise UsageError(
@@ -464,7 +465,6 @@ class SeededLayer(Returning, Stateful, Exporting, nn.Module):
         self._learning = [seed for seed in self._grafted if seed._learns]
         self._moving = [seed for seed in self._grafted if seed._moves]
         self._loading = [s for s in seeds if s._loading is not None and s.index in self.remote.begun]
-        self._ran, self._weights = running(self)
         busy = self._live or self._learning or self._loading or self._unhosted
         self._quiet = not busy and self._input_shape is not None
         # The client's thread may have shown something meanwhile.

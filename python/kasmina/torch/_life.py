@@ -122,6 +122,7 @@ class Living:
 
     def _takes_part(self) -> None:
         """A seed in training has gone into the blend, with the next daemon too."""
+        self._layer._running = None
         self._role = "blend"
         if self._grafted is not None:
             self._grafted.asked["role"] = "blend"

@@ -20,7 +20,7 @@ from . import _gpu
 from ._alone import Alone, elsewhere
 from ._alphas import alphas_of
 from ._function import once, wanted_of
-from ._pass import Pass, part
+from ._pass import Pass, part, ran_of, running, weights_of
 
 if TYPE_CHECKING:
     from ._layer import SeededLayer
@@ -44,8 +44,8 @@ def register(layer: SeededLayer) -> int:
 
 def blend(layer: SeededLayer, x: torch.Tensor, h: Optional[torch.Tensor]) -> torch.Tensor:
     """What ``run`` computes. Traced by the compiler."""
-    alphas, tensors = alphas_of(layer), layer._weights
-    want = wanted_of(layer, x, h, alphas)
+    alphas, tensors = alphas_of(layer), weights_of(layer._grafted, layer._hosted)
+    want = wanted_of(layer, x, h, alphas, tensors)
     want = -1 if want is None else want
     y, _ = torch.ops.kasmina.blend(x, [] if h is None else [h], alphas, tensors, layer._handle, want)
     return y
@@ -104,11 +104,11 @@ def _blend(
 
     def compute() -> torch.Tensor:
         nonlocal held
-        if not h:
-            layer._hosted.settle(layer.training)
         # A copy of x: the compiler may put something else where it lay before the backward has read it.
         with layer._changing:
-            held = Pass(layer, x, h[0] if h else None, max(want, 0), alphas, copy=want > 0)
+            if not h:
+                layer._hosted.settle(layer.training)
+            held = Pass(layer, running(layer).ran, x, h[0] if h else None, max(want, 0), alphas, copy=want > 0)
         y = held.settle(h[0] if h else None)
         return y.clone() if h and y is h[0] else y
 
@@ -261,7 +261,7 @@ def _gradients_of(ctx: Any, grad: torch.Tensor) -> Any:
     token, *tensors = ctx.saved_tensors
     h = [tensors.pop(0)] if ctx.needs_h else []
     layer, want = _layer(ctx.handle), max(ctx.want, 0)
-    entries = [(ran.grafted.gradient_bytes, ran.grafted.parameters) for ran in layer._ran]
+    entries = [(ran.grafted.gradient_bytes, ran.grafted.parameters) for ran in ran_of(layer._grafted, layer._hosted)]
     count = len(ctx.alphas) if want & WANT_GRAD_ALPHAS else 0
     found = torch.ops.kasmina.blend_backward(
         grad, token, h, tensors, ctx.shape, ctx.handle, want, sum(size for size, _ in entries), count

@@ -17,6 +17,7 @@ from ._alphas import given
 from ._arena import copied, in_arena, owning_tensor
 
 if TYPE_CHECKING:
+    from ._host import Hosted
     from ._layer import SeededLayer
     from ._seed import Seed
 
@@ -51,15 +52,38 @@ class Gradients(NamedTuple):
     alphas: List[float]
 
 
-def running(layer: SeededLayer) -> Tuple[List[Ran], List[torch.Tensor]]:
-    """What may run in a pass of a layer, in the order of the slots, and the parameters of that."""
-    ran = [Ran(seed.index, seed._grafted, seed, seed._role == "blend") for seed in layer._grafted]
-    tensors = [tensor for seed in layer._grafted for tensor in seed._tensors]
-    hosted = layer._hosted
+class Running(NamedTuple):
+    """What may run in a pass of a layer, as long as the layer has these seeds and this host."""
+
+    seeds: List[Seed]
+    hosted: Optional[Hosted]
+    #: In the order of the slots.
+    ran: List[Ran]
+    #: The parameters of all.
+    weights: List[torch.Tensor]
+
+
+def running(layer: SeededLayer) -> Running:
+    """What may run in a pass now. Under ``_changing``, as whoever changes a seed's or the host's tensors sets
+    ``_running`` back; what only sorts the seeds anew may do so meanwhile."""
+    known, seeds, hosted = layer._running, layer._grafted, layer._hosted
+    if known is None or known.seeds is not seeds or known.hosted is not hosted:
+        known = layer._running = Running(seeds, hosted, ran_of(seeds, hosted), weights_of(seeds, hosted))
+    return known
+
+
+def ran_of(seeds: List[Seed], hosted: Optional[Hosted]) -> List[Ran]:
+    """Seeds and a host in the daemon as they are now."""
+    ran = [Ran(seed.index, seed._grafted, seed, seed._role == "blend") for seed in seeds]
     if hosted is not None:
         ran.append(Ran(hosted.index, hosted._grafted, None, False))
-        tensors += hosted.tensors
-    return ran, tensors
+    return ran
+
+
+def weights_of(seeds: List[Seed], hosted: Optional[Hosted]) -> List[torch.Tensor]:
+    """The parameters of seeds and of a host in the daemon."""
+    tensors = [tensor for seed in seeds for tensor in seed._tensors]
+    return tensors if hosted is None else tensors + hosted.tensors
 
 
 class Pass:
@@ -79,6 +103,7 @@ class Pass:
     def __init__(
         self,
         layer: SeededLayer,
+        ran: List[Ran],
         x: torch.Tensor,
         h: Optional[torch.Tensor],
         want: int,
@@ -90,7 +115,8 @@ class Pass:
         self.layer, self.want = layer, want
         for seed in layer._grafted:
             seed._settle_places()
-        self.ran = layer._ran
+        #: What may run.
+        self.ran = ran
         #: The seeds whose blend factors were given.
         self.learnt = [index for index, _ in layer._learnt] if alphas else []
         self.hosted = h is None
@@ -121,8 +147,8 @@ class Pass:
         taken: Optional[Taken] = None
         try:
             taken = self._take(x, alphas, copy)
-        except ArenaFull:
-            if not waits:
+        except ArenaFull as full:
+            if not waits or full.never or not remote.client.wait_for_room_s:
                 raise
         # Out here nothing holds what was taken before there was no more.
         if taken is None:
@@ -158,8 +184,8 @@ class Pass:
         """What it needs of the arena."""
         client = self.remote.client
         in_bytes, out_bytes = self._bytes
-        offset, block = copied(client, x, in_bytes) if copy else in_arena(client, x, in_bytes)
         factors, extra = self._give(alphas) if alphas or self.again else (None, _NO_EXTRA)
+        offset, block = copied(client, x, in_bytes) if copy else in_arena(client, x, in_bytes)
         return offset, block, client._allocate(out_bytes), factors, extra
 
     def _give(self, alphas: Sequence[torch.Tensor]) -> Tuple[Block, Extra]:

@@ -346,6 +346,7 @@ class Seed(Living, Learning, Shared):
         for entry in grafted.buffers:
             owner, name = self._container(entry.name)
             owner._buffers[name] = shared_tensor(grafted, entry)
+        self._layer._running = None
         self._grafted = grafted
         self._entries = [*grafted.parameters, *grafted.buffers]
         self._places = Places(grafted, self._rows(grafted))
@@ -419,6 +420,7 @@ class Seed(Living, Learning, Shared):
                 )
         rows = self._rows(grafted)
         move(grafted, [(tensor, entry) for _, _, tensor, entry in rows])
+        self._layer._running = None
         self._grafted = grafted
         self._places = Places(grafted, rows)
 
@@ -471,6 +473,7 @@ class Seed(Living, Learning, Shared):
         self._parameters.clear()
         self._buffers.clear()
         self._modules.clear()
+        self._layer._running = None
         self._tensors, self._entries = [], []
         self._places = None
         self._grafted = self._left = None

@@ -28,8 +28,8 @@ _session: "ContextVar[Optional[Client]]" = ContextVar("kasmina_restoring", defau
 #: Attributes of a layer that belong to its session and are made anew in another.
 _OF_THE_SESSION = frozenset(
     {"client", "remote", "_alone", "_arrived", "_changing", "_copies", "_device_type", "_drawn", "_failures", "_grafted", "_handle", "_host", "_hosted",
-     "_learning", "_learnt", "_live", "_loading", "_moving", "_outstanding", "_passes", "_published", "_quiet", "_ran", "_random", "_refused", "_repeats", "_return", "_submitted",
-     "_unhosted", "_warned", "_weights"}
+     "_learning", "_learnt", "_live", "_loading", "_moving", "_outstanding", "_passes", "_published", "_quiet", "_random", "_refused", "_repeats", "_return", "_running", "_submitted",
+     "_unhosted", "_warned"}
 )
 #: Children that do as well.
 _CHILDREN_OF_THE_SESSION = ("alphas", "seeds")
