@@ -101,7 +101,11 @@ def free(daemon, before, kernels=()):
         "leases": dict.fromkeys(kernels, 1),
         "offered": [],
     }
-    settled(lambda: (held(daemon), counted(daemon)) == (before, left))
+    try:
+        settled(lambda: (held(daemon), counted(daemon)) == (before, left))
+    except AssertionError:
+        assert (held(daemon), counted(daemon)) == (before, left)  # says what differs
+        raise
 
 
 TIMES = [name if time == 1 else f"{name}:{time}" for name in POINTS for time in (1, *AGAIN.get(name, ()))]
