@@ -22,6 +22,7 @@ use crate::{
 
 /// The most channels that are looked at together.
 const TOGETHER: usize = 64;
+
 /// Whether a chain over x's elements is done within a normalisation, on a device of so many threads: where planes are as large
 /// as a tile, for shorter ones are jumped over more than read, and where as many threads have something to do as by itself.
 pub(super) fn joins(x: &Shape, threads: usize) -> bool {

@@ -64,7 +64,7 @@ pub(super) fn candidates(
 ) -> HashMap<usize, Candidate> {
     let is_joined = |&n: &usize| {
         let node = &graph.nodes[n];
-        order_of(&node.op).is_some() && joins(&graph.info(node.inputs[0]).shape)
+        (normalises(&node.op) || is_gradient(&node.op)) && joins(&graph.info(node.inputs[0]).shape)
     };
     let ops: Vec<usize> = (0..graph.nodes.len()).filter(is_joined).collect();
     let mut found = HashMap::new();
@@ -73,10 +73,9 @@ pub(super) fn candidates(
     }
     let looking = Looking { graph, values: DefUse::of(graph), chains: Chains::of(graph, parts) };
     for op in ops {
-        let candidate = match order_of(&graph.nodes[op].op) {
-            Some(First::Op) => looking.followed(op).map(|joined| (op, joined)),
-            _ => looking.led(op),
-        };
+        let is_gradient = is_gradient(&graph.nodes[op].op);
+        let candidate =
+            if is_gradient { looking.led(op) } else { looking.followed(op).map(|joined| (op, joined)) };
         if let Some((at, candidate)) = candidate {
             // Of two gradients that read one chain's result the earlier joins it.
             found.entry(at).or_insert(candidate);
@@ -85,19 +84,12 @@ pub(super) fn candidates(
     found
 }
 
-/// Which comes first.
-enum First {
-    Op,
-    Chain,
+fn normalises(op: &Op) -> bool {
+    matches!(op, Op::BatchNorm { .. } | Op::BatchNormEval { .. })
 }
 
-/// Where a chain stands that an operation may be joined with.
-fn order_of(op: &Op) -> Option<First> {
-    match op {
-        Op::BatchNorm { .. } | Op::BatchNormEval { .. } => Some(First::Op),
-        Op::BatchNormGrad | Op::BatchNormEvalGrad { .. } => Some(First::Chain),
-        _ => None,
-    }
+fn is_gradient(op: &Op) -> bool {
+    matches!(op, Op::BatchNormGrad | Op::BatchNormEvalGrad { .. })
 }
 
 /// The chains of a graph, those of one link included, by each of their nodes.
